@@ -1,0 +1,61 @@
+"""What the golden scripts share: versions for the metadata, where ../shared lies, safetensors writing, loading by folder.
+
+Every make_*.py here is run by hand (never in CI) from the project's root, with Python 3.11 and CPU builds of the packages named in
+each file's metadata; it rewrites its own outputs beside itself. All of them are deterministic on one thread: fixed seeds, fp32, CPU.
+"""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import torch
+from safetensors.torch import save_file
+
+HERE = pathlib.Path(__file__).resolve().parent
+MODELS = HERE / "models"
+ADAPTERS = HERE / "adapters"
+
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+
+def shared():
+    """The folder of data written by others: LK_SHARED, else ../shared beside the project's root."""
+    return pathlib.Path(os.environ.get("LK_SHARED", HERE.parents[1] / ".." / "shared")).resolve()
+
+
+def versions(*names):
+    """{package: version} as strings, for a golden's metadata."""
+    import importlib.metadata as m
+
+    return {n: m.version(n) for n in ("torch", *names)}
+
+
+def save(path, tensors, script, packages=(), **more):
+    """Write tensors (in name order) with the versions and the script that made them as metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = {"format": "pt", "script": script, **versions("safetensors", *packages)}
+    meta.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in more.items()})
+    save_file({k: tensors[k].detach().contiguous().clone() for k in sorted(tensors)}, path, metadata=meta)
+    print(f"{path.relative_to(HERE)}: {path.stat().st_size} bytes")
+
+
+def save_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"{path.relative_to(HERE)}: {path.stat().st_size} bytes")
+
+
+def load_fp32(folder):
+    """A causal LM from a folder, its weights widened to fp32, plain (eager) attention, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def random_ids(vocab, n, seed, low=3):
+    """n ids in [low, vocab): clear of unk, bos and eos."""
+    return torch.randint(low, vocab, (n,), generator=torch.Generator().manual_seed(seed))
