@@ -1,0 +1,318 @@
+/* The spine: every computation the trainer and the server need, as operations over tensors in a backend's own memory.
+ *
+ *     lk_backend *be;
+ *     LK_TRY(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_BF16}, err));
+ *     lk_tensor x = ..., y = ...;
+ *     LK_TRY(lk_linear(be, &y, &x, matrix, NULL));                     -- on failure lk_backend_error(be) says why
+ *     lk_backend_close(be);
+ *
+ * model/ is written once against this header. A backend is a table of these functions (kernels/backend.h); kernels/cpu is
+ * one, a CUDA module another. The functions here check shapes and types (LK_ERR_INTERNAL with a message: a mistake of the
+ * caller) and hand on. An operation a backend lacks is LK_ERR_UNSUPPORTED, never a silent fallback.
+ *
+ * Conventions
+ *   T tokens, C channels, K input width, N output width, H query heads, G key/value heads, D head size, V vocabulary, R rank.
+ *   Tensors are [rows, cols] views. Activations have the type lk_backend_act(be) (F32 on the CPU, BF16 on CUDA); "act" below.
+ *   An output overwrites unless the contract says "accumulates". Outputs must not alias inputs unless it says they may.
+ *   `compute` F32 means products of fp32 values; BF16 means that both factors are rounded to bf16 (nearest even) and products
+ *   are summed in fp32.
+ *
+ * Results do not depend on company. Each row of an output is a function of that row's inputs only, with a summation order
+ * fixed by the widths (K, D) and by absolute positions: never by the number of rows, of threads, of other sequences, or by how
+ * a prompt was chunked. Sums over rows (lora_backward's da and db, sum_squares) run in row order. No floating-point atomics.
+ *
+ * Thread safety: one thread drives a backend at a time; the backend uses its own threads inside. Matrices and tensors are
+ * plain memory and may be read by several backends of the same kind.
+ *
+ * Memory: an operation allocates nothing. Scratch it needs is reserved once by lk_reserve. */
+#ifndef LK_KERNELS_OPS_H
+#define LK_KERNELS_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "kernels/philox.h"
+#include "kernels/tensor.h"
+
+typedef struct lk_backend lk_backend;
+typedef struct lk_matrix lk_matrix;
+typedef struct lk_kv lk_kv;
+
+/* ---------------------------------------------------------------------------------------------- backend and memory */
+
+typedef struct lk_backend_options {
+    const char *device;   /* "cpu", "cuda" or "auto" */
+    int threads;          /* CPU threads, 0 = all the process may use */
+    lk_dtype compute;     /* LK_F32 or LK_BF16 */
+    const char *cpu_tier; /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches) */
+} lk_backend_options;
+
+lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
+void lk_backend_close(lk_backend *be); /* NULL is fine. Everything created on it must be gone. */
+const lk_error *lk_backend_error(const lk_backend *be);
+/* Copies the last failure of an operation to err; returns status. `return lk_backend_fail(be, status, err)` */
+lk_status lk_backend_fail(const lk_backend *be, lk_status status, lk_error *err);
+const char *lk_backend_name(const lk_backend *be); /* "cpu/avx512", "cuda/sm_90", ... for logs and run.json */
+int lk_backend_threads(const lk_backend *be);
+lk_dtype lk_backend_compute(const lk_backend *be);
+lk_dtype lk_backend_act(const lk_backend *be);
+
+/* 64-byte aligned memory of the backend, zeroed. LK_ERR_MEMORY leaves *out NULL. */
+lk_status lk_alloc(lk_backend *be, size_t bytes, void **out);
+void lk_free(lk_backend *be, void *p); /* NULL is fine */
+/* Bytes taken through lk_alloc, matrices, KV and scratch: now, and the most so far. */
+size_t lk_allocated(const lk_backend *be);
+size_t lk_allocated_peak(const lk_backend *be);
+lk_status lk_upload(lk_backend *be, void *device, const void *host, size_t bytes);
+lk_status lk_download(lk_backend *be, void *host, const void *device, size_t bytes);
+lk_status lk_zero(lk_backend *be, void *device, size_t bytes);
+lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes); /* must not overlap */
+lk_status lk_sync(lk_backend *be); /* waits for everything queued; the CPU has nothing queued */
+
+/* The largest shapes that operations will be called with; 0 where an operation is not used. */
+typedef struct lk_limits {
+    int64_t tokens;  /* rows of any activation */
+    int64_t width;   /* K or N of any linear layer */
+    int64_t vocab;   /* N of the head */
+    int64_t rank;    /* of any adapter */
+    int64_t heads, kv_heads, head_dim;
+    int64_t context; /* keys any token may see */
+    bool training;   /* backward operations will be called */
+} lk_limits;
+
+/* Bytes of scratch these limits need (for the memory plan), and the reservation itself: grows, never shrinks. */
+size_t lk_scratch_bytes(const lk_backend *be, const lk_limits *limits);
+lk_status lk_reserve(lk_backend *be, const lk_limits *limits);
+
+/* ---------------------------------------------------------------------------------------------- frozen matrices */
+
+/* w[N,K] as it comes from a file, in host memory, borrowed for the call. */
+typedef struct lk_matrix_source {
+    lk_dtype type;       /* LK_F32, LK_BF16, LK_F16: data is row-major. LK_NF4: codes over the flat matrix (kernels/nf4.h) */
+    int64_t n, k;
+    const void *data;
+    const float *absmax; /* LK_NF4: lk_nf4_blocks(n*k) scales, already un-nested; else NULL */
+} lk_matrix_source;
+
+/* Prepares (repacks) a matrix for this backend's kernels; immutable afterwards and shared by training and serving.
+ * Weight meaning: NF4: codebook * absmax, rounded to bf16 when compute is BF16. Dense: rounded to bf16 when compute is BF16;
+ * otherwise exact (stored as BF16 when the source is, else F32). */
+lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
+void lk_matrix_destroy(lk_backend *be, lk_matrix *w); /* NULL is fine */
+/* What a matrix of this source type and shape will take, for the plan. */
+size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
+int64_t lk_matrix_n(const lk_matrix *w);
+int64_t lk_matrix_k(const lk_matrix *w);
+lk_dtype lk_matrix_type(const lk_matrix *w);
+
+/* y[T,N] = x[T,K] * w[N,K]^T + bias[N]. x, y act (y may also be F32); bias F32 or NULL. */
+lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+
+/* dx[T,K] = dy[T,N] * w[N,K]   (accumulate: dx +=). The frozen matrix gets no gradient of its own. */
+lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
+
+/* y[T,K] = rows ids[T] of table[V,K], as dequantised. Every 0 <= ids[t] < V. */
+lk_status lk_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+
+/* ---------------------------------------------------------------------------------------------- the batch */
+
+/* Tokens grouped by adapter: rows [begin,end) use adapter `adapter` of the batch's LoRA table, -1 = the base alone. */
+typedef struct lk_segment {
+    int64_t begin, end;
+    int32_t adapter;
+} lk_segment;
+
+/* One adapter's factors at one linear layer ("site"). Memory of the backend. rank 0: this adapter leaves the site alone. */
+typedef struct lk_lora {
+    const void *a; /* A[R,K], row-major */
+    const void *b; /* B[N,R], row-major */
+    float *da, *db; /* F32 gradients of the same shapes, or NULL when not training */
+    lk_dtype type; /* of a and b: F32, or BF16 (serving only) */
+    int32_t rank;
+    float scale; /* alpha/r, or alpha/sqrt(r) for rsLoRA */
+} lk_lora;
+
+/* One sequence of a serving batch: its new tokens are rows [begin, begin+count), at positions length-count .. length-1. */
+typedef struct lk_sequence {
+    int64_t begin, count;
+    int64_t length;       /* tokens in the cache once this batch is written */
+    const int32_t *pages; /* page numbers, ceil(length / page_tokens) of them */
+} lk_sequence;
+
+/* What the rows of the activations are. All arrays are host memory, borrowed until the forward (or backward) that uses them
+ * returns; a device backend mirrors them in lk_batch_begin. */
+typedef struct lk_batch {
+    int64_t n_tokens;
+    const int32_t *ids;
+    const int32_t *positions; /* RoPE positions: restart at 0 with each document */
+    /* training: documents tile the rows; doc_starts[n_docs+1], first 0, last n_tokens */
+    int64_t n_docs;
+    const int32_t *doc_starts;
+    /* serving: sequences tile the rows */
+    int64_t n_sequences;
+    const lk_sequence *sequences;
+    /* adapters: segments tile the rows; lora[site * n_adapters + adapter]. n_segments 0: the base alone. */
+    int64_t n_segments;
+    const lk_segment *segments;
+    int32_t n_sites, n_adapters;
+    const lk_lora *lora;
+} lk_batch;
+
+/* Called once before the operations of a forward or backward over this batch. */
+lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch);
+
+/* ---------------------------------------------------------------------------------------------- LoRA (Hu et al. 2021) */
+
+/* Inverted dropout of the adapter's input, recomputed in backward. Element (row t, column k) of site s is kept when
+ * lk_philox_uniform(word) >= p, scaled by 1/(1-p), with word number k%4 of lk_philox(key, counter, s<<44 | t*ceil(K/4) + k/4). */
+typedef struct lk_dropout {
+    float p; /* 0 = none */
+    lk_philox_key key;
+    uint64_t counter; /* differs for every micro-batch of every step */
+} lk_dropout;
+
+/* h[T,Rmax] = drop(x)[T,K] * A^T, columns beyond a segment's rank untouched;  y[T,N] += scale * h * B^T.  Rows of segments without
+ * adapter (or rank 0 at this site) are left alone. h F32 with at least the largest rank of columns; kept for backward.
+ * dropout may be NULL. */
+lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
+                          const lk_dropout *dropout);
+
+/* With dh = scale * dy * B:   db[N,R] += scale * dy^T * h,   da[R,K] += dh^T * drop(x),   dx[T,K] += drop(dh * A).
+ * All three accumulate; da and db in F32, summed in row order. Segments whose da is NULL get only dx. dx may be NULL when the
+ * layer below needs no gradient. */
+lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x,
+                           const lk_tensor *h, const lk_dropout *dropout);
+
+/* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
+
+/* RMSNorm (Zhang & Sennrich 2019) as Llama uses it: rstd[T] = 1/sqrt(mean(x^2) + eps), y = x * rstd * weight[C]. rstd F32, may be NULL.
+ * y may alias x. For per-head norms pass q as a [T*H, D] view. */
+lk_status lk_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
+
+/* dx = rstd * (dy*w - x * rstd^2 * mean(dy*w*x))   (accumulate: dx +=). Without accumulation dx may alias dy. */
+lk_status lk_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
+                              const float *rstd, bool accumulate);
+
+/* cos_sin[T, D'] F32: for pair i < D'/2, columns i and D'/2+i hold factor*cos and factor*sin of positions[t] * inv_freq[i]; angle in
+ * fp32 as transformers computes it. inv_freq[D'/2] F32 in backend memory. */
+lk_status lk_rope_table(lk_backend *be, const lk_tensor *cos_sin, const int32_t *positions, const float *inv_freq, float factor);
+
+/* In place on x[T, heads*D]: rotates pairs (i, i + D'/2) of each head (rotate_half convention of transformers), D' = cos_sin cols <= D;
+ * the rest passes. backward rotates the other way (the transpose). */
+lk_status lk_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward);
+
+typedef enum lk_activation { LK_SILU, LK_GELU_TANH } lk_activation;
+
+/* y[T,F] = act(gate[T,F]) * up[T,F]; y may alias either. */
+lk_status lk_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
+/* dgate and dup from dy and the forward's inputs; dgate may alias gate, dup may alias up. */
+lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
+                          const lk_tensor *up, lk_activation act);
+
+/* y += x. */
+lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+
+/* y[n,C] = rows[n] of x. */
+lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+
+/* ---------------------------------------------------------------------------------------------- attention */
+
+typedef struct lk_attention_shape {
+    int64_t heads, kv_heads, head_dim; /* heads % kv_heads == 0; query head h reads key/value head h / (heads/kv_heads) */
+    float scale;                       /* usually 1/sqrt(D) */
+    int64_t window;                    /* 0: all earlier positions; else a key is seen when query - key < window */
+} lk_attention_shape;
+
+/* Causal attention within each document of the batch (training; FlashAttention, Dao et al. 2022).
+ * o[T,H*D], q[T,H*D], k[T,G*D], v[T,G*D]; lse[T,H] F32 = log sum exp of the scaled scores, kept for backward, or NULL. */
+lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse, const lk_tensor *q,
+                       const lk_tensor *k, const lk_tensor *v);
+
+/* dq, dk, dv from do, o, lse and the inputs. dq may not alias do. */
+lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq, const lk_tensor *dk,
+                                const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse, const lk_tensor *q,
+                                const lk_tensor *k, const lk_tensor *v);
+
+/* The cache of keys and values in fixed pages: page p of layer l holds page_tokens positions of all key/value heads. The backend
+ * chooses the layout inside; callers only deal in page numbers. Values are kept in `type` (F32 or BF16). */
+typedef struct lk_kv_shape {
+    int32_t n_layers, kv_heads, head_dim;
+    int32_t page_tokens; /* a power of two, 16..256 */
+    int32_t n_pages;
+    lk_dtype type;
+} lk_kv_shape;
+
+size_t lk_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape); /* keys and values of one page over all layers */
+lk_status lk_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
+void lk_kv_destroy(lk_backend *be, lk_kv *kv);
+
+/* Writes k[T,G*D], v[T,G*D] (k already rotated) of the batch's rows into the pages of their sequences. */
+lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
+
+/* o[T,H*D]: each row of q attends to its sequence's cached positions up to its own. Prefill chunks and decode alike: the result
+ * of a row depends only on its query, its position and the cached values. lk_kv_write of the same rows must have come first. */
+lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, const lk_tensor *q,
+                             const lk_kv *kv, int32_t layer);
+
+/* ---------------------------------------------------------------------------------------------- loss and optimiser */
+
+/* Linear head and cross-entropy in one, in chunks of rows, so that the [T,V] logits never exist at once (Liger's fused linear
+ * cross-entropy). For rows with labels[t] >= 0: nll[t] = logsumexp(logits) - logits[label]; hits[t] = 1 when the label is the arg max.
+ * Rows with labels[t] < 0 are ignored: nll 0, hits 0, dx 0, and no product is computed for them.
+ * dx[T,C] = grad_scale * (softmax(logits) - onehot(label)) * head, or NULL for evaluation. nll[T] F32, hits[T] U8 or NULL. labels host memory. */
+lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                         const int32_t *labels, float grad_scale);
+
+/* sum of squares of x[n] in double, in a fixed order. *out is host memory. */
+lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
+
+typedef struct lk_adamw_step {
+    float lr, beta1, beta2, eps, weight_decay;
+    int64_t step;     /* 1 for the first update */
+    float grad_scale; /* gradients are multiplied by this first (clipping) */
+} lk_adamw_step;
+
+/* AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW: p *= 1 - lr*wd; m = b1*m + (1-b1)*g; v = b2*v + (1-b2)*g^2;
+ * p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps). All F32 [n]. Element-wise: any partition gives the same bits. */
+lk_status lk_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+
+/* ---------------------------------------------------------------------------------------------- sampling */
+
+/* How one row of logits becomes a token. Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw. */
+typedef struct lk_sample_request {
+    float temperature;        /* 0 = greedy (lowest id among equals) */
+    float top_p;              /* 1 = off */
+    float min_p;              /* 0 = off: drops tokens below min_p * the largest probability */
+    int32_t top_k;            /* 0 = off */
+    float repetition_penalty; /* 1 = off; CTRL's: positive logits divided, negative multiplied, for tokens seen in prompt or output */
+    float presence_penalty, frequency_penalty; /* OpenAI's: subtracted, over the output */
+    const int32_t *seen;      /* distinct token ids of prompt and output, with their counts in the output (0: only in the prompt) */
+    const int32_t *seen_counts;
+    int32_t n_seen;
+    const int32_t *bias_ids;
+    const float *bias;
+    int32_t n_bias;
+    const int32_t *banned;    /* ids that may not be drawn (stop tokens before min_tokens) */
+    int32_t n_banned;
+    lk_philox_key key;        /* the request's own generator: the draw is lk_philox(key, 0, counter) */
+    uint64_t counter;         /* number of tokens generated so far */
+    int32_t n_logprobs;       /* 0..20 alternatives to report; -1: no logprob wanted */
+} lk_sample_request;
+
+enum { LK_MAX_LOGPROBS = 20 };
+
+typedef struct lk_sample_result {
+    int32_t token;
+    float logprob; /* of the token, log softmax of the raw logits (before any processing), as OpenAI reports */
+    int32_t n_top;
+    int32_t top_ids[LK_MAX_LOGPROBS]; /* by falling logprob, lower id first among equals */
+    float top_logprobs[LK_MAX_LOGPROBS];
+} lk_sample_result;
+
+/* logits[R,V] F32; row r by requests[r]. Host arrays. A row without any finite logit is LK_ERR_FORMAT (a broken model or adapter) and
+ * result.token -1; the other rows are still answered. */
+lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
+
+#endif

@@ -1,0 +1,102 @@
+#include "tests/check.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+
+void check_fails(lk_status got, lk_status want, const char *text, const lk_error *err, const char *expression, const char *file, int line)
+{
+    if (got == want && strstr(err->message, text)) return;
+    fail_msg("%s:%d: %s gave %s '%s'; wanted %s with '%s'", file, line, expression, lk_status_name(got), got ? err->message : "",
+             lk_status_name(want), text);
+}
+
+void check_close(const char *what, const float *got, const float *want, int64_t n, double absolute, double relative)
+{
+    int64_t first = -1, worst = -1;
+    double worst_ratio = 1.0;
+    for (int64_t i = 0; i < n; i++) {
+        double limit = absolute + relative * fabs((double)want[i]);
+        double difference = fabs((double)got[i] - (double)want[i]);
+        if (difference <= limit) continue; /* a NaN fails this comparison and is counted */
+        if (first < 0) first = worst = i;
+        double ratio = limit > 0 ? difference / limit : INFINITY;
+        if (ratio > worst_ratio) {
+            worst_ratio = ratio;
+            worst = i;
+        }
+    }
+    if (first >= 0)
+        fail_msg("%s: first at [%lld] got %.9g want %.9g; worst at [%lld] got %.9g want %.9g (allowed %.3g + %.3g relative)", what,
+                 (long long)first, (double)got[first], (double)want[first], (long long)worst, (double)got[worst], (double)want[worst],
+                 absolute, relative);
+}
+
+void check_same_bits(const char *what, const void *got, const void *want, size_t bytes)
+{
+    const unsigned char *a = got, *b = want;
+    for (size_t i = 0; i < bytes; i++)
+        if (a[i] != b[i]) fail_msg("%s: byte %zu of %zu differs: got 0x%02x want 0x%02x", what, i, bytes, a[i], b[i]);
+}
+
+uint64_t check_random_u64(check_random *r)
+{
+    uint64_t x = r->state ? r->state : 0x9e3779b97f4a7c15u;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    r->state = x;
+    return x * 0x2545f4914f6cdd1du;
+}
+
+double check_random_uniform(check_random *r) { return (double)(check_random_u64(r) >> 11) * 0x1p-53; }
+
+float check_random_normal(check_random *r)
+{
+    double u = check_random_uniform(r) + 1e-12, v = check_random_uniform(r);
+    return (float)(sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
+void check_random_fill(check_random *r, float *out, int64_t n, float scale)
+{
+    for (int64_t i = 0; i < n; i++) out[i] = scale * check_random_normal(r);
+}
+
+static char *joined(const char *folder, const char *name)
+{
+    size_t size = strlen(folder) + strlen(name) + 2;
+    char *path = malloc(size);
+    assert_non_null(path);
+    snprintf(path, size, "%s/%s", folder, name);
+    return path;
+}
+
+char *check_temporary(const char *name)
+{
+    lk_error err = {0};
+    char *path = joined(LK_BINARY_DIR "/tests/tmp", name);
+    CHECK_OK(lk_folder_remove(path, &err), &err);
+    CHECK_OK(lk_folder_create(path, &err), &err);
+    return path;
+}
+
+void check_write_file(const char *path, const void *bytes, size_t size)
+{
+    lk_error err = {0};
+    CHECK_OK(lk_file_replace(path, bytes, size, &err), &err);
+}
+
+char *check_golden(const char *name) { return joined(LK_SOURCE_DIR "/tests/golden", name); }
+
+char *check_shared(const char *name)
+{
+    const char *root = getenv("LK_SHARED");
+    char *path = joined(root ? root : LK_SOURCE_DIR "/../shared", name);
+    if (lk_path_exists(path)) return path;
+    printf("skipped: %s is not here (set LK_SHARED)\n", path);
+    free(path);
+    return NULL;
+}
