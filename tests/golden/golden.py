@@ -59,3 +59,41 @@ def load_fp32(folder):
 def random_ids(vocab, n, seed, low=3):
     """n ids in [low, vocab): clear of unk, bos and eos."""
     return torch.randint(low, vocab, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def no_bf16_gemm(model):
+    """Keep bitsandbytes' Linear4bit in fp32: on CPUs with AVX512-BF16 it otherwise repacks and multiplies in bf16 when evaluating."""
+    import bitsandbytes as bnb
+
+    n = 0
+    for m in model.modules():
+        if isinstance(m, bnb.nn.Linear4bit):
+            m.support_avx512bf16_for_cpu = False
+            n += 1
+    return n
+
+
+def dequantised_nf4(w, dtype=torch.float32):
+    """w after NF4 with double quantisation and back, by bitsandbytes, the matrix taken as one row (README.md says why)."""
+    import bitsandbytes.functional as F
+
+    assert w.numel() % 2 == 0
+    codes, s = F.quantize_4bit(w.contiguous(), quant_type="nf4", compress_statistics=True)
+    absmax = F.dequantize_blockwise(s.absmax, s.state2) + s.offset
+    return torch.ops.bitsandbytes.dequantize_4bit.default(codes, absmax, 64, "nf4", (1, w.numel()), dtype).reshape(w.shape)
+
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load_nf4_as_fp32(folder):
+    """The model as load_fp32 gives it, but every linear layer except the head replaced by its value after NF4 and back.
+
+    The codes come from the weights as stored (16 bits): bitsandbytes widens them to fp32 exactly before it quantises.
+    """
+    model = load_fp32(folder)
+    with torch.no_grad():
+        for name, m in model.named_modules():
+            if name.rsplit(".", 1)[-1] in LINEARS:
+                m.weight.copy_(dequantised_nf4(m.weight))
+    return model
