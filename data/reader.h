@@ -1,0 +1,54 @@
+/* Datasets as people bring them: JSON lines (or a JSON array) of several shapes, plain or inside .tar.gz/.tar.zst/.tar/.zip/.gz/.zst.
+ *
+ *     lk_reader *r;
+ *     LK_TRY(lk_reader_open(&r, &(lk_source){.path = "acme.jsonl", .format = LK_DATA_MESSAGES}, err));
+ *     lk_example ex;
+ *     while (!(status = lk_reader_next(r, &ex, err)) && ex.kind != LK_EXAMPLE_END) ...
+ *     lk_reader_close(r);
+ *
+ * Streams: a file larger than memory is fine. Every error names file (and archive member) and line. An archive yields its .jsonl and
+ * .json members in the archive's order; .txt members for LK_DATA_TEXT too. */
+#ifndef LK_DATA_READER_H
+#define LK_DATA_READER_H
+
+#include <stdint.h>
+
+#include "base/arena.h"
+#include "base/status.h"
+#include "data/chat/chat.h"
+
+typedef enum lk_data_format {
+    LK_DATA_MESSAGES,   /* {"messages":[{"role","content"[,"weight"]}]} */
+    LK_DATA_COMPLETION, /* {"prompt","completion"}, or any two fields named by the source */
+    LK_DATA_TEXT,       /* {"text"}; a .txt file is one document a file (or split at blank lines never) */
+    LK_DATA_ALPACA,     /* {"instruction","input","output"} -> prompt/completion messages */
+    LK_DATA_SHAREGPT    /* {"conversations":[{"from":"human|gpt|system","value"}]} */
+} lk_data_format;
+
+typedef struct lk_source {
+    const char *path;
+    lk_data_format format;
+    const char *prompt_field, *completion_field; /* LK_DATA_COMPLETION: NULL = "prompt" and "completion" */
+} lk_source;
+
+typedef enum lk_example_kind { LK_EXAMPLE_END, LK_EXAMPLE_MESSAGES, LK_EXAMPLE_COMPLETION, LK_EXAMPLE_TEXT } lk_example_kind;
+
+/* Pointers are valid until the next call on the reader. Alpaca and ShareGPT come as MESSAGES. */
+typedef struct lk_example {
+    lk_example_kind kind;
+    const lk_chat_message *messages;
+    int64_t n_messages;
+    const char *prompt, *completion; /* COMPLETION */
+    const char *text;                /* TEXT */
+    int64_t line;                    /* 1-based, in its file */
+} lk_example;
+
+typedef struct lk_reader lk_reader;
+lk_status lk_reader_open(lk_reader **r, const lk_source *source, lk_error *err);
+lk_status lk_reader_next(lk_reader *r, lk_example *example, lk_error *err);
+void lk_reader_close(lk_reader *r);
+const char *lk_reader_place(const lk_reader *r); /* "acme.tar.gz:data/a.jsonl:12", for messages */
+/* Parses one line of the given format (the fuzz target uses it); pointers live in the arena. */
+lk_status lk_example_parse(lk_example *example, lk_arena *arena, const lk_source *source, const char *line, size_t size, const char *where, lk_error *err);
+
+#endif

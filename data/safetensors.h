@@ -1,0 +1,63 @@
+/* safetensors files and sharded folders: reading by memory map, writing by atomic replacement.
+ *
+ *     lk_safetensors *st;
+ *     LK_TRY(lk_safetensors_open(&st, "llama-8b", err));      -- a folder (index or single file) or one .safetensors file
+ *     const lk_st_tensor *t = lk_safetensors_find(st, "model.norm.weight");
+ *     ... t->data, t->type, t->shape ...                       -- borrowed until close
+ *     lk_safetensors_close(st);
+ *
+ * Format: huggingface/safetensors (u64 header length, JSON header, data). The reader refuses holes, overlaps, sizes that do not
+ * match shape and type, duplicate keys, truncated or over-long files, shard names that leave the folder: every refusal names file,
+ * tensor, expected and found. Thread-safe after open. */
+#ifndef LK_DATA_SAFETENSORS_H
+#define LK_DATA_SAFETENSORS_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "kernels/tensor.h"
+
+typedef struct lk_safetensors lk_safetensors;
+
+enum { LK_ST_MAX_DIMS = 8 };
+
+typedef struct lk_st_tensor {
+    const char *name;
+    lk_dtype type;
+    int n_dims;
+    int64_t shape[LK_ST_MAX_DIMS];
+    int64_t n_elements;
+    const void *data; /* unaligned in general: copy or use memcpy-safe access */
+    int64_t n_bytes;
+    const char *file; /* which shard, for messages */
+} lk_st_tensor;
+
+lk_status lk_safetensors_open(lk_safetensors **st, const char *path, lk_error *err);
+void lk_safetensors_close(lk_safetensors *st); /* NULL is fine */
+int64_t lk_safetensors_count(const lk_safetensors *st);
+const lk_st_tensor *lk_safetensors_at(const lk_safetensors *st, int64_t index); /* sorted by name */
+const lk_st_tensor *lk_safetensors_find(const lk_safetensors *st, const char *name); /* NULL when missing */
+/* Like find, but missing, of another rank or shape is an error that says what was expected. A dimension of -1 matches any. */
+lk_status lk_safetensors_expect(const lk_safetensors *st, const char *name, int n_dims, const int64_t *shape, const lk_st_tensor **t, lk_error *err);
+/* __metadata__ of the (first) file; NULL when missing. */
+const char *lk_safetensors_metadata(const lk_safetensors *st, const char *key);
+/* Floating tensor (F32, BF16, F16, F64) to float, elements [first, first+n). */
+lk_status lk_st_read_f32(const lk_st_tensor *t, int64_t first, int64_t n, float *out, lk_error *err);
+/* Checks and parses a header in memory (for the reader itself and the fuzz target): opens a file that lives in memory, borrowed. */
+lk_status lk_safetensors_open_memory(lk_safetensors **st, const void *bytes, size_t size, const char *name, lk_error *err);
+/* SHA-256 over names, types, shapes and bytes of all tensors in name order: the same content gives the same digest however it is sharded. */
+lk_status lk_safetensors_digest(const lk_safetensors *st, char hex[65], lk_error *err);
+
+/* Writing: declare every tensor, then give the data in the order of declaration; one file, or shards of at most shard_bytes (0: one file
+ * model.safetensors) with an index. Nothing has its final name before lk_st_writer_commit. Metadata always holds {"format":"pt"}. */
+typedef struct lk_st_writer lk_st_writer;
+/* folder must exist; base_name "model" or "adapter_model". */
+lk_status lk_st_writer_create(lk_st_writer **w, const char *folder, const char *base_name, int64_t shard_bytes, lk_error *err);
+lk_status lk_st_writer_declare(lk_st_writer *w, const char *name, lk_dtype type, int n_dims, const int64_t *shape, lk_error *err);
+lk_status lk_st_writer_metadata(lk_st_writer *w, const char *key, const char *value, lk_error *err);
+/* May be called several times for one tensor until its bytes are complete. */
+lk_status lk_st_writer_write(lk_st_writer *w, const void *bytes, size_t size, lk_error *err);
+lk_status lk_st_writer_commit(lk_st_writer *w, lk_error *err); /* every declared byte must have come; frees the writer on success */
+void lk_st_writer_abort(lk_st_writer *w);                      /* frees and removes what was written; NULL is fine */
+
+#endif

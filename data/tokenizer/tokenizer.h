@@ -1,0 +1,55 @@
+/* Tokenizers from tokenizer.json (huggingface/tokenizers): byte-level BPE (GPT-2, Llama-3, Qwen) and SentencePiece-style BPE
+ * (Llama-2, Mistral), with added tokens and byte fallback.
+ *
+ *     lk_tokenizer *tk;
+ *     LK_TRY(lk_tokenizer_open(&tk, "llama-8b", err));           -- a model folder: tokenizer.json, tokenizer_config.json
+ *     int32_t *ids; int64_t n;
+ *     LK_TRY(lk_tokenizer_encode(tk, text, strlen(text), LK_TK_SPECIALS, &ids, &n, err));   -- free(ids)
+ *     char *back; LK_TRY(lk_tokenizer_decode(tk, ids, n, true, &back, &size, err));         -- free(back)
+ *
+ * A tokenizer is immutable and may be used by many threads at once. Components of tokenizer.json it cannot honour exactly are
+ * refused by name when opening, never approximated. Malformed UTF-8 in text is replaced by U+FFFD as Python does. */
+#ifndef LK_DATA_TOKENIZER_TOKENIZER_H
+#define LK_DATA_TOKENIZER_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef struct lk_tokenizer lk_tokenizer;
+
+/* Added tokens in the text are always recognised, as in huggingface/tokenizers. LK_TK_SPECIALS adds what the post-processor adds
+ * (BOS, EOS). LK_TK_PLAIN_TEXT does not recognise special tokens in the text (user input that must not forge turns). */
+enum { LK_TK_SPECIALS = 1, LK_TK_PLAIN_TEXT = 2 };
+
+lk_status lk_tokenizer_open(lk_tokenizer **tk, const char *folder_or_file, lk_error *err);
+/* From text in memory (fuzzing, tests). */
+lk_status lk_tokenizer_parse(lk_tokenizer **tk, const char *json, size_t size, const char *where, lk_error *err);
+void lk_tokenizer_close(lk_tokenizer *tk);
+
+lk_status lk_tokenizer_encode(const lk_tokenizer *tk, const char *text, size_t size, int flags, int32_t **ids, int64_t *n, lk_error *err);
+lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size, lk_error *err);
+
+int32_t lk_tokenizer_size(const lk_tokenizer *tk);                           /* highest id + 1 */
+int32_t lk_tokenizer_id(const lk_tokenizer *tk, const char *content);        /* -1 when there is no such token */
+const char *lk_tokenizer_piece(const lk_tokenizer *tk, int32_t id, size_t *size); /* the vocabulary entry as written; NULL for a hole */
+/* The bytes this token stands for on its own (byte-level and byte-fallback undone); valid until close. */
+const char *lk_tokenizer_bytes(const lk_tokenizer *tk, int32_t id, size_t *size);
+bool lk_tokenizer_is_special(const lk_tokenizer *tk, int32_t id);
+int32_t lk_tokenizer_bos(const lk_tokenizer *tk); /* from tokenizer_config.json; -1 when none */
+int32_t lk_tokenizer_eos(const lk_tokenizer *tk);
+const char *lk_tokenizer_chat_template(const lk_tokenizer *tk); /* chat_template.jinja or tokenizer_config's; NULL when none */
+const char *lk_tokenizer_digest(const lk_tokenizer *tk);        /* SHA-256 of tokenizer.json and the chat template */
+
+/* Streaming: feed ids one by one, get text that is complete. Half a character is held back; at the end lk_detokenizer_finish gives
+ * what is left (U+FFFD for bytes that never became a character). The concatenation equals lk_tokenizer_decode of all ids. */
+typedef struct lk_detokenizer lk_detokenizer;
+lk_status lk_detokenizer_create(lk_detokenizer **d, const lk_tokenizer *tk, bool skip_special, lk_error *err);
+void lk_detokenizer_destroy(lk_detokenizer *d);
+/* *text points into the detokenizer until the next call; *size may be 0. */
+lk_status lk_detokenizer_push(lk_detokenizer *d, int32_t id, const char **text, size_t *size, lk_error *err);
+lk_status lk_detokenizer_finish(lk_detokenizer *d, const char **text, size_t *size, lk_error *err);
+
+#endif
