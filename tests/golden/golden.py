@@ -39,7 +39,19 @@ def save(path, tensors, script, packages=(), **more):
     meta = {"format": "pt", "script": script, **versions("safetensors", *packages)}
     meta.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in more.items()})
     save_file({k: tensors[k].detach().contiguous().clone() for k in sorted(tensors)}, path, metadata=meta)
+    settle(path)
     print(f"{path.relative_to(HERE)}: {path.stat().st_size} bytes")
+
+
+def settle(path):
+    """Rewrite a safetensors header with its keys sorted: the library writes metadata in an order that changes from run to run."""
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + n])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + n :])
 
 
 def save_json(path, value):
@@ -97,3 +109,28 @@ def load_nf4_as_fp32(folder):
             if name.rsplit(".", 1)[-1] in LINEARS:
                 m.weight.copy_(dequantised_nf4(m.weight))
     return model
+
+
+def save_adapter(model, name, base):
+    """Write a PeftModel's adapter as PEFT does, without its model card and with a base path that is not this machine's."""
+    folder = ADAPTERS / name
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "adapter_model.safetensors").chmod(0o644)
+    return folder
+
+
+def adapter_key(parameter_name):
+    """The name in adapter_model.safetensors of a PeftModel's LoRA parameter."""
+    return parameter_name.replace(".default", "")
+
+
+def nll(logits, labels):
+    """Sum of negative log-likelihoods over supervised tokens and their number. labels[t] is the wanted ids[t] or -100; it is predicted at t-1."""
+    total = torch.nn.functional.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=-100, reduction="sum")
+    return total, int((labels[1:] != -100).sum())
