@@ -40,6 +40,7 @@ def save(path, tensors, script, packages=(), **more):
     meta.update({k: v if isinstance(v, str) else json.dumps(v) for k, v in more.items()})
     save_file({k: tensors[k].detach().contiguous().clone() for k in sorted(tensors)}, path, metadata=meta)
     settle(path)
+    path.chmod(0o644)
     print(f"{path.relative_to(HERE)}: {path.stat().st_size} bytes")
 
 
