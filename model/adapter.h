@@ -1,0 +1,73 @@
+/* A LoRA adapter: one flat vector of factors in backend memory, with a rank and a scale for every site.
+ *
+ *     lk_adapter *a;
+ *     LK_TRY(lk_adapter_load(&a, model, "adapters/acme", LK_BF16, err));      -- a PEFT folder, for serving
+ *     LK_TRY(lk_adapter_create(&a, model, &spec, seed, err));                  -- fresh, for training: A random, B zero, F32
+ *     lk_adapter_destroy(a);
+ *
+ * Memory is exact for the ranks. The same object serves training (gradients and moments are flat vectors of the same layout) and
+ * serving (lk_adapter_table builds the table that lk_lora_forward reads). Immutable once served. */
+#ifndef LK_MODEL_ADAPTER_H
+#define LK_MODEL_ADAPTER_H
+
+#include "model/model.h"
+
+typedef struct lk_adapter_site {
+    int32_t rank; /* 0: not adapted */
+    float alpha, scale;
+    int64_t n, k;            /* of the base matrix */
+    int64_t a, b;            /* element offsets of A[R,K] and B[N,R] in the flat vector */
+} lk_adapter_site;
+
+typedef struct lk_adapter {
+    const lk_model *model;  /* borrowed */
+    int32_t n_sites;        /* layers * LK_N_MODULES */
+    lk_adapter_site *sites;
+    int64_t n_params;
+    int32_t max_rank;
+    lk_dtype type;          /* of the weights: F32, or BF16 for serving in BF16 compute */
+    void *weights;          /* [n_params], backend memory; every A and B starts at a multiple of 32 elements */
+    char digest[65];        /* SHA-256 of content: names, ranks, scales, factors */
+    bool use_rslora;
+    double dropout;
+} lk_adapter;
+
+/* Which layers get which rank. Patterns are tried in order on the module path, PEFT's rule: (.*\.)?(PATTERN)$. */
+typedef struct lk_adapter_pattern {
+    const char *pattern;
+    int32_t rank;  /* 0: leave */
+    double alpha;  /* 0: leave */
+} lk_adapter_pattern;
+
+typedef struct lk_adapter_spec {
+    int32_t rank;
+    double alpha;
+    double dropout;
+    bool use_rslora;
+    bool targets[LK_N_MODULES];
+    const lk_adapter_pattern *patterns;
+    int n_patterns;
+} lk_adapter_spec;
+
+/* Parses "all-linear", or a list of module names, into targets; an unknown name is refused with the known ones. */
+lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *names, int n_names, const char *where, lk_error *err);
+
+/* Number of parameters (padding included) a spec gives, for the plan. */
+lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable, int32_t *max_rank, lk_error *err);
+
+/* Init as PEFT: A uniform in +-1/sqrt(K) (kaiming_uniform with a = sqrt 5) drawn by Philox from the seed, B zero. */
+lk_status lk_adapter_create(lk_adapter **a, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err);
+
+/* From a PEFT folder. Refuses an adapter whose layers or shapes are not the model's, and one stamped for another base (identity);
+ * another quantisation of the same base is only logged. type: F32 or BF16 in memory. */
+lk_status lk_adapter_load(lk_adapter **a, const lk_model *model, const char *folder, lk_dtype type, lk_error *err);
+lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
+void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
+size_t lk_adapter_bytes(const lk_adapter *a);
+lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err); /* after training changed the weights */
+
+/* table[site * n_adapters + i] for adapters[i], as lk_batch.lora wants it. grads: flat gradient vectors parallel to adapters (NULL, or an
+ * entry NULL: no gradients). */
+void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t n_adapters, float *const *grads);
+
+#endif
