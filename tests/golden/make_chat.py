@@ -101,12 +101,13 @@ def main():
         config = json.loads((folder / "qwen2.5" / "tokenizer_config.json").read_text())
         add("qwen2.5", config["chat_template"], None, config["eos_token"], source="shared", path="tokenizers/qwen2.5/tokenizer_config.json")
         published = json.loads((folder / "chat_templates.json").read_text())
-        tokens = {"meta-llama": ("<|begin_of_text|>", "<|eot_id|>", {"date_string": "26 Jul 2024"}), "mistralai": ("<s>", "</s>", {}),
-                  "google": ("<bos>", "<eos>", {}), "microsoft": ("<s>", "<|endoftext|>", {}), "Qwen": (None, "<|im_end|>", {})}
+        tokens = {"meta": ("<|begin_of_text|>", "<|eot_id|>", {"date_string": "26 Jul 2024"}), "mistralai": ("<s>", "</s>", {}),
+                  "google": ("<bos>", "<eos>", {}), "microsoft": ("<s>", "<|endoftext|>", {}), "Qwen": (None, "<|im_end|>", {}),
+                  "HuggingFaceTB": (None, "<|im_end|>", {})}
         for key, template in published.items():
             if "strftime_now" in template and not key.startswith("meta-llama"):
                 continue  # its text holds today's date
-            bos, eos, kwargs = tokens[key.split("-")[0] if not key.startswith("meta-llama") else "meta-llama"]
+            bos, eos, kwargs = tokens[key.split("-")[0]]
             add(key, template, bos, eos, kwargs, source="shared", path="tokenizers/chat_templates.json", key=key)
     save_json(HERE / "chat.json", {"versions": versions("transformers", "tokenizers"), "conversations": CONVERSATIONS, "templates": out})
     for name, t in out.items():
