@@ -15,7 +15,7 @@
  *   Tensors are [rows, cols] views. Activations have the type lk_backend_act(be) (F32 on the CPU, BF16 on CUDA); "act" below.
  *   An output overwrites unless the contract says "accumulates". Outputs must not alias inputs unless it says they may.
  *   `compute` F32 means products of fp32 values; BF16 means that both factors are rounded to bf16 (nearest even) and products
- *   are summed in fp32.
+ *   are summed in fp32. In attention BF16 allows that rounding, it does not demand it.
  *
  * Results do not depend on company. Each row of an output is a function of that row's inputs only, with a summation order
  * fixed by the widths (K, D) and by absolute positions: never by the number of rows, of threads, of other sequences, or by how
@@ -46,7 +46,9 @@ typedef struct lk_backend_options {
     const char *device;   /* "cpu", "cuda" or "auto" */
     int threads;          /* CPU threads, 0 = all the process may use */
     lk_dtype compute;     /* LK_F32 or LK_BF16 */
-    const char *cpu_tier; /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches) */
+    /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches), or "reference": the readable
+     * fp32 operations on one thread (kernels/cpu/reference), which state what each operation means. */
+    const char *cpu_tier;
 } lk_backend_options;
 
 lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
@@ -312,7 +314,8 @@ typedef struct lk_sample_result {
 } lk_sample_result;
 
 /* logits[R,V] F32; row r by requests[r]. Host arrays. A row without any finite logit is LK_ERR_FORMAT (a broken model or adapter) and
- * result.token -1; the other rows are still answered. */
+ * result.token -1; the other rows are still answered. The draw walks the survivors by rising id: the first whose running sum of
+ * probabilities exceeds lk_philox_uniform(word 0) times their total. */
 lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
 
 #endif

@@ -1,0 +1,104 @@
+/* Opening a backend by name, and the functions of kernels/ops.h that concern backends, memory and matrices rather than
+ * computing. A failed open has no backend to keep its message, so it alone reports through its own lk_error. */
+#include "kernels/backend.h"
+
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+
+lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err)
+{
+    *be = NULL;
+    const char *device = options->device ? options->device : "auto";
+    if (options->compute != LK_F32 && options->compute != LK_BF16)
+        return lk_fail(err, LK_ERR_ARGUMENT, "compute type %s: operations compute in f32 or bf16", lk_dtype_name(options->compute));
+    if (options->threads < 0) return lk_fail(err, LK_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all", options->threads);
+    if (strcmp(device, "cpu") == 0 || strcmp(device, "auto") == 0) return lk_cpu_open(be, options, err);
+    if (strcmp(device, "cuda") == 0)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "device \"cuda\": this build has no CUDA module; use --device cpu");
+    return lk_fail(err, LK_ERR_ARGUMENT, "device \"%s\" is not known; use cpu, cuda or auto", device);
+}
+
+void lk_backend_close(lk_backend *be)
+{
+    if (be) be->ops->close(be);
+}
+
+const lk_error *lk_backend_error(const lk_backend *be) { return &be->error; }
+
+lk_status lk_backend_fail(const lk_backend *be, lk_status status, lk_error *err)
+{
+    if (err) *err = be->error;
+    return status;
+}
+
+const char *lk_backend_name(const lk_backend *be) { return be->name; }
+int lk_backend_threads(const lk_backend *be) { return be->threads; }
+lk_dtype lk_backend_compute(const lk_backend *be) { return be->compute; }
+lk_dtype lk_backend_act(const lk_backend *be) { return be->act; }
+
+lk_status lk_alloc(lk_backend *be, size_t bytes, void **out)
+{
+    *out = NULL;
+    return be->ops->alloc(be, bytes, out);
+}
+
+void lk_free(lk_backend *be, void *p)
+{
+    if (p) be->ops->free(be, p);
+}
+
+size_t lk_allocated(const lk_backend *be) { return be->allocated; }
+size_t lk_allocated_peak(const lk_backend *be) { return be->allocated_peak; }
+
+lk_status lk_upload(lk_backend *be, void *device, const void *host, size_t bytes)
+{
+    return bytes ? be->ops->upload(be, device, host, bytes) : LK_OK;
+}
+
+lk_status lk_download(lk_backend *be, void *host, const void *device, size_t bytes)
+{
+    return bytes ? be->ops->download(be, host, device, bytes) : LK_OK;
+}
+
+lk_status lk_zero(lk_backend *be, void *device, size_t bytes) { return bytes ? be->ops->zero(be, device, bytes) : LK_OK; }
+
+lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes)
+{
+    return bytes ? be->ops->copy(be, device_to, device_from, bytes) : LK_OK;
+}
+
+lk_status lk_sync(lk_backend *be) { return be->ops->sync(be); }
+
+size_t lk_scratch_bytes(const lk_backend *be, const lk_limits *limits) { return be->ops->scratch_bytes(be, limits); }
+
+lk_status lk_reserve(lk_backend *be, const lk_limits *limits) { return be->ops->reserve(be, limits); }
+
+lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source)
+{
+    *out = NULL;
+    lk_dtype type = source->type;
+    if (type != LK_F32 && type != LK_BF16 && type != LK_F16 && type != LK_NF4)
+        return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "matrix_create: a matrix of type %s; f32, bf16, f16 and nf4 are known",
+                       lk_dtype_name(type));
+    if (source->n < 1 || source->k < 1)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: a matrix of %lld x %lld", (long long)source->n, (long long)source->k);
+    if (!source->data) return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: no data");
+    if ((type == LK_NF4) != (source->absmax != NULL))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: absmax belongs to nf4 matrices and to no others");
+    return be->ops->matrix_create(be, out, source);
+}
+
+void lk_matrix_destroy(lk_backend *be, lk_matrix *w)
+{
+    if (w) be->ops->matrix_destroy(be, w);
+}
+
+size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k)
+{
+    return be->ops->matrix_bytes(be, source_type, n, k);
+}
+
+int64_t lk_matrix_n(const lk_matrix *w) { return w->n; }
+int64_t lk_matrix_k(const lk_matrix *w) { return w->k; }
+lk_dtype lk_matrix_type(const lk_matrix *w) { return w->type; }

@@ -1,0 +1,95 @@
+/* What a backend is: a table of operations with the signatures of kernels/ops.h, and the few fields every backend has.
+ *
+ *     static const lk_ops my_ops = {.close = my_close, .alloc = my_alloc, ..., .linear = my_linear};
+ *     typedef struct my_backend { lk_backend base; ... } my_backend;     -- base comes first, so pointers convert
+ *
+ * Only kernels/ and its backends include this; everyone else uses kernels/ops.h, whose functions (kernels/backend.c and
+ * kernels/ops.c) check shapes and types before they call through the table. So an entry may trust its arguments, and reports
+ * what else goes wrong in be->error (`return lk_fail(&be->error, ...)`). An empty entry is an operation that the backend does
+ * not have: the caller gets LK_ERR_UNSUPPORTED. */
+#ifndef LK_KERNELS_BACKEND_H
+#define LK_KERNELS_BACKEND_H
+
+#include "kernels/ops.h"
+
+typedef struct lk_ops {
+    void (*close)(lk_backend *be);
+    lk_status (*alloc)(lk_backend *be, size_t bytes, void **out);
+    void (*free)(lk_backend *be, void *p);
+    lk_status (*upload)(lk_backend *be, void *device, const void *host, size_t bytes);
+    lk_status (*download)(lk_backend *be, void *host, const void *device, size_t bytes);
+    lk_status (*zero)(lk_backend *be, void *device, size_t bytes);
+    lk_status (*copy)(lk_backend *be, void *device_to, const void *device_from, size_t bytes);
+    lk_status (*sync)(lk_backend *be);
+    size_t (*scratch_bytes)(const lk_backend *be, const lk_limits *limits);
+    lk_status (*reserve)(lk_backend *be, const lk_limits *limits);
+
+    lk_status (*matrix_create)(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
+    void (*matrix_destroy)(lk_backend *be, lk_matrix *w);
+    size_t (*matrix_bytes)(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
+    lk_status (*linear)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+    lk_status (*linear_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
+    lk_status (*embed)(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+
+    lk_status (*batch_begin)(lk_backend *be, const lk_batch *batch); /* may be empty: nothing to mirror */
+    lk_status (*lora_forward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_tensor *h, const lk_dropout *dropout);
+    lk_status (*lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                               const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
+
+    lk_status (*rmsnorm)(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
+    lk_status (*rmsnorm_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
+                                  const float *rstd, bool accumulate);
+    lk_status (*rope_table)(lk_backend *be, const lk_tensor *cos_sin, const int32_t *positions, const float *inv_freq, float factor);
+    lk_status (*rope)(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward);
+    lk_status (*glu)(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
+    lk_status (*glu_backward)(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
+                              const lk_tensor *up, lk_activation act);
+    lk_status (*add)(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+    lk_status (*gather_rows)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+
+    lk_status (*attention)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
+                           const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+    lk_status (*attention_backward)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
+                                    const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
+                                    const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+    size_t (*kv_page_bytes)(const lk_backend *be, const lk_kv_shape *shape);
+    lk_status (*kv_create)(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
+    void (*kv_destroy)(lk_backend *be, lk_kv *kv);
+    lk_status (*kv_write)(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
+    lk_status (*paged_attention)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
+                                 const lk_tensor *q, const lk_kv *kv, int32_t layer);
+
+    lk_status (*linear_loss)(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                             const int32_t *labels, float grad_scale);
+    lk_status (*sum_squares)(lk_backend *be, double *out, const float *x, int64_t n);
+    lk_status (*adamw)(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+    lk_status (*sample)(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
+} lk_ops;
+
+struct lk_backend {
+    const lk_ops *ops;
+    lk_dtype compute, act;
+    int threads;
+    char name[64];
+    lk_error error;                /* of the last operation that failed */
+    size_t allocated, allocated_peak; /* kept through lk_backend_account */
+};
+
+/* The first member of every backend's matrix and KV cache. */
+struct lk_matrix {
+    lk_dtype type;
+    int64_t n, k;
+};
+struct lk_kv {
+    lk_kv_shape shape;
+};
+
+static inline void lk_backend_account(lk_backend *be, size_t taken, size_t given)
+{
+    be->allocated += taken;
+    be->allocated -= given;
+    if (be->allocated > be->allocated_peak) be->allocated_peak = be->allocated;
+}
+
+#endif

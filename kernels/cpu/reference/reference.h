@@ -1,0 +1,55 @@
+/* The readable fp32 operations: one thread, plain loops, values in fp32. They state what each operation means; the fast ones are
+ * tested against them, and they are tested against finite differences. Sums run in double where a row fits, so that a
+ * difference between the two is the fast path's rounding and not the reference's. Selected by cpu_tier "reference". */
+#ifndef LK_KERNELS_CPU_REFERENCE_H
+#define LK_KERNELS_CPU_REFERENCE_H
+
+#include "kernels/cpu/cpu.h"
+
+/* Row t of an F32 view. */
+static inline float *lk_row(const lk_tensor *x, int64_t t) { return (float *)x->data + t * x->stride; }
+
+size_t lk_ref_scratch_bytes(const lk_backend *be, const lk_limits *limits);
+
+lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+lk_status lk_ref_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
+lk_status lk_ref_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+
+lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
+                              const lk_dropout *dropout);
+lk_status lk_ref_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                               const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
+
+lk_status lk_ref_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
+lk_status lk_ref_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
+                                  const float *rstd, bool accumulate);
+lk_status lk_ref_rope_table(lk_backend *be, const lk_tensor *cos_sin, const int32_t *positions, const float *inv_freq, float factor);
+lk_status lk_ref_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward);
+lk_status lk_ref_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
+lk_status lk_ref_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
+                              const lk_tensor *up, lk_activation act);
+lk_status lk_ref_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+lk_status lk_ref_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+
+lk_status lk_ref_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
+                           const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_ref_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
+                                    const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
+                                    const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_ref_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
+                                 const lk_tensor *q, const lk_kv *kv, int32_t layer);
+
+lk_status lk_ref_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                             const int32_t *labels, float grad_scale);
+lk_status lk_ref_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
+lk_status lk_ref_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+lk_status lk_ref_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
+
+/* Scratch each of the larger ones needs for these limits. */
+size_t lk_ref_linear_scratch(const lk_limits *limits);
+size_t lk_ref_lora_scratch(const lk_limits *limits);
+size_t lk_ref_attention_scratch(const lk_limits *limits);
+size_t lk_ref_loss_scratch(const lk_limits *limits);
+size_t lk_ref_sample_scratch(const lk_limits *limits);
+
+#endif

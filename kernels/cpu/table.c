@@ -1,0 +1,46 @@
+/* The table of the tiers portable and up. */
+#include "kernels/cpu/kv.h"
+#include "kernels/cpu/matrix.h"
+#include "kernels/cpu/reference/reference.h"
+
+static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits) { return lk_ref_scratch_bytes(be, limits); }
+
+const lk_ops lk_cpu_ops = {
+    .close = lk_cpu_close,
+    .alloc = lk_cpu_alloc,
+    .free = lk_cpu_free,
+    .upload = lk_cpu_upload,
+    .download = lk_cpu_download,
+    .zero = lk_cpu_zero,
+    .copy = lk_cpu_copy,
+    .sync = lk_cpu_sync,
+    .scratch_bytes = scratch_bytes,
+    .reserve = lk_cpu_reserve,
+    .matrix_create = lk_cpu_matrix_create,
+    .matrix_destroy = lk_cpu_matrix_destroy,
+    .matrix_bytes = lk_cpu_matrix_bytes,
+    .linear = lk_ref_linear,
+    .linear_backward = lk_ref_linear_backward,
+    .embed = lk_ref_embed,
+    .lora_forward = lk_ref_lora_forward,
+    .lora_backward = lk_ref_lora_backward,
+    .rmsnorm = lk_ref_rmsnorm,
+    .rmsnorm_backward = lk_ref_rmsnorm_backward,
+    .rope_table = lk_ref_rope_table,
+    .rope = lk_ref_rope,
+    .glu = lk_ref_glu,
+    .glu_backward = lk_ref_glu_backward,
+    .add = lk_ref_add,
+    .gather_rows = lk_ref_gather_rows,
+    .attention = lk_ref_attention,
+    .attention_backward = lk_ref_attention_backward,
+    .kv_page_bytes = lk_cpu_kv_page_bytes,
+    .kv_create = lk_cpu_kv_create,
+    .kv_destroy = lk_cpu_kv_destroy,
+    .kv_write = lk_cpu_kv_write,
+    .paged_attention = lk_ref_paged_attention,
+    .linear_loss = lk_ref_linear_loss,
+    .sum_squares = lk_ref_sum_squares,
+    .adamw = lk_ref_adamw,
+    .sample = lk_ref_sample,
+};

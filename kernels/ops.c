@@ -1,0 +1,414 @@
+/* The public operations: check that what the caller hands over fits together, then call the backend's entry. The checks cost
+ * a few comparisons next to thousands of multiplications, and they stay on in release builds: a shape that is wrong by one
+ * is otherwise found as a wrong token a week later. Every failure here is a mistake of the calling code, hence
+ * LK_ERR_INTERNAL, except an operation that the backend lacks. */
+#include "kernels/backend.h"
+
+static lk_status bad(lk_backend *be, const char *op, const char *what)
+{
+    return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s", op, what);
+}
+
+#define NEED(entry)                                                                                                        \
+    do {                                                                                                                   \
+        if (!be->ops->entry)                                                                                               \
+            return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "%s: the backend %s does not have this operation", #entry, be->name); \
+    } while (0)
+
+/* t is [rows, cols] of this type; also_f32 allows F32 where activations are narrower. */
+static lk_status check(lk_backend *be, const char *op, const char *name, const lk_tensor *t, bool also_f32, int64_t rows, int64_t cols)
+{
+    if (!t) return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: no %s", op, name);
+    if (t->type != be->act && !(also_f32 && t->type == LK_F32))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s is %s, wanted %s", op, name, lk_dtype_name(t->type), lk_dtype_name(be->act));
+    if (t->rows != rows || t->cols != cols)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s is [%lld, %lld], wanted [%lld, %lld]", op, name, (long long)t->rows,
+                       (long long)t->cols, (long long)rows, (long long)cols);
+    if (t->stride < t->cols)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s has stride %lld for %lld columns", op, name, (long long)t->stride,
+                       (long long)t->cols);
+    if (!t->data && rows > 0 && cols > 0) return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s has no data", op, name);
+    return LK_OK;
+}
+
+static lk_status check_f32(lk_backend *be, const char *op, const char *name, const lk_tensor *t, int64_t rows, int64_t cols)
+{
+    if (t && t->type != LK_F32) return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s is %s, wanted f32", op, name, lk_dtype_name(t->type));
+    return check(be, op, name, t, true, rows, cols);
+}
+
+/* ---------------------------------------------------------------------------------------------- linear */
+
+lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+{
+    NEED(linear);
+    if (!x || !w) return bad(be, "linear", "no x or no matrix");
+    LK_TRY(check(be, "linear", "x", x, false, x->rows, w->k));
+    LK_TRY(check(be, "linear", "y", y, true, x->rows, w->n));
+    if (x->rows > 0 && x->data == y->data) return bad(be, "linear", "y aliases x");
+    return be->ops->linear(be, y, x, w, bias);
+}
+
+lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)
+{
+    NEED(linear_backward);
+    if (!dy || !w) return bad(be, "linear_backward", "no dy or no matrix");
+    LK_TRY(check(be, "linear_backward", "dy", dy, false, dy->rows, w->n));
+    LK_TRY(check(be, "linear_backward", "dx", dx, false, dy->rows, w->k));
+    if (dy->rows > 0 && dx->data == dy->data) return bad(be, "linear_backward", "dx aliases dy");
+    return be->ops->linear_backward(be, dx, dy, w, accumulate);
+}
+
+lk_status lk_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids)
+{
+    NEED(embed);
+    if (!y || !table) return bad(be, "embed", "no y or no table");
+    LK_TRY(check(be, "embed", "y", y, false, y->rows, table->k));
+    for (int64_t t = 0; t < y->rows; t++)
+        if (ids[t] < 0 || ids[t] >= table->n)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "embed: token id %d at row %lld of a table of %lld", ids[t], (long long)t,
+                           (long long)table->n);
+    return be->ops->embed(be, y, table, ids);
+}
+
+/* ---------------------------------------------------------------------------------------------- batch */
+
+static lk_status check_documents(lk_backend *be, const lk_batch *b)
+{
+    if (b->n_docs == 0) return LK_OK;
+    if (b->n_docs < 0 || !b->doc_starts || b->doc_starts[0] != 0 || b->doc_starts[b->n_docs] != b->n_tokens)
+        return bad(be, "batch_begin", "documents do not cover the rows");
+    for (int64_t d = 0; d < b->n_docs; d++)
+        if (b->doc_starts[d] > b->doc_starts[d + 1]) return bad(be, "batch_begin", "document starts fall");
+    return LK_OK;
+}
+
+static lk_status check_sequences(lk_backend *be, const lk_batch *b)
+{
+    int64_t row = 0;
+    for (int64_t s = 0; s < b->n_sequences; s++) {
+        const lk_sequence *q = &b->sequences[s];
+        if (q->begin != row || q->count < 1 || q->length < q->count || !q->pages)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "batch_begin: sequence %lld begins at row %lld (wanted %lld) with %lld of %lld tokens",
+                           (long long)s, (long long)q->begin, (long long)row, (long long)q->count, (long long)q->length);
+        row += q->count;
+    }
+    if (b->n_sequences && row != b->n_tokens) return bad(be, "batch_begin", "sequences do not cover the rows");
+    return LK_OK;
+}
+
+static lk_status check_segments(lk_backend *be, const lk_batch *b)
+{
+    int64_t row = 0;
+    for (int64_t s = 0; s < b->n_segments; s++) {
+        const lk_segment *g = &b->segments[s];
+        if (g->begin != row || g->end < g->begin || g->adapter < -1 || g->adapter >= b->n_adapters)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "batch_begin: segment %lld is rows %lld..%lld (wanted to begin at %lld) of adapter %d of %d",
+                           (long long)s, (long long)g->begin, (long long)g->end, (long long)row, g->adapter, b->n_adapters);
+        row = g->end;
+    }
+    if (b->n_segments && row != b->n_tokens) return bad(be, "batch_begin", "segments do not cover the rows");
+    return LK_OK;
+}
+
+lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch)
+{
+    if (!batch || batch->n_tokens < 0) return bad(be, "batch_begin", "no batch, or a negative number of tokens");
+    LK_TRY(check_documents(be, batch));
+    LK_TRY(check_sequences(be, batch));
+    LK_TRY(check_segments(be, batch));
+    return be->ops->batch_begin ? be->ops->batch_begin(be, batch) : LK_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- LoRA */
+
+static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batch, int32_t site, const lk_tensor *h, const lk_dropout *dropout)
+{
+    if (batch->n_segments > 0 && (!batch->segments || site < 0 || site >= batch->n_sites))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: site %d of %d", op, site, batch->n_sites);
+    if (dropout && !(dropout->p >= 0.0f && dropout->p < 1.0f)) return bad(be, op, "dropout outside [0,1)");
+    LK_TRY(check_f32(be, op, "h", h, batch->n_tokens, h ? h->cols : 0));
+    for (int64_t s = 0; s < batch->n_segments; s++) {
+        if (batch->segments[s].adapter < 0) continue;
+        const lk_lora *l = &batch->lora[(int64_t)site * batch->n_adapters + batch->segments[s].adapter];
+        if (l->rank == 0) continue;
+        if (l->rank < 0 || l->rank > h->cols || !l->a || !l->b || (l->type != LK_F32 && l->type != LK_BF16))
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: site %d, adapter %d: rank %d for h of %lld columns, or no factors", op, site,
+                           batch->segments[s].adapter, l->rank, (long long)h->cols);
+        if ((l->da != NULL) != (l->db != NULL) || (l->da && l->type != LK_F32)) return bad(be, op, "gradients need f32 factors and come in pairs");
+    }
+    return LK_OK;
+}
+
+lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
+                          const lk_dropout *dropout)
+{
+    NEED(lora_forward);
+    if (!batch || !x || !y || !h) return bad(be, "lora_forward", "an argument is missing");
+    LK_TRY(check(be, "lora_forward", "x", x, false, batch->n_tokens, x->cols));
+    LK_TRY(check(be, "lora_forward", "y", y, true, batch->n_tokens, y->cols));
+    LK_TRY(check_lora(be, "lora_forward", batch, site, h, dropout));
+    if (batch->n_segments == 0) return LK_OK;
+    return be->ops->lora_forward(be, batch, site, y, x, h, dropout);
+}
+
+lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x,
+                           const lk_tensor *h, const lk_dropout *dropout)
+{
+    NEED(lora_backward);
+    if (!batch || !dy || !x || !h) return bad(be, "lora_backward", "an argument is missing");
+    LK_TRY(check(be, "lora_backward", "dy", dy, false, batch->n_tokens, dy->cols));
+    LK_TRY(check(be, "lora_backward", "x", x, false, batch->n_tokens, x->cols));
+    if (dx) LK_TRY(check(be, "lora_backward", "dx", dx, false, batch->n_tokens, x->cols));
+    LK_TRY(check_lora(be, "lora_backward", batch, site, h, dropout));
+    if (batch->n_segments == 0) return LK_OK;
+    return be->ops->lora_backward(be, batch, site, dx, dy, x, h, dropout);
+}
+
+/* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
+
+lk_status lk_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps)
+{
+    NEED(rmsnorm);
+    if (!x || !weight) return bad(be, "rmsnorm", "no x or no weight");
+    LK_TRY(check(be, "rmsnorm", "x", x, false, x->rows, x->cols));
+    LK_TRY(check(be, "rmsnorm", "y", y, false, x->rows, x->cols));
+    return be->ops->rmsnorm(be, y, rstd, x, weight, eps);
+}
+
+lk_status lk_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
+                              const float *rstd, bool accumulate)
+{
+    NEED(rmsnorm_backward);
+    if (!x || !weight || !rstd) return bad(be, "rmsnorm_backward", "no x, weight or rstd");
+    LK_TRY(check(be, "rmsnorm_backward", "x", x, false, x->rows, x->cols));
+    LK_TRY(check(be, "rmsnorm_backward", "dy", dy, false, x->rows, x->cols));
+    LK_TRY(check(be, "rmsnorm_backward", "dx", dx, false, x->rows, x->cols));
+    if (accumulate && x->rows > 0 && dx->data == dy->data) return bad(be, "rmsnorm_backward", "dx aliases dy while accumulating");
+    return be->ops->rmsnorm_backward(be, dx, dy, x, weight, rstd, accumulate);
+}
+
+lk_status lk_rope_table(lk_backend *be, const lk_tensor *cos_sin, const int32_t *positions, const float *inv_freq, float factor)
+{
+    NEED(rope_table);
+    if (!cos_sin || !positions || !inv_freq || cos_sin->cols % 2) return bad(be, "rope_table", "an argument is missing, or an odd width");
+    LK_TRY(check_f32(be, "rope_table", "cos_sin", cos_sin, cos_sin->rows, cos_sin->cols));
+    return be->ops->rope_table(be, cos_sin, positions, inv_freq, factor);
+}
+
+lk_status lk_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward)
+{
+    NEED(rope);
+    if (!x || !cos_sin || heads < 1 || x->cols % heads) return bad(be, "rope", "columns do not divide into heads");
+    LK_TRY(check(be, "rope", "x", x, false, x->rows, x->cols));
+    LK_TRY(check_f32(be, "rope", "cos_sin", cos_sin, x->rows, cos_sin->cols));
+    if (cos_sin->cols % 2 || cos_sin->cols > x->cols / heads) return bad(be, "rope", "cos_sin is wider than a head, or odd");
+    return be->ops->rope(be, x, heads, cos_sin, backward);
+}
+
+lk_status lk_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act)
+{
+    NEED(glu);
+    if (!gate) return bad(be, "glu", "no gate");
+    LK_TRY(check(be, "glu", "gate", gate, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu", "up", up, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu", "y", y, false, gate->rows, gate->cols));
+    return be->ops->glu(be, y, gate, up, act);
+}
+
+lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
+                          const lk_tensor *up, lk_activation act)
+{
+    NEED(glu_backward);
+    if (!gate) return bad(be, "glu_backward", "no gate");
+    LK_TRY(check(be, "glu_backward", "gate", gate, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu_backward", "up", up, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu_backward", "dy", dy, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu_backward", "dgate", dgate, false, gate->rows, gate->cols));
+    LK_TRY(check(be, "glu_backward", "dup", dup, false, gate->rows, gate->cols));
+    return be->ops->glu_backward(be, dgate, dup, dy, gate, up, act);
+}
+
+lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
+{
+    NEED(add);
+    if (!y) return bad(be, "add", "no y");
+    LK_TRY(check(be, "add", "y", y, false, y->rows, y->cols));
+    LK_TRY(check(be, "add", "x", x, false, y->rows, y->cols));
+    return be->ops->add(be, y, x);
+}
+
+lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)
+{
+    NEED(gather_rows);
+    if (!y || !x) return bad(be, "gather_rows", "no y or no x");
+    LK_TRY(check(be, "gather_rows", "x", x, false, x->rows, x->cols));
+    LK_TRY(check(be, "gather_rows", "y", y, false, y->rows, x->cols));
+    for (int64_t i = 0; i < y->rows; i++)
+        if (rows[i] < 0 || rows[i] >= x->rows) return bad(be, "gather_rows", "a row outside x");
+    return be->ops->gather_rows(be, y, x, rows);
+}
+
+/* ---------------------------------------------------------------------------------------------- attention */
+
+static lk_status check_heads(lk_backend *be, const char *op, const lk_attention_shape *s)
+{
+    if (!s || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->heads % s->kv_heads || s->window < 0)
+        return bad(be, op, "heads, key/value heads, head size or window make no sense");
+    return LK_OK;
+}
+
+lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse, const lk_tensor *q,
+                       const lk_tensor *k, const lk_tensor *v)
+{
+    NEED(attention);
+    LK_TRY(check_heads(be, "attention", shape));
+    int64_t rows = batch->n_tokens, wide = shape->heads * shape->head_dim, narrow = shape->kv_heads * shape->head_dim;
+    LK_TRY(check(be, "attention", "q", q, false, rows, wide));
+    LK_TRY(check(be, "attention", "k", k, false, rows, narrow));
+    LK_TRY(check(be, "attention", "v", v, false, rows, narrow));
+    LK_TRY(check(be, "attention", "o", o, false, rows, wide));
+    if (rows > 0 && batch->n_docs == 0) return bad(be, "attention", "a batch without documents");
+    return be->ops->attention(be, batch, shape, o, lse, q, k, v);
+}
+
+lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq, const lk_tensor *dk,
+                                const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse, const lk_tensor *q,
+                                const lk_tensor *k, const lk_tensor *v)
+{
+    NEED(attention_backward);
+    const char *op = "attention_backward";
+    LK_TRY(check_heads(be, op, shape));
+    int64_t rows = batch->n_tokens, wide = shape->heads * shape->head_dim, narrow = shape->kv_heads * shape->head_dim;
+    LK_TRY(check(be, op, "q", q, false, rows, wide));
+    LK_TRY(check(be, op, "k", k, false, rows, narrow));
+    LK_TRY(check(be, op, "v", v, false, rows, narrow));
+    LK_TRY(check(be, op, "o", o, false, rows, wide));
+    LK_TRY(check(be, op, "dout", dout, false, rows, wide));
+    LK_TRY(check(be, op, "dq", dq, false, rows, wide));
+    LK_TRY(check(be, op, "dk", dk, false, rows, narrow));
+    LK_TRY(check(be, op, "dv", dv, false, rows, narrow));
+    if (rows > 0 && (batch->n_docs == 0 || !lse)) return bad(be, op, "a batch without documents, or no lse");
+    if (rows > 0 && dq->data == dout->data) return bad(be, op, "dq aliases dout");
+    return be->ops->attention_backward(be, batch, shape, dq, dk, dv, dout, o, lse, q, k, v);
+}
+
+static lk_status check_kv_shape(lk_backend *be, const lk_kv_shape *s)
+{
+    if (s->n_layers < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->n_pages < 1) return bad(be, "kv_create", "an empty cache");
+    if (s->page_tokens < 16 || s->page_tokens > 256 || (s->page_tokens & (s->page_tokens - 1)))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "kv_create: pages of %d tokens; a power of two in 16..256 is wanted", s->page_tokens);
+    if (s->type != LK_F32 && s->type != LK_BF16) return bad(be, "kv_create", "keys and values are kept in f32 or bf16");
+    return LK_OK;
+}
+
+size_t lk_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape) { return be->ops->kv_page_bytes ? be->ops->kv_page_bytes(be, shape) : 0; }
+
+lk_status lk_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape)
+{
+    *kv = NULL;
+    NEED(kv_create);
+    LK_TRY(check_kv_shape(be, shape));
+    return be->ops->kv_create(be, kv, shape);
+}
+
+void lk_kv_destroy(lk_backend *be, lk_kv *kv)
+{
+    if (kv) be->ops->kv_destroy(be, kv);
+}
+
+static lk_status check_pages(lk_backend *be, const char *op, const lk_batch *batch, const lk_kv *kv, int32_t layer)
+{
+    if (!kv || layer < 0 || layer >= kv->shape.n_layers) return bad(be, op, "no cache, or a layer outside it");
+    if (batch->n_tokens > 0 && batch->n_sequences == 0) return bad(be, op, "a batch without sequences");
+    for (int64_t s = 0; s < batch->n_sequences; s++) {
+        const lk_sequence *q = &batch->sequences[s];
+        int64_t n = (q->length + kv->shape.page_tokens - 1) / kv->shape.page_tokens;
+        for (int64_t p = 0; p < n; p++)
+            if (q->pages[p] < 0 || q->pages[p] >= kv->shape.n_pages)
+                return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: sequence %lld names page %d of %d", op, (long long)s, q->pages[p], kv->shape.n_pages);
+    }
+    return LK_OK;
+}
+
+lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v)
+{
+    NEED(kv_write);
+    LK_TRY(check_pages(be, "kv_write", batch, kv, layer));
+    int64_t width = (int64_t)kv->shape.kv_heads * kv->shape.head_dim;
+    LK_TRY(check(be, "kv_write", "k", k, false, batch->n_tokens, width));
+    LK_TRY(check(be, "kv_write", "v", v, false, batch->n_tokens, width));
+    return be->ops->kv_write(be, batch, kv, layer, k, v);
+}
+
+lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, const lk_tensor *q,
+                             const lk_kv *kv, int32_t layer)
+{
+    NEED(paged_attention);
+    LK_TRY(check_heads(be, "paged_attention", shape));
+    LK_TRY(check_pages(be, "paged_attention", batch, kv, layer));
+    if (shape->kv_heads != kv->shape.kv_heads || shape->head_dim != kv->shape.head_dim)
+        return bad(be, "paged_attention", "the cache was made for other heads");
+    LK_TRY(check(be, "paged_attention", "q", q, false, batch->n_tokens, shape->heads * shape->head_dim));
+    LK_TRY(check(be, "paged_attention", "o", o, false, batch->n_tokens, shape->heads * shape->head_dim));
+    return be->ops->paged_attention(be, batch, shape, o, q, kv, layer);
+}
+
+/* ---------------------------------------------------------------------------------------------- loss and optimiser */
+
+lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                         const int32_t *labels, float grad_scale)
+{
+    NEED(linear_loss);
+    if (!x || !head || !nll || !labels) return bad(be, "linear_loss", "an argument is missing");
+    LK_TRY(check(be, "linear_loss", "x", x, false, x->rows, head->k));
+    if (dx) LK_TRY(check(be, "linear_loss", "dx", dx, false, x->rows, head->k));
+    for (int64_t t = 0; t < x->rows; t++)
+        if (labels[t] >= head->n)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_loss: label %d at row %lld of a head of %lld", labels[t], (long long)t,
+                           (long long)head->n);
+    return be->ops->linear_loss(be, nll, hits, dx, x, head, labels, grad_scale);
+}
+
+lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n)
+{
+    NEED(sum_squares);
+    if (!out || n < 0 || (n > 0 && !x)) return bad(be, "sum_squares", "no data");
+    return be->ops->sum_squares(be, out, x, n);
+}
+
+lk_status lk_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step)
+{
+    NEED(adamw);
+    if (n < 0 || (n > 0 && (!p || !g || !m || !v))) return bad(be, "adamw", "no data");
+    if (step->step < 1) return bad(be, "adamw", "steps count from 1");
+    return be->ops->adamw(be, p, g, m, v, n, step);
+}
+
+/* ---------------------------------------------------------------------------------------------- sampling */
+
+static bool ids_fit(const int32_t *ids, int64_t n, int64_t vocab)
+{
+    if (n < 0 || (n > 0 && !ids)) return false;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab) return false;
+    return true;
+}
+
+lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results)
+{
+    NEED(sample);
+    if (!logits || logits->cols < 1) return bad(be, "sample", "no logits");
+    LK_TRY(check_f32(be, "sample", "logits", logits, logits->rows, logits->cols));
+    for (int64_t r = 0; r < logits->rows; r++) {
+        const lk_sample_request *q = &requests[r];
+        if (!(q->temperature >= 0.0f) || !(q->top_p > 0.0f) || !(q->min_p >= 0.0f && q->min_p <= 1.0f) || !(q->repetition_penalty > 0.0f) ||
+            q->top_k < 0 || q->n_logprobs < -1 || q->n_logprobs > LK_MAX_LOGPROBS)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "sample: the settings of row %lld are outside their ranges", (long long)r);
+        if (!ids_fit(q->seen, q->n_seen, logits->cols) || !ids_fit(q->bias_ids, q->n_bias, logits->cols) ||
+            !ids_fit(q->banned, q->n_banned, logits->cols))
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "sample: row %lld names a token outside the %lld of the vocabulary", (long long)r,
+                           (long long)logits->cols);
+    }
+    return be->ops->sample(be, logits, requests, results);
+}
