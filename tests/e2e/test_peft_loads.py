@@ -1,0 +1,122 @@
+"""PEFT loads the adapters and reproduces our logits.
+
+Run:  python tests/e2e/test_peft_loads.py [--lorikeet PATH]                 the golden adapters and one that the program trains itself
+      python tests/e2e/test_peft_loads.py --base DIR --adapter DIR [--quant nf4|none] [--logits FILE]
+With --logits the file (`ids` I64 [T] and `logits` F32 [T,V], as tests/golden/logits_*.safetensors, or with --ids for the ids) is compared and nothing is run.
+Needs torch, transformers, peft, bitsandbytes (see tests/golden). PEFT computes in fp32: over the base as stored for `none`, over the NF4 values for `nf4`, over the
+folder's own codes when the folder is a bitsandbytes checkpoint.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+
+import e2e
+from e2e import GOLDEN, Report
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from golden import MODELS, load_fp32, load_nf4_as_fp32, no_bf16_gemm, random_ids
+
+TOLERANCE = 2e-3  # fp32 on both sides; sums are ordered differently over a few layers of random weights with logits of a few units
+
+
+def base_model(folder, quant):
+    config = json.loads((folder / "config.json").read_text())
+    if "quantization_config" in config:
+        model = load_fp32(folder)
+        for p in model.parameters():
+            if p.is_floating_point():
+                p.data = p.data.float()
+        no_bf16_gemm(model)
+        return model
+    return load_nf4_as_fp32(folder) if quant == "nf4" else load_fp32(folder)
+
+
+def peft_logits(base, adapter, quant, ids):
+    model = base_model(base, quant)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids[None], use_cache=False).logits[0].float()
+
+
+def our_logits(lorikeet, base, adapter, quant, ids, folder):
+    out = folder / "logits.safetensors"
+    command = [lorikeet, "logits", base, "--ids", ",".join(map(str, ids.tolist())), "-o", out, "--dtype", "f32"]
+    command += ["--quant", quant] if quant else []
+    command += ["--adapter", adapter] if adapter else []
+    e2e.run(*command)
+    return load_file(out)["logits"]
+
+
+def compare(report, what, ours, theirs):
+    if ours.shape != theirs.shape:
+        return report.check(False, what, f"shape {tuple(ours.shape)}, PEFT {tuple(theirs.shape)}")
+    diff = float((ours - theirs).abs().max())
+    report.check(diff <= TOLERANCE * max(1.0, float(theirs.abs().max())), f"{what}: largest difference {diff:.2e}", diff)
+
+
+def trained(lorikeet, folder):
+    """A short run of the program on chat-tiny; returns the adapter's folder."""
+    turn = lambda u, a: {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(turn(f"Where is order {i}?", f"Order {i} was sent.")) + "\n" for i in range(16)))
+    recipe = folder / "recipe.json"
+    recipe.write_text(json.dumps({
+        "base": {"path": str(MODELS / "chat-tiny"), "quant": "nf4"}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
+        "data": {"train": [{"path": str(data), "format": "messages"}], "max_length": 128, "loss_on": "assistant"}, "objective": "sft",
+        "optim": {"name": "adamw", "lr": 1e-2}, "schedule": {"name": "constant"}, "batch": {"rows": 2, "accumulate": 1, "steps": 5}, "seed": 1}))
+    e2e.run(lorikeet, "train", recipe, "--out", folder / "run")
+    return folder / "run" / "adapter"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    e2e.program_argument(parser)
+    parser.add_argument("--base", type=pathlib.Path)
+    parser.add_argument("--adapter", type=pathlib.Path)
+    parser.add_argument("--quant", choices=("nf4", "none"), default="nf4")
+    parser.add_argument("--logits", type=pathlib.Path, help="our logits, already written")
+    parser.add_argument("--ids", help="comma-separated; default 32 random ones")
+    a = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = pathlib.Path(tmp)
+        if a.base:
+            stored = load_file(a.logits) if a.logits else None
+            vocab = json.loads((a.base / "config.json").read_text())["vocab_size"]
+            ids = torch.tensor([int(x) for x in a.ids.split(",")]) if a.ids else stored["ids"] if stored else random_ids(vocab, 32, 5)
+            ours = stored["logits"] if stored else our_logits(a.lorikeet, a.base, a.adapter, a.quant, ids, tmp)
+            compare(report, f"{a.base.name} + {a.adapter}", ours, peft_logits(a.base, a.adapter, a.quant, ids))
+            return report.done()
+
+        for config in sorted(GOLDEN.glob("adapters/*/adapter_config.json")):
+            adapter = config.parent
+            base = GOLDEN / json.loads(config.read_text())["base_model_name_or_path"]
+            vocab = json.loads((base / "config.json").read_text())["vocab_size"]
+            ids = random_ids(vocab, 32, 5)
+            for quant in ("nf4", "none"):
+                ours = our_logits(a.lorikeet, base, adapter, quant, ids, tmp)
+                compare(report, f"{base.name} ({quant}) + {adapter.name}", ours, peft_logits(base, adapter, quant, ids))
+        bnb = MODELS / "llama-tiny-bnb4"
+        ids = random_ids(163, 32, 6)
+        ours = our_logits(a.lorikeet, bnb, GOLDEN / "adapters" / "r8_all", None, ids, tmp)
+        compare(report, "llama-tiny-bnb4 + r8_all", ours, peft_logits(bnb, GOLDEN / "adapters" / "r8_all", None, ids))
+
+        adapter = trained(a.lorikeet, tmp)
+        ids = random_ids(400, 40, 7)
+        base = MODELS / "chat-tiny"
+        moved = (peft_logits(base, adapter, "nf4", ids) - peft_logits(base, None, "nf4", ids)).abs().max()
+        report.check(moved > 1e-3, f"the trained adapter does something: moves PEFT's logits by {moved:.3f}", moved)
+        compare(report, "chat-tiny + an adapter trained here", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
+                peft_logits(base, adapter, "nf4", ids))
+    return report.done()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
