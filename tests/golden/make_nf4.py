@@ -145,6 +145,7 @@ def main():
     out["quant_map"] = F.get_4bit_type("nf4", device="cpu")
     out["nested_quant_map"] = code
     same(rule.NF4, out["quant_map"], "quant_map")
+    same(rule.dynamic_map(), code, "nested_quant_map")
     save(HERE / "nf4.safetensors", out, "make_nf4.py", ("bitsandbytes",), cases=names, nested=list(NESTED))
 
 

@@ -70,6 +70,18 @@ def mean(a, lanes=8, ilp=4, levels=4):
     return f32(total / f32(n))
 
 
+def dynamic_map():
+    """The signed dynamic map. torch's linspace fuses its multiply and add: one rounding, which fp64 arithmetic gives here."""
+    out = [0.0, 1.0]
+    for i in range(7):
+        n = 2**i + 1
+        step = float(f32(f32(f32(1) - f32(0.1)) / f32(n - 1)))
+        edge = np.array([float(f32(0.1)) + step * k if k < n // 2 else 1.0 - step * (n - 1 - k) for k in range(n)]).astype(f32)
+        means = (f32(10.0 ** (i - 6)) * ((edge[:-1] + edge[1:]) / f32(2)).astype(f32)).astype(f32)
+        out += means.tolist() + (-means).tolist()
+    return np.sort(np.array(out, f32))
+
+
 def code_table(code):
     """The 65536-entry table through which the CPU library finds an 8-bit code."""
     mid = (f32(0.5) * (code[:-1] + code[1:])).astype(f32)
