@@ -1,0 +1,257 @@
+/* Adapter layout, creation and the batch table. Files are adapter_io.c's. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "model/adapter.h"
+
+#include <math.h>
+#include <pcre2.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/sha256.h"
+#include "model/adapter_internal.h"
+
+lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *names, int n_names, const char *where, lk_error *err)
+{
+    memset(targets, 0, LK_N_MODULES * sizeof *targets);
+    for (int i = 0; i < n_names; i++) {
+        bool found = false;
+        for (int m = 0; m < LK_N_MODULES; m++) {
+            if (strcmp(names[i], "all-linear") && strcmp(names[i], lk_module_name((lk_module)m))) continue;
+            targets[m] = found = true;
+        }
+        if (!found)
+            return lk_fail(err, LK_ERR_ARGUMENT,
+                           "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and \"all-linear\"", where, names[i]);
+    }
+    return LK_OK;
+}
+
+/* PEFT's rule (utils/other.py get_pattern_key): the first key with a full match of (.*\.)?(KEY)$ on the module path. */
+static lk_status pattern_matches(const char *pattern, const char *path, bool *matches, lk_error *err)
+{
+    char text[600];
+    int n = snprintf(text, sizeof text, "^(?:(?:.*\\.)?(?:%s))$", pattern);
+    if (n < 0 || (size_t)n >= sizeof text) return lk_fail(err, LK_ERR_ARGUMENT, "pattern too long: %.80s...", pattern);
+    int code = 0;
+    PCRE2_SIZE offset = 0;
+    pcre2_code *re = pcre2_compile((PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &code, &offset, NULL);
+    if (!re) {
+        char why[128];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+        return lk_fail(err, LK_ERR_ARGUMENT, "not a valid pattern: '%.80s': %s", pattern, why);
+    }
+    pcre2_match_data *data = pcre2_match_data_create_from_pattern(re, NULL);
+    *matches = data && pcre2_match(re, (PCRE2_SPTR)path, strlen(path), 0, 0, data, NULL) >= 0;
+    pcre2_match_data_free(data);
+    pcre2_code_free(re);
+    return LK_OK;
+}
+
+float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora)
+{
+    return (float)(use_rslora ? alpha / sqrt((double)rank) : alpha / (double)rank);
+}
+
+static lk_status site_rank(const lk_adapter_spec *spec, int64_t layer, lk_module m, int32_t *rank, double *alpha, lk_error *err)
+{
+    *rank = 0;
+    if (!spec->targets[m]) return LK_OK;
+    *rank = spec->rank;
+    *alpha = spec->alpha;
+    char path[200];
+    lk_module_path(path, sizeof path, layer, m);
+    bool have_rank = false, have_alpha = false;
+    for (int i = 0; i < spec->n_patterns; i++) {
+        const lk_adapter_pattern *p = &spec->patterns[i];
+        if ((p->rank == 0 || have_rank) && (p->alpha == 0.0 || have_alpha)) continue;
+        bool matches = false;
+        LK_TRY(pattern_matches(p->pattern, path, &matches, err));
+        if (!matches) continue;
+        if (p->rank && !have_rank) *rank = p->rank, have_rank = true;
+        if (p->alpha != 0.0 && !have_alpha) *alpha = p->alpha, have_alpha = true;
+    }
+    return LK_OK;
+}
+
+static int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
+
+void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params, int32_t *max_rank)
+{
+    int64_t at = 0;
+    int32_t most = 0;
+    for (int32_t s = 0; s < n_sites; s++) {
+        sites[s].a = at;
+        at += padded(sites[s].rank * sites[s].k);
+        sites[s].b = at;
+        at += padded(sites[s].rank * sites[s].n);
+        if (sites[s].rank > most) most = sites[s].rank;
+    }
+    *n_params = at;
+    *max_rank = most;
+}
+
+static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
+{
+    bool any = false;
+    for (int64_t layer = 0; layer < config->layers; layer++) {
+        for (int m = 0; m < LK_N_MODULES; m++) {
+            lk_adapter_site *site = &sites[layer * LK_N_MODULES + m];
+            double alpha = 0;
+            lk_module_shape(config, (lk_module)m, &site->n, &site->k);
+            LK_TRY(site_rank(spec, layer, (lk_module)m, &site->rank, &alpha, err));
+            if (!site->rank) continue;
+            any = true;
+            int64_t most = site->n < site->k ? site->n : site->k;
+            if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
+                return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank, lk_module_name((lk_module)m), (long long)site->n,
+                               (long long)site->k, (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
+            site->alpha = (float)alpha;
+            site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
+        }
+    }
+    return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
+}
+
+lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable, int32_t *max_rank, lk_error *err)
+{
+    int32_t n_sites = (int32_t)(config->layers * LK_N_MODULES);
+    lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
+    if (!sites) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d adapter sites", n_sites);
+    lk_status status = fill_sites(sites, config, spec, err);
+    if (!status) {
+        lk_adapter_place(sites, n_sites, n_params, max_rank);
+        *n_trainable = 0;
+        for (int32_t s = 0; s < n_sites; s++) *n_trainable += sites[s].rank * (sites[s].k + sites[s].n);
+    }
+    free(sites);
+    return status;
+}
+
+lk_status lk_adapter_alloc(lk_adapter **out, const lk_model *model, lk_error *err)
+{
+    lk_adapter *a = calloc(1, sizeof *a);
+    int32_t n_sites = (int32_t)(model->config.layers * LK_N_MODULES);
+    lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
+    if (!a || !sites) {
+        free(a);
+        free(sites);
+        return lk_fail(err, LK_ERR_MEMORY, "no memory for an adapter");
+    }
+    a->model = model;
+    a->n_sites = n_sites;
+    a->sites = sites;
+    *out = a;
+    return LK_OK;
+}
+
+/* One uniform number an element, the element's place in the flat vector as the counter: the same whatever the machine. */
+static void init_factor(float *a, int64_t first, int64_t n, float bound, lk_philox_key key)
+{
+    uint32_t word[4];
+    for (int64_t i = 0; i < n; i++) {
+        if (i % 4 == 0) lk_philox(key, 0, (uint64_t)(first + i), word);
+        a[i] = (2.0f * lk_philox_uniform(word[i % 4]) - 1.0f) * bound;
+    }
+}
+
+lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err)
+{
+    *out = NULL;
+    lk_adapter *a;
+    LK_TRY(lk_adapter_alloc(&a, model, err));
+    a->type = LK_F32;
+    a->use_rslora = spec->use_rslora;
+    a->dropout = spec->dropout;
+    float *host = NULL;
+    lk_status status = fill_sites(a->sites, &model->config, spec, err);
+    if (status) goto out;
+    lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
+    host = calloc((size_t)a->n_params, sizeof *host);
+    if (!host) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld adapter parameters", (long long)a->n_params);
+        goto out;
+    }
+    lk_philox_key key = lk_philox_key_make(seed, LK_STREAM_INIT);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        init_factor(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
+    }
+    status = lk_adapter_set(a, host, err);
+out:
+    free(host);
+    if (status) lk_adapter_destroy(a);
+    else *out = a;
+    return status;
+}
+
+lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err)
+{
+    lk_backend *be = a->model->be;
+    size_t bytes = lk_adapter_bytes(a);
+    lk_status status = LK_OK;
+    if (!a->weights && (status = lk_alloc(be, bytes, &a->weights))) return lk_backend_fail(be, status, err);
+    if (a->type == LK_F32) {
+        if ((status = lk_upload(be, a->weights, host, bytes))) return lk_backend_fail(be, status, err);
+    } else {
+        void *narrow = malloc(bytes);
+        if (!narrow) return lk_fail(err, LK_ERR_MEMORY, "no memory for %lld adapter parameters", (long long)a->n_params);
+        lk_from_f32(narrow, a->type, host, a->n_params);
+        status = lk_upload(be, a->weights, narrow, bytes);
+        free(narrow);
+        if (status) return lk_backend_fail(be, status, err);
+    }
+    return lk_adapter_update_digest(a, err);
+}
+
+void lk_adapter_destroy(lk_adapter *a)
+{
+    if (!a) return;
+    lk_free(a->model->be, a->weights);
+    free(a->sites);
+    free(a);
+}
+
+size_t lk_adapter_bytes(const lk_adapter *a) { return (size_t)a->n_params * (size_t)lk_dtype_size(a->type); }
+
+lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
+{
+    size_t bytes = lk_adapter_bytes(a);
+    void *host = malloc(bytes ? bytes : 1);
+    if (!host) return lk_fail(err, LK_ERR_MEMORY, "no memory to digest the adapter");
+    lk_status status = lk_download(a->model->be, host, a->weights, bytes);
+    if (status) {
+        free(host);
+        return lk_backend_fail(a->model->be, status, err);
+    }
+    lk_sha256 hash;
+    lk_sha256_init(&hash);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        char text[64];
+        int n = snprintf(text, sizeof text, "%d %d %.9g;", s, site->rank, (double)site->scale);
+        lk_sha256_update(&hash, text, (size_t)n);
+    }
+    lk_sha256_update(&hash, host, bytes);
+    lk_sha256_final(&hash, a->digest);
+    free(host);
+    return LK_OK;
+}
+
+void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t n_adapters, float *const *grads)
+{
+    for (int32_t i = 0; i < n_adapters; i++) {
+        const lk_adapter *a = adapters[i];
+        int64_t size = lk_dtype_size(a->type);
+        float *grad = grads ? grads[i] : NULL;
+        for (int32_t s = 0; s < a->n_sites; s++) {
+            const lk_adapter_site *site = &a->sites[s];
+            lk_lora *entry = &table[(int64_t)s * n_adapters + i];
+            *entry = (lk_lora){.type = a->type, .rank = site->rank, .scale = site->scale};
+            if (!site->rank) continue;
+            entry->a = (const char *)a->weights + site->a * size;
+            entry->b = (const char *)a->weights + site->b * size;
+            if (grad) entry->da = grad + site->a, entry->db = grad + site->b;
+        }
+    }
+}

@@ -1,0 +1,17 @@
+/* Shared by adapter.c and adapter_io.c. */
+#ifndef LK_MODEL_ADAPTER_INTERNAL_H
+#define LK_MODEL_ADAPTER_INTERNAL_H
+
+#include "model/adapter.h"
+
+/* Ranks above this are a mistake or an attack on memory; the kernels are tested up to it. */
+enum { LK_ADAPTER_MAX_RANK = 512 };
+
+lk_status lk_adapter_alloc(lk_adapter **a, const lk_model *model, lk_error *err); /* sites zeroed, no weights */
+/* Offsets of every site's factors, in site order. */
+void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params, int32_t *max_rank);
+/* Takes n_params fp32 values in the flat layout into backend memory, and updates the digest. */
+lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err);
+float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora);
+
+#endif

@@ -1,0 +1,124 @@
+/* Adapters from and to PEFT folders. The flat vector keeps PEFT's own orientation (A[R,in], B[out,R]), so both ways are copies. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "data/peft.h"
+#include "model/adapter_internal.h"
+
+static lk_status check_base(const lk_peft *peft, const lk_model *model, const char *folder, lk_error *err)
+{
+    const char *identity = lk_peft_metadata(peft, "lorikeet.base_identity"), *digest = lk_peft_metadata(peft, "lorikeet.base_digest");
+    if (identity && strcmp(identity, model->identity))
+        return lk_fail(err, LK_ERR_MISMATCH, "adapter %s was trained on another base (%.12s..., %s) than %s (%.12s...)", folder, identity,
+                       *lk_peft_base(peft) ? lk_peft_base(peft) : "unnamed", model->name, model->identity);
+    if (identity && digest && strcmp(digest, model->digest))
+        lk_log(LK_LOG_WARN, "adapter %s was trained on another quantisation of %s: its outputs will differ slightly from those in training", folder, model->name);
+    return LK_OK;
+}
+
+static lk_status place_sites(lk_adapter *a, const lk_peft *peft, const char *folder, lk_error *err)
+{
+    const lk_config *c = &a->model->config;
+    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
+        const lk_peft_module *m = lk_peft_at(peft, i);
+        int64_t layer;
+        lk_module module;
+        if (!lk_module_parse(c, m->name, &layer, &module))
+            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%lld layers)", folder, m->name, a->model->name, (long long)c->layers);
+        lk_adapter_site *site = &a->sites[layer * LK_N_MODULES + module];
+        lk_module_shape(c, module, &site->n, &site->k);
+        if (m->a->shape[1] != site->k || m->b->shape[0] != site->n)
+            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s: %s adapts a [%lld,%lld] layer, but %s has [%lld,%lld] there: another base model", folder, m->name,
+                           (long long)m->b->shape[0], (long long)m->a->shape[1], a->model->name, (long long)site->n, (long long)site->k);
+        if (m->rank > LK_ADAPTER_MAX_RANK)
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", folder, m->rank, m->name, LK_ADAPTER_MAX_RANK);
+        site->rank = m->rank;
+        site->alpha = (float)m->alpha;
+        site->scale = (float)m->scale;
+    }
+    return LK_OK;
+}
+
+static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, float *host, lk_error *err)
+{
+    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
+        const lk_peft_module *m = lk_peft_at(peft, i);
+        int64_t layer;
+        lk_module module;
+        if (!lk_module_parse(&a->model->config, m->name, &layer, &module)) continue; /* checked before */
+        const lk_adapter_site *site = &a->sites[layer * LK_N_MODULES + module];
+        LK_TRY(lk_st_read_f32(m->a, 0, site->rank * site->k, host + site->a, err));
+        LK_TRY(lk_st_read_f32(m->b, 0, site->rank * site->n, host + site->b, err));
+    }
+    return LK_OK;
+}
+
+lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *folder, lk_dtype type, lk_error *err)
+{
+    *out = NULL;
+    lk_peft *peft = NULL;
+    lk_adapter *a = NULL;
+    float *host = NULL;
+    lk_status status;
+    if ((status = lk_peft_open(&peft, folder, err))) goto out;
+    if ((status = check_base(peft, model, folder, err))) goto out;
+    if ((status = lk_adapter_alloc(&a, model, err))) goto out;
+    a->type = type;
+    for (int32_t s = 0; s < a->n_sites; s++) lk_module_shape(&model->config, (lk_module)(s % LK_N_MODULES), &a->sites[s].n, &a->sites[s].k);
+    if ((status = place_sites(a, peft, folder, err))) goto out;
+    lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
+    host = calloc((size_t)a->n_params + 1, sizeof *host);
+    if (!host) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, folder);
+        goto out;
+    }
+    if ((status = read_factors(a, peft, host, err))) goto out;
+    status = lk_adapter_set(a, host, err);
+out:
+    free(host);
+    lk_peft_close(peft);
+    if (status) lk_adapter_destroy(a);
+    else *out = a;
+    return status;
+}
+
+lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err)
+{
+    if (a->type != LK_F32) return lk_fail(err, LK_ERR_INTERNAL, "only F32 adapters are saved");
+    lk_backend *be = a->model->be;
+    float *host = malloc(lk_adapter_bytes(a) + 1);
+    lk_peft_write_module *modules = calloc((size_t)a->n_sites, sizeof *modules);
+    char(*names)[200] = calloc((size_t)a->n_sites, sizeof *names);
+    lk_status status = LK_OK;
+    if (!host || !modules || !names) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory to save the adapter");
+        goto out;
+    }
+    if ((status = lk_download(be, host, a->weights, lk_adapter_bytes(a)))) {
+        lk_backend_fail(be, status, err);
+        goto out;
+    }
+    int64_t n = 0;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        if (!site->rank) continue;
+        lk_module_path(names[n], sizeof names[n], s / LK_N_MODULES, (lk_module)(s % LK_N_MODULES));
+        modules[n] = (lk_peft_write_module){
+            .name = names[n], .rank = site->rank, .alpha = (double)site->alpha, .in = site->k, .out = site->n, .a = host + site->a, .b = host + site->b};
+        n++;
+    }
+    lk_peft_write_options options = {.base = a->model->path,
+                                     .base_identity = a->model->identity,
+                                     .base_digest = a->model->digest,
+                                     .quantization = a->model->quant == LK_QUANT_NF4 ? "nf4" : "none",
+                                     .use_rslora = a->use_rslora,
+                                     .dropout = a->dropout};
+    status = lk_peft_write(folder, modules, n, &options, err);
+out:
+    free(host);
+    free(modules);
+    free(names);
+    return status;
+}

@@ -1,0 +1,79 @@
+#include "model/folder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+
+enum { MAX_COPY_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
+
+lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *err)
+{
+    static const char *const names[] = {"tokenizer.json",     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
+                                        "merges.txt",         "added_tokens.json",     "tokenizer.model",         "generation_config.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char source[4096], target[4096];
+        LK_TRY(lk_path_join(source, sizeof source, from, names[i], err));
+        LK_TRY(lk_path_join(target, sizeof target, to, names[i], err));
+        if (!lk_path_exists(source)) continue;
+        char *text;
+        size_t size;
+        LK_TRY(lk_file_read(source, MAX_COPY_BYTES, &text, &size, err));
+        lk_status status = lk_file_replace(target, text, size, err);
+        free(text);
+        if (status) return status;
+    }
+    return LK_OK;
+}
+
+lk_status lk_folder_write_config(const char *from, const char *to, const char *dtype, cJSON *quantization, lk_error *err)
+{
+    char path[4096];
+    cJSON *json = NULL;
+    char *text = NULL;
+    lk_status status;
+    if ((status = lk_path_join(path, sizeof path, from, "config.json", err))) goto out;
+    if ((status = lk_json_read(&json, path, MAX_CONFIG_BYTES, err))) goto out;
+    cJSON_DeleteItemFromObjectCaseSensitive(json, "quantization_config");
+    if (quantization) {
+        cJSON_AddItemToObject(json, "quantization_config", quantization);
+        quantization = NULL;
+    }
+    if (dtype) {
+        /* Both spellings are read by different versions; keep whichever the file has, and the older one in any case. */
+        bool newer = lk_json_get(json, "dtype") != NULL;
+        cJSON_DeleteItemFromObjectCaseSensitive(json, "dtype");
+        cJSON_DeleteItemFromObjectCaseSensitive(json, "torch_dtype");
+        cJSON_AddStringToObject(json, "torch_dtype", dtype);
+        if (newer) cJSON_AddStringToObject(json, "dtype", dtype);
+    }
+    text = cJSON_Print(json);
+    if (!text) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory to write config.json");
+        goto out;
+    }
+    if ((status = lk_path_join(path, sizeof path, to, "config.json", err))) goto out;
+    status = lk_file_replace(path, text, strlen(text), err);
+out:
+    cJSON_Delete(quantization);
+    cJSON_Delete(json);
+    free(text);
+    return status;
+}
+
+lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *err)
+{
+    char *a = realpath(from, NULL), *b = realpath(to, NULL);
+    bool same = a && b && !strcmp(a, b);
+    free(a);
+    free(b);
+    if (same) return lk_fail(err, LK_ERR_ARGUMENT, "the output folder %s is the input folder; choose another", to);
+    LK_TRY(lk_folder_create(to, err));
+    lk_arena arena = {0};
+    char **names;
+    size_t n;
+    lk_status status = lk_folder_list(to, &arena, &names, &n, err);
+    lk_arena_free(&arena);
+    if (!status && n > 0) status = lk_fail(err, LK_ERR_ARGUMENT, "the output folder %s is not empty; choose another or empty it", to);
+    return status;
+}

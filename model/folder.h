@@ -1,0 +1,18 @@
+/* What surrounds the weights in a Hugging Face folder: configuration and tokenizer files, carried along when weights are rewritten. */
+#ifndef LK_MODEL_FOLDER_H
+#define LK_MODEL_FOLDER_H
+
+#include "base/json.h"
+#include "base/status.h"
+
+/* Copies tokenizer, chat template and generation settings that exist in `from`; each by atomic replacement. */
+lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *err);
+
+/* Reads from/config.json, lets the caller change it, writes to/config.json. quantization NULL removes quantization_config, else it becomes
+ * that object (taken over). dtype ("bfloat16", "float32", ...) replaces torch_dtype and dtype; NULL leaves them. */
+lk_status lk_folder_write_config(const char *from, const char *to, const char *dtype, cJSON *quantization, lk_error *err);
+
+/* Refuses an output folder that exists and is not empty, or that is the source. Creates it. */
+lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *err);
+
+#endif

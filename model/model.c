@@ -1,0 +1,276 @@
+/* Opening a model: headers, then matrix by matrix (read or quantise, digest, hand to the backend), so that the host never holds more than
+ * one matrix besides what is mapped. */
+#include "model/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/sha256.h"
+#include "kernels/nf4.h"
+#include "model/bnb.h"
+#include "model/weights.h"
+
+typedef struct loader {
+    lk_model *model;
+    lk_safetensors *st;
+    lk_pool *pool;
+    const lk_model_options *options;
+    lk_sha256 identity, digest;
+    int64_t done, total;
+    lk_error *err;
+} loader;
+
+static void hash_text(lk_sha256 *hash, const char *text) { lk_sha256_update(hash, text, strlen(text)); }
+
+/* name, type and content of one tensor into the digest, and into the identity when it never depends on the quantisation. */
+static void hash_tensor(loader *l, const char *name, lk_dtype type, const void *bytes, int64_t size, bool identity)
+{
+    char hex[65];
+    lk_tree_digest(l->pool, bytes, size, hex);
+    lk_sha256 *hashes[2] = {&l->digest, &l->identity};
+    for (int i = 0; i < (identity ? 2 : 1); i++) {
+        hash_text(hashes[i], name);
+        hash_text(hashes[i], lk_dtype_name(type));
+        hash_text(hashes[i], hex);
+    }
+}
+
+static lk_status load_vector(loader *l, float **out, const char *name, int64_t n)
+{
+    const lk_st_tensor *t;
+    int64_t shape[1] = {n};
+    LK_TRY(lk_safetensors_expect(l->st, name, 1, shape, &t, l->err));
+    float *host = malloc((size_t)n * 4);
+    if (!host) return lk_fail(l->err, LK_ERR_MEMORY, "no memory for %s", name);
+    lk_status status = lk_st_read_f32(t, 0, n, host, l->err);
+    for (int64_t i = 0; i < n && !status; i++)
+        if (!(host[i] - host[i] == 0.0f)) status = lk_fail(l->err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity at element %lld", t->file, name, (long long)i);
+    void *device = NULL;
+    if (!status && ((status = lk_alloc(l->model->be, (size_t)n * 4, &device)) || (status = lk_upload(l->model->be, device, host, (size_t)n * 4))))
+        lk_backend_fail(l->model->be, status, l->err);
+    if (!status) hash_tensor(l, name, t->type, t->data, t->n_bytes, true);
+    free(host);
+    *out = device;
+    return status;
+}
+
+static void report(loader *l)
+{
+    l->done++;
+    if (l->options->progress) l->options->progress(l->options->context, l->done, l->total);
+}
+
+static lk_status create(loader *l, lk_matrix **out, const lk_matrix_source *source)
+{
+    lk_status status = lk_matrix_create(l->model->be, out, source);
+    return status ? lk_backend_fail(l->model->be, status, l->err) : LK_OK;
+}
+
+static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k, bool identity)
+{
+    const lk_st_tensor *t;
+    int64_t shape[2] = {n, k};
+    LK_TRY(lk_safetensors_expect(l->st, name, 2, shape, &t, l->err));
+    if (t->type != LK_F32 && t->type != LK_BF16 && t->type != LK_F16)
+        return lk_fail(l->err, LK_ERR_UNSUPPORTED, "%s: %s is %s; F32, BF16, F16 or bitsandbytes NF4 expected", t->file, name, lk_dtype_name(t->type));
+    hash_tensor(l, name, t->type, t->data, t->n_bytes, identity);
+    LK_TRY(create(l, out, &(lk_matrix_source){.type = t->type, .n = n, .k = k, .data = t->data}));
+    report(l);
+    return LK_OK;
+}
+
+static lk_status load_linear(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k)
+{
+    if (l->options->quant == LK_QUANT_NONE && !lk_bnb_is_quantized(l->st, name)) return load_dense(l, out, name, n, k, false);
+    lk_nf4_host host;
+    LK_TRY(lk_nf4_host_read(&host, l->st, name, n, k, l->pool, l->err));
+    hash_tensor(l, name, LK_NF4, host.codes, (n * k + 1) / 2, false);
+    hash_tensor(l, "absmax", LK_F32, host.absmax, lk_nf4_blocks(n * k) * 4, false);
+    lk_status status = create(l, out, &(lk_matrix_source){.type = LK_NF4, .n = n, .k = k, .data = host.codes, .absmax = host.absmax});
+    lk_nf4_host_free(&host);
+    if (!status) report(l);
+    return status;
+}
+
+static lk_status load_layer(loader *l, int64_t index)
+{
+    const lk_config *c = &l->model->config;
+    lk_layer *layer = &l->model->layers[index];
+    char name[300], path[200];
+    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
+    LK_TRY(load_vector(l, &layer->attn_norm, name, c->hidden));
+    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
+    LK_TRY(load_vector(l, &layer->mlp_norm, name, c->hidden));
+    if (c->qk_norm) {
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_norm.weight", (long long)index);
+        LK_TRY(load_vector(l, &layer->q_norm, name, c->head_dim));
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.k_norm.weight", (long long)index);
+        LK_TRY(load_vector(l, &layer->k_norm, name, c->head_dim));
+    }
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        int64_t n, k;
+        lk_module_shape(c, (lk_module)m, &n, &k);
+        lk_module_path(path, sizeof path, index, (lk_module)m);
+        snprintf(name, sizeof name, "%s.weight", path);
+        LK_TRY(load_linear(l, &layer->w[m], name, n, k));
+        if (!lk_module_has_bias(c, (lk_module)m)) continue;
+        snprintf(name, sizeof name, "%s.bias", path);
+        LK_TRY(load_vector(l, &layer->bias[m], name, n));
+    }
+    return LK_OK;
+}
+
+static lk_status load_rope(loader *l)
+{
+    lk_model *model = l->model;
+    size_t bytes = (size_t)(model->config.head_dim / 2) * 4;
+    float *host = malloc(bytes);
+    if (!host) return lk_fail(l->err, LK_ERR_MEMORY, "no memory for the RoPE frequencies");
+    lk_config_inv_freq(&model->config, host);
+    void *device = NULL;
+    lk_status status;
+    if ((status = lk_alloc(model->be, bytes, &device)) || (status = lk_upload(model->be, device, host, bytes))) lk_backend_fail(model->be, status, l->err);
+    model->inv_freq = device;
+    free(host);
+    return status;
+}
+
+/* Everything of the configuration that enters a forward pass. */
+static void hash_config(loader *l)
+{
+    const lk_config *c = &l->model->config;
+    char text[512];
+    snprintf(text, sizeof text, "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g", c->model_type,
+             (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads, (long long)c->head_dim,
+             (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias, c->qk_norm, c->rope_theta, (int)c->rope,
+             c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
+    hash_text(&l->identity, text);
+    hash_text(&l->digest, text);
+}
+
+static lk_status load_all(loader *l)
+{
+    lk_model *model = l->model;
+    const lk_config *c = &model->config;
+    LK_TRY(lk_weights_check_names(l->st, c, l->err));
+    hash_config(l);
+    LK_TRY(load_rope(l));
+    LK_TRY(load_dense(l, &model->embedding, "model.embed_tokens.weight", c->vocab, c->hidden, true));
+    for (int64_t i = 0; i < c->layers; i++) LK_TRY(load_layer(l, i));
+    LK_TRY(load_vector(l, &model->final_norm, "model.norm.weight", c->hidden));
+    if (c->tied) {
+        model->head = model->embedding;
+        return LK_OK;
+    }
+    return load_dense(l, &model->head, "lm_head.weight", c->vocab, c->hidden, true);
+}
+
+static void name_from_path(lk_model *model, const char *folder)
+{
+    snprintf(model->path, sizeof model->path, "%s", folder);
+    size_t length = strlen(model->path);
+    while (length > 1 && model->path[length - 1] == '/') model->path[--length] = 0;
+    const char *slash = strrchr(model->path, '/');
+    snprintf(model->name, sizeof model->name, "%s", slash && slash[1] ? slash + 1 : model->path);
+}
+
+lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, const lk_model_options *options, lk_error *err)
+{
+    *out = NULL;
+    loader l = {.options = options, .err = err};
+    lk_model *model = calloc(1, sizeof *model);
+    if (!model) return lk_fail(err, LK_ERR_MEMORY, "no memory for a model");
+    l.model = model;
+    model->be = be;
+    name_from_path(model, folder);
+    lk_sha256_init(&l.identity);
+    lk_sha256_init(&l.digest);
+    lk_status status;
+    if ((status = lk_config_read(&model->config, folder, err))) goto out;
+    model->layers = calloc((size_t)model->config.layers, sizeof *model->layers);
+    if (!model->layers) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
+        goto out;
+    }
+    if ((status = lk_safetensors_open(&l.st, folder, err))) goto out;
+    if ((status = lk_pool_create(&l.pool, lk_backend_threads(be), err))) goto out;
+    bool four_bit = lk_bnb_any(l.st);
+    model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
+    if (four_bit && options->quant == LK_QUANT_NONE) lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
+    l.total = model->config.layers * LK_N_MODULES + (model->config.tied ? 1 : 2);
+    status = load_all(&l);
+out:
+    lk_sha256_final(&l.identity, model->identity);
+    lk_sha256_final(&l.digest, model->digest);
+    lk_pool_destroy(l.pool);
+    lk_safetensors_close(l.st);
+    if (status) {
+        lk_model_close(model);
+        return status;
+    }
+    *out = model;
+    return LK_OK;
+}
+
+void lk_model_close(lk_model *model)
+{
+    if (!model) return;
+    lk_backend *be = model->be;
+    for (int64_t i = 0; model->layers && i < model->config.layers; i++) {
+        lk_layer *layer = &model->layers[i];
+        lk_free(be, layer->attn_norm);
+        lk_free(be, layer->mlp_norm);
+        lk_free(be, layer->q_norm);
+        lk_free(be, layer->k_norm);
+        for (int m = 0; m < LK_N_MODULES; m++) {
+            lk_matrix_destroy(be, layer->w[m]);
+            lk_free(be, layer->bias[m]);
+        }
+    }
+    if (model->head != model->embedding) lk_matrix_destroy(be, model->head);
+    lk_matrix_destroy(be, model->embedding);
+    lk_free(be, model->final_norm);
+    lk_free(be, model->inv_freq);
+    free(model->layers);
+    free(model);
+}
+
+lk_status lk_model_probe(lk_model_facts *facts, const char *folder, lk_error *err)
+{
+    memset(facts, 0, sizeof *facts);
+    LK_TRY(lk_config_read(&facts->config, folder, err));
+    lk_safetensors *st;
+    LK_TRY(lk_safetensors_open(&st, folder, err));
+    const lk_st_tensor *embedding, *linear = NULL;
+    int64_t shape[2] = {facts->config.vocab, facts->config.hidden};
+    lk_status status = lk_safetensors_expect(st, "model.embed_tokens.weight", 2, shape, &embedding, err);
+    if (!status) {
+        linear = lk_safetensors_find(st, "model.layers.0.self_attn.q_proj.weight");
+        if (!linear) status = lk_fail(err, LK_ERR_NOT_FOUND, "%s: tensor model.layers.0.self_attn.q_proj.weight is missing", folder);
+    }
+    if (!status) {
+        facts->dense = embedding->type;
+        facts->prequantized = lk_bnb_is_quantized(st, linear->name);
+        facts->linear = facts->prequantized ? LK_NF4 : linear->type;
+    }
+    lk_safetensors_close(st);
+    return status;
+}
+
+size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quant quant)
+{
+    const lk_config *c = &facts->config;
+    lk_dtype linear = quant == LK_QUANT_NF4 ? LK_NF4 : facts->linear;
+    size_t layer = 0, biases = 0;
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        int64_t n, k;
+        lk_module_shape(c, (lk_module)m, &n, &k);
+        layer += lk_matrix_bytes(be, linear, n, k);
+        if (lk_module_has_bias(c, (lk_module)m)) biases += (size_t)n * 4;
+    }
+    size_t norms = (size_t)(2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) * 4;
+    size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden);
+    return (size_t)c->layers * (layer + biases + norms) + tables + (size_t)c->hidden * 4 + (size_t)(c->head_dim / 2) * 4;
+}

@@ -1,0 +1,112 @@
+/* lk_model_quantize: a 16-bit folder to a bitsandbytes NF4 one. Linear layers of the blocks are quantised; embedding, head, norms and
+ * biases are copied byte for byte, so the identity of the base stays. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/bnb.h"
+#include "model/folder.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+static bool is_linear(const lk_config *c, const char *name)
+{
+    char path[512];
+    size_t length = strlen(name);
+    static const char suffix[] = ".weight";
+    if (length < sizeof suffix || length >= sizeof path || strcmp(name + length - 7, suffix)) return false;
+    memcpy(path, name, length - 7);
+    path[length - 7] = 0;
+    int64_t layer;
+    lk_module m;
+    return lk_module_parse(c, path, &layer, &m);
+}
+
+static const char *torch_name(lk_dtype type)
+{
+    return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32";
+}
+
+static cJSON *quantization_config(lk_dtype type)
+{
+    cJSON *q = cJSON_CreateObject();
+    cJSON_AddStringToObject(q, "quant_method", "bitsandbytes");
+    cJSON_AddBoolToObject(q, "load_in_4bit", 1);
+    cJSON_AddBoolToObject(q, "load_in_8bit", 0);
+    cJSON_AddBoolToObject(q, "_load_in_4bit", 1);
+    cJSON_AddBoolToObject(q, "_load_in_8bit", 0);
+    cJSON_AddStringToObject(q, "bnb_4bit_quant_type", "nf4");
+    cJSON_AddBoolToObject(q, "bnb_4bit_use_double_quant", 1);
+    cJSON_AddStringToObject(q, "bnb_4bit_compute_dtype", torch_name(type));
+    cJSON_AddStringToObject(q, "bnb_4bit_quant_storage", "uint8");
+    cJSON_AddBoolToObject(q, "llm_int8_enable_fp32_cpu_offload", 0);
+    cJSON_AddBoolToObject(q, "llm_int8_has_fp16_weight", 0);
+    cJSON_AddNullToObject(q, "llm_int8_skip_modules");
+    cJSON_AddNumberToObject(q, "llm_int8_threshold", 6.0);
+    return q;
+}
+
+static lk_status write_linear(lk_st_writer *w, const lk_st_tensor *t, lk_pool *pool, lk_error *err)
+{
+    lk_nf4_host m;
+    LK_TRY(lk_nf4_host_quantize(&m, t, t->shape[0], t->shape[1], pool, err));
+    lk_bnb_matrix out = {t->name, torch_name(t->type), m.n, m.k, m.codes, m.absmax8, m.absmax2, m.offset};
+    lk_status status = lk_bnb_write(w, &out, err);
+    lk_nf4_host_free(&m);
+    return status;
+}
+
+static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_writer *w, lk_pool *pool, lk_error *err)
+{
+    int64_t n = lk_safetensors_count(st);
+    for (int64_t i = 0; i < n; i++) {
+        const lk_st_tensor *t = lk_safetensors_at(st, i);
+        if (is_linear(c, t->name)) {
+            if (t->n_dims != 2) return lk_fail(err, LK_ERR_FORMAT, "%s: %s is not a matrix", t->file, t->name);
+            LK_TRY(lk_bnb_declare(w, t->name, t->shape[0], t->shape[1], err));
+        } else {
+            LK_TRY(lk_st_writer_declare(w, t->name, t->type, t->n_dims, t->shape, err));
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const lk_st_tensor *t = lk_safetensors_at(st, i);
+        if (is_linear(c, t->name)) LK_TRY(write_linear(w, t, pool, err));
+        else LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));
+    }
+    return LK_OK;
+}
+
+lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk_error *err)
+{
+    lk_config config;
+    lk_safetensors *st = NULL;
+    lk_pool *pool = NULL;
+    lk_st_writer *w = NULL;
+    lk_status status;
+    if ((status = lk_config_read(&config, folder, err))) goto out;
+    if ((status = lk_safetensors_open(&st, folder, err))) goto out;
+    if (lk_bnb_any(st)) {
+        status = lk_fail(err, LK_ERR_ARGUMENT, "%s is already a 4-bit checkpoint", folder);
+        goto out;
+    }
+    if ((status = lk_weights_check_names(st, &config, err))) goto out;
+    if ((status = lk_pool_create(&pool, threads, err))) goto out;
+    if ((status = lk_folder_prepare_output(folder, out, err))) goto out;
+    const lk_st_tensor *embedding = lk_safetensors_find(st, "model.embed_tokens.weight");
+    if (!embedding) {
+        status = lk_fail(err, LK_ERR_NOT_FOUND, "%s: tensor model.embed_tokens.weight is missing", folder);
+        goto out;
+    }
+    if ((status = lk_st_writer_create(&w, out, "model", (int64_t)5 << 30, err))) goto out;
+    if ((status = write_all(st, &config, w, pool, err))) goto out;
+    status = lk_st_writer_commit(w, err);
+    if (status) goto out;
+    w = NULL;
+    if ((status = lk_folder_copy_tokenizer(folder, out, err))) goto out;
+    /* The configuration last: a folder without it is visibly unfinished. */
+    status = lk_folder_write_config(folder, out, torch_name(embedding->type), quantization_config(embedding->type), err);
+out:
+    lk_st_writer_abort(w);
+    lk_pool_destroy(pool);
+    lk_safetensors_close(st);
+    return status;
+}

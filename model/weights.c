@@ -1,0 +1,160 @@
+#include "model/weights.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/sha256.h"
+#include "kernels/nf4.h"
+#include "model/bnb.h"
+
+void lk_nf4_host_free(lk_nf4_host *m)
+{
+    free(m->own_codes);
+    free(m->absmax);
+    free(m->absmax8);
+    free(m->absmax2);
+    memset(m, 0, sizeof *m);
+}
+
+typedef struct quantize_job {
+    const lk_st_tensor *tensor;
+    int64_t total;
+    uint8_t *codes;
+    float *absmax;
+    lk_status status[256]; /* one a thread: no sharing */
+    lk_error error[256];
+} quantize_job;
+
+/* Values are widened in pieces: a whole matrix in fp32 would be four times the largest thing loading otherwise needs. */
+static void quantize_blocks(void *context, int64_t begin, int64_t end, int thread)
+{
+    enum { PIECE = 64 * LK_NF4_BLOCK };
+    quantize_job *job = context;
+    float values[PIECE];
+    for (int64_t first = begin * LK_NF4_BLOCK; first < end * LK_NF4_BLOCK && first < job->total; first += PIECE) {
+        int64_t n = job->total - first;
+        if (n > PIECE) n = PIECE;
+        if (n > end * LK_NF4_BLOCK - first) n = end * LK_NF4_BLOCK - first;
+        if ((job->status[thread] = lk_st_read_f32(job->tensor, first, n, values, &job->error[thread]))) return;
+        lk_nf4_quantize(job->codes + first / 2, job->absmax + first / LK_NF4_BLOCK, values, n);
+    }
+}
+
+lk_status lk_nf4_host_quantize(lk_nf4_host *m, const lk_st_tensor *t, int64_t n, int64_t k, lk_pool *pool, lk_error *err)
+{
+    memset(m, 0, sizeof *m);
+    int64_t total = n * k, blocks = lk_nf4_blocks(total), nested = lk_nf4_nested_blocks(blocks);
+    *m = (lk_nf4_host){.n = n, .k = k};
+    m->own_codes = malloc((size_t)(total + 1) / 2);
+    m->absmax = malloc((size_t)blocks * 4);
+    m->absmax8 = malloc((size_t)blocks);
+    m->absmax2 = malloc((size_t)nested * 4);
+    quantize_job *job = calloc(1, sizeof *job);
+    lk_status status = LK_OK;
+    if (!m->own_codes || !m->absmax || !m->absmax8 || !m->absmax2 || !job) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory to quantise %s", t->name);
+        goto out;
+    }
+    m->codes = m->own_codes;
+    job->tensor = t;
+    job->total = total;
+    job->codes = m->own_codes;
+    job->absmax = m->absmax;
+    lk_pool_run(pool, blocks, 64, quantize_blocks, job);
+    for (int i = 0; i < lk_pool_threads(pool) && !status; i++)
+        if (job->status[i]) status = lk_fail(err, job->status[i], "%s", job->error[i].message);
+    if (status) goto out;
+    for (int64_t b = 0; b < blocks; b++) {
+        /* NaN or infinity anywhere in a block shows in its scale. */
+        if (!(m->absmax[b] <= 3.4e38f)) {
+            status = lk_fail(err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity near element %lld", t->file, t->name, (long long)(b * LK_NF4_BLOCK));
+            goto out;
+        }
+    }
+    lk_nf4_nest(m->absmax8, m->absmax2, &m->offset, m->absmax, blocks);
+    lk_nf4_unnest(m->absmax, m->absmax8, m->absmax2, m->offset, blocks);
+out:
+    free(job);
+    if (status) lk_nf4_host_free(m);
+    return status;
+}
+
+lk_status lk_nf4_host_read(lk_nf4_host *m, const lk_safetensors *st, const char *weight, int64_t n, int64_t k, lk_pool *pool, lk_error *err)
+{
+    memset(m, 0, sizeof *m);
+    if (lk_bnb_is_quantized(st, weight)) {
+        m->n = n;
+        m->k = k;
+        return lk_bnb_read(st, weight, n, k, &m->codes, &m->absmax, err);
+    }
+    const lk_st_tensor *t;
+    int64_t shape[2] = {n, k};
+    LK_TRY(lk_safetensors_expect(st, weight, 2, shape, &t, err));
+    return lk_nf4_host_quantize(m, t, n, k, pool, err);
+}
+
+typedef struct digest_job {
+    const unsigned char *bytes;
+    int64_t size;
+    char (*hex)[65];
+} digest_job;
+
+enum { DIGEST_PIECE = 1 << 20 };
+
+static void digest_pieces(void *context, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    digest_job *job = context;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t first = i * DIGEST_PIECE, n = job->size - first < DIGEST_PIECE ? job->size - first : DIGEST_PIECE;
+        lk_sha256_bytes(job->bytes + first, (size_t)n, job->hex[i]);
+    }
+}
+
+void lk_tree_digest(lk_pool *pool, const void *bytes, int64_t size, char hex[65])
+{
+    int64_t pieces = (size + DIGEST_PIECE - 1) / DIGEST_PIECE;
+    digest_job job = {bytes, size, malloc((size_t)(pieces ? pieces : 1) * 65)};
+    if (!job.hex) abort(); /* a few kilobytes */
+    lk_pool_run(pool, pieces, 1, digest_pieces, &job);
+    lk_sha256 all;
+    lk_sha256_init(&all);
+    for (int64_t i = 0; i < pieces; i++) lk_sha256_update(&all, job.hex[i], 64);
+    lk_sha256_final(&all, hex);
+    free(job.hex);
+}
+
+/* Is this a tensor that some part of the loader reads? */
+static bool known_name(const char *name, const lk_config *c)
+{
+    static const char *const top[] = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"};
+    for (size_t i = 0; i < sizeof top / sizeof *top; i++)
+        if (!strcmp(name, top[i])) return true;
+    if (lk_bnb_is_state(name) || strstr(name, ".rotary_emb.inv_freq")) return true;
+    long long layer = -1;
+    int used = 0;
+    if (sscanf(name, "model.layers.%lld.%n", &layer, &used) != 1 || used == 0 || layer < 0 || layer >= c->layers) return false;
+    const char *rest = name + used;
+    if (!strcmp(rest, "input_layernorm.weight") || !strcmp(rest, "post_attention_layernorm.weight")) return true;
+    if (c->qk_norm && (!strcmp(rest, "self_attn.q_norm.weight") || !strcmp(rest, "self_attn.k_norm.weight"))) return true;
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        char want[128];
+        snprintf(want, sizeof want, "%s.%s.weight", lk_module_parent((lk_module)m), lk_module_name((lk_module)m));
+        if (!strcmp(rest, want)) return true;
+        snprintf(want, sizeof want, "%s.%s.bias", lk_module_parent((lk_module)m), lk_module_name((lk_module)m));
+        if (!strcmp(rest, want) && lk_module_has_bias(c, (lk_module)m)) return true;
+    }
+    return false;
+}
+
+lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *config, lk_error *err)
+{
+    for (int64_t i = 0; i < lk_safetensors_count(st); i++) {
+        const lk_st_tensor *t = lk_safetensors_at(st, i);
+        if (!known_name(t->name, config))
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s model with this config.json; refusing to ignore it", t->file, t->name,
+                           config->model_type);
+    }
+    return LK_OK;
+}
