@@ -158,7 +158,7 @@ static void init_factor(float *a, int64_t first, int64_t n, float bound, lk_phil
 lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err)
 {
     *out = NULL;
-    lk_adapter *a;
+    lk_adapter *a = NULL;
     LK_TRY(lk_adapter_alloc(&a, model, err));
     a->type = LK_F32;
     a->use_rslora = spec->use_rslora;

@@ -1,0 +1,144 @@
+/* The serving forward: one step over a mixed batch of prefill chunks and decodes, over paged keys and values. Nothing is kept for a backward, so
+ * most buffers are shared: the block's output goes back into its input, the gated product into the gate. */
+#include "model/transformer.h"
+
+#include <stdlib.h>
+
+#include "model/block.h"
+#include "model/carve.h"
+
+struct lk_infer {
+    const lk_model *model;
+    lk_infer_options options;
+    void *memory;
+    lk_block block;
+    lk_tensor cos_sin, rows, logits;
+};
+
+static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
+{
+    int64_t T = f->options.max_tokens, R = f->options.max_rows;
+    int64_t q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    lk_block *b = &f->block;
+    b->x_in = b->x_out = lk_carve_tensor(c, act, T, m->hidden);
+    b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
+    b->normed = lk_carve_tensor(c, act, T, m->hidden);
+    b->q = b->q_raw = lk_carve_tensor(c, act, T, q);
+    b->k = b->k_raw = lk_carve_tensor(c, act, T, kv);
+    b->v = lk_carve_tensor(c, act, T, kv);
+    b->o = lk_carve_tensor(c, act, T, q);
+    b->gate = b->act = lk_carve_tensor(c, act, T, m->intermediate);
+    b->up = lk_carve_tensor(c, act, T, m->intermediate);
+    lk_tensor h = lk_carve_tensor(c, LK_F32, T, f->options.max_rank > 0 ? f->options.max_rank : 1);
+    for (int i = 0; i < LK_N_MODULES; i++) b->h[i] = h;
+    f->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
+    f->rows = lk_carve_tensor(c, act, R, m->hidden);
+    f->logits = lk_carve_tensor(c, LK_F32, R, m->vocab);
+}
+
+static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
+{
+    int64_t width = m->intermediate > m->hidden ? m->intermediate : m->hidden;
+    if (m->heads * m->head_dim > width) width = m->heads * m->head_dim;
+    return (lk_limits){.tokens = o->max_tokens > o->max_rows ? o->max_tokens : o->max_rows,
+                       .width = width,
+                       .vocab = m->vocab,
+                       .rank = o->max_rank,
+                       .heads = m->heads,
+                       .kv_heads = m->kv_heads,
+                       .head_dim = m->head_dim,
+                       .context = o->max_context};
+}
+
+size_t lk_infer_bytes(const lk_backend *be, const lk_config *config, const lk_infer_options *options)
+{
+    lk_infer f = {.options = *options};
+    lk_carve count = {0};
+    carve(&f, &count, config, lk_backend_act(be));
+    lk_limits limits = infer_limits(config, options);
+    return count.used + lk_scratch_bytes(be, &limits);
+}
+
+lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_options *options, lk_error *err)
+{
+    *out = NULL;
+    lk_backend *be = model->be;
+    if (options->max_tokens < 1 || options->max_rows < 1) return lk_fail(err, LK_ERR_ARGUMENT, "an inference step needs room for at least one token and one row");
+    lk_infer *f = calloc(1, sizeof *f);
+    if (!f) return lk_fail(err, LK_ERR_MEMORY, "no memory for inference");
+    f->model = model;
+    f->options = *options;
+    lk_carve count = {0};
+    carve(f, &count, &model->config, lk_backend_act(be));
+    lk_limits limits = infer_limits(&model->config, options);
+    lk_status status = lk_alloc(be, count.used, &f->memory);
+    if (!status) {
+        carve(f, &(lk_carve){.base = f->memory}, &model->config, lk_backend_act(be));
+        status = lk_reserve(be, &limits);
+    }
+    if (status) {
+        lk_backend_fail(be, status, err);
+        lk_infer_destroy(f);
+        return status;
+    }
+    *out = f;
+    return LK_OK;
+}
+
+void lk_infer_destroy(lk_infer *f)
+{
+    if (!f) return;
+    lk_free(f->model->be, f->memory);
+    free(f);
+}
+
+static lk_block block_rows(const lk_infer *f, int64_t T)
+{
+    lk_block b = f->block;
+    lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = lk_tensor_rows(all[i], 0, T);
+    for (int i = 0; i < LK_N_MODULES; i++) b.h[i] = lk_tensor_rows(&b.h[i], 0, T);
+    return b;
+}
+
+static lk_status step(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits)
+{
+    const lk_model *model = f->model;
+    lk_backend *be = model->be;
+    lk_block b = block_rows(f, batch->n_tokens);
+    lk_tensor cos_sin = lk_tensor_rows(&f->cos_sin, 0, batch->n_tokens);
+    lk_block_context c = {.model = model, .batch = batch, .cos_sin = &cos_sin, .kv = kv};
+    LK_TRY(lk_batch_begin(be, batch));
+    LK_TRY(lk_rope_table(be, &cos_sin, batch->positions, model->inv_freq, 1.0f));
+    LK_TRY(lk_embed(be, &b.x_in, model->embedding, batch->ids));
+    for (int64_t layer = 0; layer < model->config.layers; layer++) LK_TRY(lk_block_forward(&c, layer, &b, false));
+    lk_tensor last = lk_tensor_rows(&f->rows, 0, n_rows);
+    *logits = lk_tensor_rows(&f->logits, 0, n_rows);
+    if (n_rows == 0) return LK_OK;
+    LK_TRY(lk_gather_rows(be, &last, &b.x_out, rows));
+    LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
+    return lk_linear(be, logits, &last, model->head, NULL);
+}
+
+lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits, lk_error *err)
+{
+    if (batch->n_tokens < 1 || batch->n_tokens > f->options.max_tokens || n_rows < 0 || n_rows > f->options.max_rows)
+        return lk_fail(err, LK_ERR_INTERNAL, "a step of %lld tokens and %lld rows does not fit the planned %lld and %lld", (long long)batch->n_tokens, (long long)n_rows,
+                       (long long)f->options.max_tokens, (long long)f->options.max_rows);
+    for (int64_t t = 0; t < batch->n_tokens; t++)
+        if (batch->ids[t] < 0 || batch->ids[t] >= f->model->config.vocab)
+            return lk_fail(err, LK_ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld", batch->ids[t], (long long)f->model->config.vocab);
+    lk_status status = step(f, batch, kv, rows, n_rows, logits);
+    return status ? lk_backend_fail(f->model->be, status, err) : LK_OK;
+}
+
+lk_kv_shape lk_infer_kv_shape(const lk_model *model, int32_t page_tokens, int32_t n_pages)
+{
+    const lk_config *c = &model->config;
+    return (lk_kv_shape){.n_layers = (int32_t)c->layers,
+                         .kv_heads = (int32_t)c->kv_heads,
+                         .head_dim = (int32_t)c->head_dim,
+                         .page_tokens = page_tokens,
+                         .n_pages = n_pages,
+                         .type = lk_backend_compute(model->be)};
+}

@@ -1,0 +1,305 @@
+/* Forward, loss and backward of a training micro-batch, with gradient checkpointing.
+ *
+ * Layers are taken in groups of `group`. The forward keeps the input of each group (its checkpoint) and writes the activations of a layer into
+ * slot (layer mod group), so that after the forward the slots hold the last group, which therefore needs no recomputation. The backward takes groups
+ * from the top: recompute the group's layers from its checkpoint into the slots, then go down through them. group = layers keeps everything,
+ * group = 1 is the usual "checkpoint every layer". Normalised inputs and gated products are cheap and are remade in backward instead of kept. */
+#include "model/transformer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/block.h"
+#include "model/carve.h"
+
+struct lk_pass {
+    const lk_model *model;
+    lk_pass_options options;
+    int64_t group, n_inputs;
+    void *memory; /* one block of backend memory, carved */
+    lk_tensor *inputs; /* checkpoints: x_in of each group; two that take turns when not training */
+    lk_block *slots;
+    lk_tensor cos_sin, x_final, normed, act, dx;
+    float *final_rstd, *nll;
+    uint8_t *hits;
+    lk_block_grads grads;
+};
+
+static int64_t group_size(const lk_config *c, const lk_pass_options *o)
+{
+    if (!o->training) return 1;
+    return o->checkpoint_every <= 0 || o->checkpoint_every > c->layers ? c->layers : o->checkpoint_every;
+}
+
+static int64_t group_count(const lk_config *c, const lk_pass_options *o)
+{
+    int64_t g = group_size(c, o);
+    return o->training ? (c->layers + g - 1) / g : 2;
+}
+
+/* `first`: the slot's x_in is its group's checkpoint. last: x_out of the last layer of a group is another's checkpoint or x_final. */
+static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, bool first)
+{
+    int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    if (!first) b->x_in = lk_carve_tensor(c, act, T, m->hidden);
+    b->attn_rstd = lk_carve_floats(c, T);
+    b->mlp_rstd = lk_carve_floats(c, T);
+    b->q = lk_carve_tensor(c, act, T, q);
+    b->k = lk_carve_tensor(c, act, T, kv);
+    b->v = lk_carve_tensor(c, act, T, kv);
+    b->q_raw = b->q;
+    b->k_raw = b->k;
+    if (m->qk_norm) {
+        b->q_raw = lk_carve_tensor(c, act, T, q);
+        b->k_raw = lk_carve_tensor(c, act, T, kv);
+        b->q_rstd = lk_carve_floats(c, T * m->heads);
+        b->k_rstd = lk_carve_floats(c, T * m->kv_heads);
+    }
+    b->o = lk_carve_tensor(c, act, T, q);
+    b->lse = lk_carve_floats(c, T * m->heads);
+    b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
+    b->gate = lk_carve_tensor(c, act, T, m->intermediate);
+    b->up = lk_carve_tensor(c, act, T, m->intermediate);
+    for (int i = 0; i < LK_N_MODULES; i++) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
+}
+
+/* Fills pointers and tensors of p (whose inputs and slots arrays exist) from c; the three running totals are the plan. */
+static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_pass_plan *plan)
+{
+    const lk_pass_options *o = &p->options;
+    int64_t T = o->max_tokens;
+    for (int64_t i = 0; i < p->n_inputs; i++) p->inputs[i] = lk_carve_tensor(c, act, T, m->hidden);
+    plan->checkpoints = c->used;
+    for (int64_t i = 0; i < p->group; i++) carve_slot(c, &p->slots[i], m, o, act, i == 0);
+    plan->activations = c->used - plan->checkpoints;
+    p->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
+    p->x_final = lk_carve_tensor(c, act, T, m->hidden);
+    p->normed = lk_carve_tensor(c, act, T, m->hidden);
+    int64_t q = m->heads * m->head_dim, wide = m->intermediate > q ? m->intermediate : q;
+    p->act = lk_carve_tensor(c, act, T, wide);
+    p->final_rstd = lk_carve_floats(c, T);
+    p->nll = lk_carve_floats(c, T);
+    p->hits = lk_carve_bytes(c, (size_t)T);
+    if (o->training) {
+        p->dx = lk_carve_tensor(c, act, T, m->hidden);
+        p->grads.wide[0] = p->act; /* the forward's gated product is dead by then */
+        p->grads.wide[1] = lk_carve_tensor(c, act, T, wide);
+        p->grads.dk = lk_carve_tensor(c, act, T, m->kv_heads * m->head_dim);
+        p->grads.dv = lk_carve_tensor(c, act, T, m->kv_heads * m->head_dim);
+        p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
+    }
+    plan->transient = c->used - plan->checkpoints - plan->activations;
+}
+
+static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
+{
+    int64_t width = m->intermediate > m->hidden ? m->intermediate : m->hidden;
+    if (m->heads * m->head_dim > width) width = m->heads * m->head_dim;
+    return (lk_limits){.tokens = o->max_tokens,
+                       .width = width,
+                       .vocab = m->vocab,
+                       .rank = o->max_rank,
+                       .heads = m->heads,
+                       .kv_heads = m->kv_heads,
+                       .head_dim = m->head_dim,
+                       .context = o->max_tokens,
+                       .training = o->training};
+}
+
+static lk_status make_arrays(lk_pass *p, const lk_config *m, const lk_pass_options *o)
+{
+    p->options = *o;
+    p->group = group_size(m, o);
+    p->n_inputs = group_count(m, o);
+    p->inputs = calloc((size_t)p->n_inputs, sizeof *p->inputs);
+    p->slots = calloc((size_t)p->group, sizeof *p->slots);
+    return p->inputs && p->slots ? LK_OK : LK_ERR_MEMORY;
+}
+
+static void free_arrays(lk_pass *p)
+{
+    free(p->inputs);
+    free(p->slots);
+}
+
+void lk_pass_plan_bytes(const lk_backend *be, const lk_config *config, const lk_pass_options *options, lk_pass_plan *plan)
+{
+    lk_pass p = {0};
+    memset(plan, 0, sizeof *plan);
+    if (!make_arrays(&p, config, options)) carve(&p, &(lk_carve){0}, config, lk_backend_act(be), plan);
+    free_arrays(&p);
+    lk_limits limits = pass_limits(config, options);
+    plan->scratch = lk_scratch_bytes(be, &limits);
+}
+
+lk_status lk_pass_create(lk_pass **out, const lk_model *model, const lk_pass_options *options, lk_error *err)
+{
+    *out = NULL;
+    lk_backend *be = model->be;
+    if (options->max_tokens < 1 || options->max_tokens > INT32_MAX)
+        return lk_fail(err, LK_ERR_ARGUMENT, "a micro-batch of %lld tokens is not possible", (long long)options->max_tokens);
+    lk_pass *p = calloc(1, sizeof *p);
+    if (!p) return lk_fail(err, LK_ERR_MEMORY, "no memory for a pass");
+    p->model = model;
+    lk_status status = make_arrays(p, &model->config, options);
+    if (status) {
+        lk_fail(err, status, "no memory for a pass");
+        goto out;
+    }
+    lk_pass_plan plan;
+    lk_carve count = {0};
+    carve(p, &count, &model->config, lk_backend_act(be), &plan);
+    if ((status = lk_alloc(be, count.used, &p->memory))) {
+        lk_backend_fail(be, status, err);
+        goto out;
+    }
+    carve(p, &(lk_carve){.base = p->memory}, &model->config, lk_backend_act(be), &plan);
+    lk_limits limits = pass_limits(&model->config, options);
+    if ((status = lk_reserve(be, &limits))) lk_backend_fail(be, status, err);
+out:
+    if (status) lk_pass_destroy(p);
+    else *out = p;
+    return status;
+}
+
+void lk_pass_destroy(lk_pass *p)
+{
+    if (!p) return;
+    lk_free(p->model->be, p->memory);
+    free_arrays(p);
+    free(p);
+}
+
+static lk_tensor front(const lk_tensor *t, int64_t rows) { return lk_tensor_rows(t, 0, rows); }
+
+/* The block of a layer for T rows: slot by position in the group, input from the checkpoint or the layer below, output where the next layer
+ * (or the final norm) reads it. */
+static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
+{
+    int64_t place = layer % p->group, index = layer / p->group;
+    lk_block b = p->slots[place];
+    if (place == 0) b.x_in = p->inputs[p->options.training ? index : layer % 2];
+    if (layer + 1 == p->model->config.layers) b.x_out = p->x_final;
+    else if (place + 1 < p->group) b.x_out = p->slots[place + 1].x_in;
+    else b.x_out = p->inputs[p->options.training ? index + 1 : (layer + 1) % 2];
+    b.normed = p->normed;
+    b.act = lk_tensor_make(p->act.data, p->act.type, p->act.rows, p->model->config.intermediate);
+    lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = front(all[i], T);
+    for (int i = 0; i < LK_N_MODULES; i++) b.h[i] = front(&b.h[i], T);
+    return b;
+}
+
+static lk_status check_batch(const lk_pass *p, const lk_batch *batch, lk_error *err)
+{
+    if (batch->n_tokens < 1 || batch->n_tokens > p->options.max_tokens)
+        return lk_fail(err, LK_ERR_INTERNAL, "a micro-batch of %lld tokens does not fit the planned %lld", (long long)batch->n_tokens, (long long)p->options.max_tokens);
+    for (int64_t t = 0; t < batch->n_tokens; t++)
+        if (batch->ids[t] < 0 || batch->ids[t] >= p->model->config.vocab)
+            return lk_fail(err, LK_ERR_FORMAT, "token id %d at row %lld is outside the model's vocabulary of %lld", batch->ids[t], (long long)t,
+                           (long long)p->model->config.vocab);
+    return LK_OK;
+}
+
+static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_final)
+{
+    const lk_model *model = p->model;
+    lk_backend *be = model->be;
+    int64_t T = c->batch->n_tokens;
+    LK_TRY(lk_batch_begin(be, c->batch));
+    LK_TRY(lk_rope_table(be, c->cos_sin, c->batch->positions, model->inv_freq, 1.0f));
+    lk_tensor x0 = front(&p->inputs[0], T);
+    LK_TRY(lk_embed(be, &x0, model->embedding, c->batch->ids));
+    for (int64_t layer = 0; layer < model->config.layers; layer++) {
+        lk_block b = block_of(p, layer, T);
+        LK_TRY(lk_block_forward(c, layer, &b, false));
+    }
+    *x_final = front(&p->x_final, T);
+    return LK_OK;
+}
+
+static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor *dx)
+{
+    int64_t T = c->batch->n_tokens, layers = p->model->config.layers;
+    lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)}, front(&p->grads.dk, T), front(&p->grads.dv, T), front(&p->grads.dnormed, T)};
+    for (int64_t index = p->n_inputs - 1; index >= 0; index--) {
+        int64_t first = index * p->group, end = first + p->group < layers ? first + p->group : layers;
+        for (int64_t layer = first; index + 1 < p->n_inputs && layer < end; layer++) {
+            lk_block b = block_of(p, layer, T);
+            /* The output of the group's last layer is the next checkpoint, whose layers are done: free to be overwritten. */
+            LK_TRY(lk_block_forward(c, layer, &b, layer + 1 == end));
+        }
+        for (int64_t layer = end - 1; layer >= first; layer--) {
+            lk_block b = block_of(p, layer, T);
+            LK_TRY(lk_block_backward(c, layer, &b, &g, dx, layer > 0));
+        }
+    }
+    return LK_OK;
+}
+
+/* Final norm, head and loss; dnormed NULL for evaluation. */
+static lk_status loss(lk_pass *p, const lk_tensor *x_final, const lk_tensor *dnormed, const int32_t *labels, float grad_scale, bool hits)
+{
+    const lk_model *model = p->model;
+    lk_tensor normed = front(&p->normed, x_final->rows);
+    LK_TRY(lk_rmsnorm(model->be, &normed, p->final_rstd, x_final, model->final_norm, model->config.rms_eps));
+    return lk_linear_loss(model->be, p->nll, hits ? p->hits : NULL, dnormed, &normed, model->head, labels, grad_scale);
+}
+
+static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *labels, float grad_scale, float *nll)
+{
+    const lk_model *model = p->model;
+    int64_t T = c->batch->n_tokens;
+    lk_tensor x_final, dnormed = front(&p->grads.dnormed, T), dx = front(&p->dx, T);
+    LK_TRY(forward(p, c, &x_final));
+    LK_TRY(loss(p, &x_final, &dnormed, labels, grad_scale, false));
+    LK_TRY(lk_rmsnorm_backward(model->be, &dx, &dnormed, &x_final, model->final_norm, p->final_rstd, false));
+    LK_TRY(backward(p, c, &dx));
+    return lk_download(model->be, nll, p->nll, (size_t)T * 4);
+}
+
+lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout, float *nll, lk_error *err)
+{
+    if (!p->options.training) return lk_fail(err, LK_ERR_INTERNAL, "this pass was made for evaluation only");
+    LK_TRY(check_batch(p, batch, err));
+    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens);
+    lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin, .dropout = dropout && dropout->p > 0 ? dropout : NULL};
+    lk_status status = gradient(p, &c, labels, grad_scale, nll);
+    return status ? lk_backend_fail(p->model->be, status, err) : LK_OK;
+}
+
+lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels, float *nll, uint8_t *hits, lk_error *err)
+{
+    LK_TRY(check_batch(p, batch, err));
+    lk_backend *be = p->model->be;
+    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final;
+    lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin};
+    lk_status status = forward(p, &c, &x_final);
+    if (!status) status = loss(p, &x_final, NULL, labels, 0.0f, hits != NULL);
+    if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
+    if (!status && hits) status = lk_download(be, hits, p->hits, (size_t)batch->n_tokens);
+    return status ? lk_backend_fail(be, status, err) : LK_OK;
+}
+
+lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error *err)
+{
+    LK_TRY(check_batch(p, batch, err));
+    const lk_model *model = p->model;
+    lk_backend *be = model->be;
+    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final, normed = front(&p->normed, batch->n_tokens);
+    lk_block_context c = {.model = model, .batch = batch, .cos_sin = &cos_sin};
+    void *memory = NULL;
+    lk_status status = forward(p, &c, &x_final);
+    if (!status) status = lk_rmsnorm(be, &normed, NULL, &x_final, model->final_norm, model->config.rms_eps);
+    /* Row by row in pieces: this is a tool for looking, and [T,V] would be the largest thing in memory. */
+    enum { PIECE = 64 };
+    if (!status) status = lk_alloc(be, (size_t)(PIECE * model->config.vocab) * 4, &memory);
+    for (int64_t t = 0; !status && t < batch->n_tokens; t += PIECE) {
+        int64_t n = batch->n_tokens - t < PIECE ? batch->n_tokens - t : PIECE;
+        lk_tensor x = lk_tensor_rows(&normed, t, n), y = lk_tensor_make(memory, LK_F32, n, model->config.vocab);
+        status = lk_linear(be, &y, &x, model->head, NULL);
+        if (!status) status = lk_download(be, out + t * model->config.vocab, memory, (size_t)(n * model->config.vocab) * 4);
+    }
+    lk_free(be, memory);
+    return status ? lk_backend_fail(be, status, err) : LK_OK;
+}
