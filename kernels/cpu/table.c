@@ -1,9 +1,14 @@
 /* The table of the tiers portable and up. */
 #include "kernels/cpu/kv.h"
+#include "kernels/cpu/linear.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/reference/reference.h"
 
-static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits) { return lk_ref_scratch_bytes(be, limits); }
+static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
+{
+    size_t most = lk_ref_scratch_bytes(be, limits), linear = lk_cpu_linear_scratch(be, limits);
+    return linear > most ? linear : most;
+}
 
 const lk_ops lk_cpu_ops = {
     .close = lk_cpu_close,
@@ -19,9 +24,9 @@ const lk_ops lk_cpu_ops = {
     .matrix_create = lk_cpu_matrix_create,
     .matrix_destroy = lk_cpu_matrix_destroy,
     .matrix_bytes = lk_cpu_matrix_bytes,
-    .linear = lk_ref_linear,
-    .linear_backward = lk_ref_linear_backward,
-    .embed = lk_ref_embed,
+    .linear = lk_cpu_linear,
+    .linear_backward = lk_cpu_linear_backward,
+    .embed = lk_cpu_embed,
     .lora_forward = lk_ref_lora_forward,
     .lora_backward = lk_ref_lora_backward,
     .rmsnorm = lk_ref_rmsnorm,

@@ -1,0 +1,198 @@
+/* y = x * w^T and dx = dy * w in blocks. Rows are taken BLOCK at a time and packed once; then each thread walks its share of the
+ * matrix, unpacks 32 rows of it (or 128 columns, turned) for up to LK_GEMM_DEPTH of the contraction into its own panel, and multiplies
+ * that by all the packed rows. At one token the panel is used once and is simply the way from nibbles to the multiplier; at
+ * many its cost is shared.
+ *
+ * Threads divide N (forward) or K (backward). When that leaves threads idle, they divide the rows as well. Bits do not depend on any
+ * of this: see kernels/cpu/gemm.h. */
+#include "kernels/cpu/linear.h"
+
+enum {
+    BLOCK = 512,         /* rows of activations packed at a time */
+    WIDTH = 32,          /* rows of the matrix in a forward panel */
+    TURNED_WIDTH = 128,  /* columns of the matrix in a backward panel: one NF4 block */
+    DEPTH = LK_GEMM_DEPTH
+};
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+static size_t panel_bytes(const lk_gemm *g) { return lk_gemm_panel_bytes(g, TURNED_WIDTH, DEPTH); }
+
+size_t lk_cpu_product_scratch(const lk_gemm *g, int threads, int64_t rows, int64_t width)
+{
+    return lk_gemm_panel_bytes(g, smaller(rows, BLOCK), width) + (size_t)threads * panel_bytes(g);
+}
+
+/* One block of rows of one product, as the threads see it. */
+typedef struct product {
+    const lk_cpu_team *team;
+    const lk_matrix *w;
+    const float *in;
+    float *out;
+    int64_t ldin, ldout;
+    int64_t rows;  /* <= BLOCK */
+    int64_t depth; /* the contraction: K forward, N backward */
+    int64_t width; /* of the result: N forward, K backward */
+    const float *bias;
+    bool turned, accumulate;
+    int across; /* threads that share the width; the others take other rows */
+    char *packed, *panels;
+} product;
+
+static void pack_rows(void *context, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const product *p = context;
+    const lk_gemm *g = p->team->gemm;
+    char *to = p->packed + lk_gemm_panel_bytes(g, begin * LK_TILE_ROWS, p->depth);
+    int64_t row = begin * LK_TILE_ROWS, rows = smaller(end * LK_TILE_ROWS, p->rows) - row;
+    lk_factor factor = lk_factor_rows(p->in, LK_F32, p->ldin);
+    if (p->turned)
+        lk_gemm_pack_left(g, to, factor, row, rows, 0, p->depth);
+    else
+        lk_gemm_pack_right(g, to, factor, row, rows, 0, p->depth);
+}
+
+/* Columns [begin, end) of the result for rows [row, row + rows). */
+static void multiply_part(const product *p, int64_t begin, int64_t end, int64_t row, int64_t rows, char *panel)
+{
+    const lk_gemm *g = p->team->gemm;
+    int64_t unit = p->turned ? TURNED_WIDTH : WIDTH, pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
+    const char *packed = p->packed + row / LK_TILE_ROWS * pitch;
+    for (int64_t at = begin; at < end; at += unit) {
+        int64_t columns = smaller(unit, end - at);
+        for (int64_t first = 0; first < p->depth; first += DEPTH) {
+            int64_t depth = smaller(p->depth - first, DEPTH);
+            const char *activations = packed + lk_gemm_panel_bytes(g, 1, first);
+            lk_gemm_pass pass = {.c = p->out + row * p->ldout + at,
+                                 .tiles = lk_tiles_along(depth),
+                                 .begin = first ? LK_PASS_RESUME : p->accumulate ? LK_PASS_ADD : LK_PASS_SET,
+                                 .partial = first + depth < p->depth};
+            if (p->turned) {
+                lk_cpu_matrix_turned(p->w, panel, first, depth, at, columns);
+                pass.down = p->ldout, pass.across = 1;
+                pass.left = activations, pass.left_rows = rows, pass.left_pitch = pitch;
+                pass.right = panel, pass.right_rows = columns, pass.right_pitch = (int64_t)lk_gemm_panel_bytes(g, 1, depth);
+            } else {
+                pass.left = lk_cpu_matrix_panel(p->w, panel, &pass.left_pitch, at, columns, first, depth);
+                pass.down = 1, pass.across = p->ldout;
+                pass.left_rows = columns;
+                pass.right = activations, pass.right_rows = rows, pass.right_pitch = pitch;
+            }
+            lk_gemm_multiply(g, &pass);
+        }
+        if (!p->bias) continue;
+        for (int64_t i = row; i < row + rows; i++)
+            for (int64_t j = at; j < at + columns; j++) p->out[i * p->ldout + j] += p->bias[j];
+    }
+}
+
+static void multiply_share(void *context, int64_t begin, int64_t end, int thread)
+{
+    (void)begin, (void)end;
+    const product *p = context;
+    int threads = lk_pool_threads(p->team->pool), groups = threads / p->across;
+    int column = thread % p->across, group = thread / p->across;
+    if (group >= groups) return;
+    int64_t unit = p->turned ? TURNED_WIDTH : WIDTH;
+    int64_t units = (p->width + unit - 1) / unit, blocks = lk_tiles_down(p->rows);
+    int64_t from = units * column / p->across * unit, to = smaller(units * (column + 1) / p->across * unit, p->width);
+    int64_t row = blocks * group / groups * LK_TILE_ROWS, last = smaller(blocks * (group + 1) / groups * LK_TILE_ROWS, p->rows);
+    if (from < to && row < last) multiply_part(p, from, to, row, last - row, p->panels + (size_t)thread * panel_bytes(p->team->gemm));
+}
+
+/* How many threads share the width: all, unless there are more threads than units of it and rows enough to divide. */
+static int threads_across(const product *p, int threads)
+{
+    int64_t units = (p->width + (p->turned ? TURNED_WIDTH : WIDTH) - 1) / (p->turned ? TURNED_WIDTH : WIDTH);
+    int across = threads;
+    while (across > units && across % 2 == 0 && lk_tiles_down(p->rows) >= threads / across * 2) across /= 2;
+    return across;
+}
+
+static void run(product *p, int64_t tokens)
+{
+    const lk_cpu_team *team = p->team;
+    int threads = lk_pool_threads(team->pool);
+    p->packed = team->scratch;
+    p->panels = p->packed + lk_gemm_panel_bytes(team->gemm, smaller(tokens, BLOCK), p->depth);
+    const float *in = p->in;
+    float *out = p->out;
+    for (int64_t first = 0; first < tokens; first += BLOCK) {
+        p->in = in + first * p->ldin;
+        p->out = out + first * p->ldout;
+        p->rows = smaller(tokens - first, BLOCK);
+        p->across = threads_across(p, threads);
+        lk_pool_run(team->pool, lk_tiles_down(p->rows), 1, pack_rows, p);
+        lk_pool_each(team->pool, multiply_share, p);
+    }
+}
+
+void lk_cpu_product(const lk_cpu_team *team, float *y, int64_t ldy, const float *x, int64_t ldx, int64_t rows, const lk_matrix *w,
+                    const float *bias)
+{
+    product p = {.team = team, .w = w, .in = x, .out = y, .ldin = ldx, .ldout = ldy, .depth = w->k, .width = w->n, .bias = bias};
+    run(&p, rows);
+}
+
+void lk_cpu_product_backward(const lk_cpu_team *team, float *dx, int64_t lddx, const float *dy, int64_t lddy, int64_t rows,
+                             const lk_matrix *w, bool accumulate)
+{
+    product p = {.team = team, .w = w, .in = dy, .out = dx, .ldin = lddy, .ldout = lddx, .depth = w->n, .width = w->k};
+    p.turned = true;
+    p.accumulate = accumulate;
+    run(&p, rows);
+}
+
+/* ---------------------------------------------------------------------------------------------- table entries */
+
+lk_cpu_team lk_cpu_team_of(lk_backend *be, void *scratch)
+{
+    const lk_cpu *cpu = lk_cpu_of(be);
+    return (lk_cpu_team){lk_gemm_get(cpu->tier, be->compute), cpu->pool, scratch};
+}
+
+size_t lk_cpu_linear_scratch(const lk_backend *be, const lk_limits *limits)
+{
+    int64_t width = limits->vocab > limits->width ? limits->vocab : limits->width;
+    return lk_cpu_product_scratch(lk_gemm_get(lk_cpu_of_const(be)->tier, be->compute), be->threads, limits->tokens,
+                                  limits->training ? width : limits->width);
+}
+
+lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+{
+    lk_cpu_team team = lk_cpu_team_of(be, NULL);
+    LK_TRY(lk_cpu_scratch(be, "linear", lk_cpu_product_scratch(team.gemm, be->threads, x->rows, w->k), &team.scratch));
+    lk_cpu_product(&team, y->data, y->stride, x->data, x->stride, x->rows, w, bias);
+    return LK_OK;
+}
+
+lk_status lk_cpu_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)
+{
+    lk_cpu_team team = lk_cpu_team_of(be, NULL);
+    LK_TRY(lk_cpu_scratch(be, "linear_backward", lk_cpu_product_scratch(team.gemm, be->threads, dy->rows, w->n), &team.scratch));
+    lk_cpu_product_backward(&team, dx->data, dx->stride, dy->data, dy->stride, dy->rows, w, accumulate);
+    return LK_OK;
+}
+
+typedef struct embedding {
+    const lk_tensor *y;
+    const lk_matrix *table;
+    const int32_t *ids;
+} embedding;
+
+static void embed_rows(void *context, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const embedding *e = context;
+    for (int64_t t = begin; t < end; t++)
+        lk_cpu_matrix_unpack(e->table, e->ids[t], (int64_t)e->ids[t] + 1, (float *)e->y->data + t * e->y->stride);
+}
+
+lk_status lk_cpu_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids)
+{
+    embedding e = {y, table, ids};
+    lk_pool_run(lk_cpu_of(be)->pool, y->rows, 8, embed_rows, &e);
+    return LK_OK;
+}
