@@ -171,7 +171,8 @@ static lk_status write_weights(const char *folder, const lk_peft_write_module *m
     lk_st_writer *w;
     LK_TRY(lk_st_writer_create(&w, folder, "adapter_model", 0, err));
     lk_status status = LK_OK;
-    if (options->base_digest) status = lk_st_writer_metadata(w, "lorikeet.base_digest", options->base_digest, err);
+    if (options->base_identity) status = lk_st_writer_metadata(w, "lorikeet.base_identity", options->base_identity, err);
+    if (!status && options->base_digest) status = lk_st_writer_metadata(w, "lorikeet.base_digest", options->base_digest, err);
     if (!status && options->quantization) status = lk_st_writer_metadata(w, "lorikeet.quantization", options->quantization, err);
     for (int64_t i = 0; i < n && !status; i++) status = declare_factors(w, &modules[i], err);
     for (int64_t i = 0; i < n && !status; i++) {

@@ -1,0 +1,101 @@
+/* Adapters: created, saved, loaded again, and refused when they belong elsewhere. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/adapter.h"
+#include "tests/model.h"
+
+static lk_adapter_spec all_linear(int32_t rank)
+{
+    lk_adapter_spec spec = {.rank = rank, .alpha = 2.0 * rank};
+    for (int m = 0; m < LK_N_MODULES; m++) spec.targets[m] = true;
+    return spec;
+}
+
+static void test_round_trip(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/qwen3-tiny"), *out = check_temporary("adapter_round");
+    check_model m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+    lk_adapter_spec spec = all_linear(4);
+    lk_adapter_pattern patterns[] = {{"layers\\.1\\..*q_proj", 7, 0}, {"down_proj", 0, 3.0}};
+    spec.patterns = patterns;
+    spec.n_patterns = 2;
+    lk_adapter *a, *b, *again;
+    CHECK_OK(lk_adapter_create(&a, m.model, &spec, 11, &err), &err);
+    CHECK_OK(lk_adapter_create(&again, m.model, &spec, 11, &err), &err);
+    assert_string_equal(a->digest, again->digest);
+    assert_int_equal(a->sites[LK_Q].rank, 4);
+    assert_int_equal(a->sites[LK_N_MODULES + LK_Q].rank, 7);
+    assert_true(fabsf(a->sites[LK_DOWN].scale - 0.75f) < 1e-7f);
+    float *w = a->weights;
+    double bound = 1.0 / sqrt((double)a->sites[LK_Q].k), most = 0;
+    for (int64_t i = 0; i < 4 * a->sites[LK_Q].k; i++) most = fmax(most, fabs((double)w[a->sites[LK_Q].a + i]));
+    assert_true(most <= bound && most > 0.9 * bound);
+    for (int64_t i = 0; i < 4 * a->sites[LK_Q].n; i++) assert_true(w[a->sites[LK_Q].b + i] == 0.0f);
+    check_random r = {3};
+    for (int32_t s = 0; s < a->n_sites; s++) check_random_fill(&r, w + a->sites[s].b, a->sites[s].rank * a->sites[s].n, 0.1f);
+    CHECK_OK(lk_adapter_update_digest(a, &err), &err);
+    assert_string_not_equal(a->digest, again->digest);
+    CHECK_OK(lk_adapter_save(a, out, &err), &err);
+    CHECK_OK(lk_adapter_load(&b, m.model, out, LK_F32, &err), &err);
+    assert_string_equal(a->digest, b->digest);
+    check_same_bits("weights", b->weights, a->weights, lk_adapter_bytes(a));
+    lk_adapter_destroy(b);
+    CHECK_OK(lk_adapter_load(&b, m.model, out, LK_BF16, &err), &err);
+    assert_int_equal(lk_adapter_bytes(b) * 2, lk_adapter_bytes(a));
+    lk_adapter_destroy(b);
+    /* Stamped for this base: another base with the same shapes refuses it. */
+    char *tiny = check_golden("models/qwen2-tiny");
+    check_model other = check_model_open(tiny, LK_QUANT_NF4, LK_F32, 1, NULL);
+    CHECK_FAILS(lk_adapter_load(&b, other.model, out, LK_F32, &err), LK_ERR_MISMATCH, "was trained on another base", &err);
+    assert_null(b);
+    /* Another quantisation of the same base is fine. */
+    check_model sixteen = check_model_open(folder, LK_QUANT_NONE, LK_F32, 1, NULL);
+    CHECK_OK(lk_adapter_load(&b, sixteen.model, out, LK_F32, &err), &err);
+    lk_adapter_destroy(b);
+    lk_adapter_destroy(a);
+    lk_adapter_destroy(again);
+    check_model_close(&other);
+    check_model_close(&sixteen);
+    check_model_close(&m);
+    free(folder);
+    free(tiny);
+    free(out);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/mistral-tiny");
+    check_model m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+    lk_adapter *a;
+    lk_adapter_spec spec = all_linear(65);
+    CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_ARGUMENT, "rank 65 does not fit", &err);
+    spec = (lk_adapter_spec){.rank = 4, .alpha = 4};
+    CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_ARGUMENT, "targets no layer", &err);
+    spec = all_linear(4);
+    lk_adapter_pattern bad = {"(", 4, 0};
+    spec.patterns = &bad;
+    spec.n_patterns = 1;
+    CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_ARGUMENT, "not a valid pattern", &err);
+    const char *names[] = {"q_proj", "lm_head"};
+    bool targets[LK_N_MODULES];
+    CHECK_FAILS(lk_adapter_targets(targets, names, 2, "recipe", &err), LK_ERR_ARGUMENT, "unknown target 'lm_head'", &err);
+    /* Made by PEFT for llama-tiny (other shapes, no stamp): refused by shape. */
+    char *adapter = check_golden("adapters/r8_all");
+    CHECK_FAILS(lk_adapter_load(&a, m.model, adapter, LK_F32, &err), LK_ERR_MISMATCH, "another base model", &err);
+    check_model_close(&m);
+    free(folder);
+    free(adapter);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,80 @@
+/* config.json: what is refused and how it is said; RoPE frequencies against transformers are covered by the golden logits. */
+#include <math.h>
+#include <string.h>
+
+#include "model/config.h"
+#include "tests/check.h"
+
+#define BASE "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":100"
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *json;
+        lk_status status;
+        const char *message;
+    } cases[] = {
+        {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not supported; supported are: llama"},
+        {"{" BASE "}", LK_ERR_FORMAT, "model_type is missing"},
+        {"[]", LK_ERR_FORMAT, "must be an object"},
+        {"{\"model_type\":\"llama\",\"hidden_size\":64}", LK_ERR_FORMAT, "intermediate_size is missing"},
+        {"{\"model_type\":\"llama\"," BASE ",\"num_key_value_heads\":3}", LK_ERR_FORMAT, "not a multiple"},
+        {"{\"model_type\":\"llama\"," BASE ",\"head_dim\":15}", LK_ERR_FORMAT, "must be even"},
+        {"{\"model_type\":\"llama\"," BASE ",\"hidden_act\":\"gelu\"}", LK_ERR_UNSUPPORTED, "hidden_act 'gelu'"},
+        {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}", LK_ERR_UNSUPPORTED, "'yarn'"},
+        {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", LK_ERR_FORMAT, "factor is missing"},
+        {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":100}", LK_ERR_FORMAT, "outside the vocabulary"},
+        {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":\"x\"}", LK_ERR_FORMAT, "must be a number or a list"},
+        {"{\"model_type\":\"qwen2\"," BASE ",\"use_sliding_window\":true,\"sliding_window\":32,\"max_position_embeddings\":64}", LK_ERR_UNSUPPORTED, "use_sliding_window"},
+        {"{\"model_type\":\"llama\"," BASE ",\"rms_norm_eps\":\"small\"}", LK_ERR_FORMAT, "rms_norm_eps must be a number"},
+    };
+    lk_error err = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cJSON *json;
+        CHECK_OK(lk_json_parse(&json, cases[i].json, strlen(cases[i].json), "config.json", &err), &err);
+        lk_config config;
+        CHECK_FAILS(lk_config_parse(&config, json, "config.json", &err), cases[i].status, cases[i].message, &err);
+        cJSON_Delete(json);
+    }
+}
+
+static void test_fields(void **state)
+{
+    (void)state;
+    const char *text = "{\"model_type\":\"mistral\"," BASE ",\"num_key_value_heads\":2,\"sliding_window\":32,\"max_position_embeddings\":64,"
+                       "\"eos_token_id\":[2,3,2],\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":500.0}}";
+    lk_error err = {0};
+    cJSON *json;
+    CHECK_OK(lk_json_parse(&json, text, strlen(text), "config.json", &err), &err);
+    lk_config c;
+    CHECK_OK(lk_config_parse(&c, json, "config.json", &err), &err);
+    cJSON_Delete(json);
+    assert_int_equal(c.window, 32);
+    assert_int_equal(c.n_eos, 2);
+    assert_int_equal(c.head_dim, 16);
+    assert_int_equal(c.bos, -1);
+    float inv[8];
+    lk_config_inv_freq(&c, inv);
+    for (int i = 0; i < 8; i++) assert_true(fabs((double)inv[i] - pow(500.0, -i / 8.0) / 4.0) < 1e-7);
+    int64_t n, k, layer;
+    lk_module m;
+    lk_module_shape(&c, LK_K, &n, &k);
+    assert_int_equal(n, 32);
+    assert_int_equal(k, 64);
+    assert_true(lk_module_parse(&c, "model.layers.1.mlp.up_proj", &layer, &m));
+    assert_int_equal(layer, 1);
+    assert_int_equal(m, LK_UP);
+    assert_false(lk_module_parse(&c, "model.layers.2.mlp.up_proj", &layer, &m));
+    assert_false(lk_module_parse(&c, "model.layers.01.mlp.up_proj", &layer, &m));
+    assert_false(lk_module_parse(&c, "model.layers.1.self_attn.up_proj", &layer, &m));
+    int64_t linear = 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128);
+    assert_int_equal(lk_config_linear_params(&c), linear);
+    assert_int_equal(lk_config_params(&c), linear + 2 * 2 * 64 + 64 + 2 * 100 * 64);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_fields)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
