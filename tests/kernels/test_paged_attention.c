@@ -1,0 +1,207 @@
+/* Attention over the paged cache. The bits of a row must not depend on how its prompt was cut, on company, on threads, on which pages
+ * it got, or on what lies in the unused part of a page. */
+#include "tests/kernels/ops_check.h"
+
+typedef struct paged_case {
+    int64_t lengths[4]; /* of sequences */
+    int64_t sequences, heads, kv_heads, head_dim, window;
+    int32_t page_tokens;
+    lk_dtype type;
+} paged_case;
+
+static const paged_case cases[] = {
+    {{1}, 1, 1, 1, 1, 0, 16, LK_F32},
+    {{5, 1}, 2, 2, 1, 8, 0, 16, LK_F32},
+    {{17, 33, 1}, 3, 4, 2, 16, 0, 16, LK_F32},
+    {{65, 40}, 2, 6, 2, 33, 0, 16, LK_BF16},
+    {{130, 64, 63}, 3, 4, 1, 64, 0, 32, LK_BF16},
+    {{100, 257}, 2, 8, 4, 64, 40, 64, LK_BF16},
+    {{129, 31}, 2, 5, 5, 80, 1, 128, LK_F32},
+    {{300, 7}, 2, 2, 1, 128, 0, 256, LK_BF16},
+};
+enum { N_CASES = sizeof cases / sizeof *cases, LAYERS = 2, LAYER = 1, N_PAGES = 100 };
+
+typedef struct inputs {
+    float *q, *k, *v; /* all sequences one after another */
+    int64_t rows;
+} inputs;
+
+static inputs inputs_make(const paged_case *c)
+{
+    inputs in = {0};
+    for (int64_t s = 0; s < c->sequences; s++) in.rows += c->lengths[s];
+    in.q = random_floats(1, in.rows * c->heads * c->head_dim, 1.5f);
+    in.k = random_floats(2, in.rows * c->kv_heads * c->head_dim, 1.0f);
+    in.v = random_floats(3, in.rows * c->kv_heads * c->head_dim, 1.0f);
+    return in;
+}
+
+static void inputs_free(inputs *in)
+{
+    free(in->q);
+    free(in->k);
+    free(in->v);
+}
+
+/* A cache full of NaN, so that a slot that was never written shows. */
+static lk_kv *poisoned_cache(lk_backend *be, const paged_case *c)
+{
+    lk_kv *kv;
+    lk_kv_shape shape = {LAYERS, (int32_t)c->kv_heads, (int32_t)c->head_dim, c->page_tokens, N_PAGES, c->type};
+    OP(be, lk_kv_create(be, &kv, &shape));
+    int32_t pages[N_PAGES];
+    for (int32_t p = 0; p < N_PAGES; p++) pages[p] = p;
+    int64_t rows = (int64_t)N_PAGES * c->page_tokens, width = c->kv_heads * c->head_dim;
+    float *nan = malloc((size_t)(rows * width) * sizeof(float));
+    for (int64_t i = 0; i < rows * width; i++) nan[i] = NAN;
+    lk_sequence all = {0, rows, rows, pages};
+    lk_batch batch = {.n_tokens = rows, .n_sequences = 1, .sequences = &all};
+    lk_tensor t = lk_tensor_make(nan, LK_F32, rows, width);
+    for (int32_t layer = 0; layer < LAYERS; layer++) OP(be, lk_kv_write(be, &batch, kv, layer, &t, &t));
+    free(nan);
+    return kv;
+}
+
+/* Runs all sequences, `chunk` tokens of each at a time (0: whole), pages dealt from `first_page` with a stride; o[rows, H*D]. */
+static float *run(lk_backend *be, const paged_case *c, const inputs *in, int64_t chunk, int32_t first_page, int64_t only)
+{
+    int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
+    float *out = calloc((size_t)(in->rows * wide), sizeof(float));
+    lk_kv *kv = poisoned_cache(be, c);
+    int32_t pages[4][32], next = 0;
+    int64_t done[4] = {0}, offset[4] = {0};
+    for (int64_t s = 0; s < c->sequences; s++) {
+        for (int64_t p = 0; p * c->page_tokens < c->lengths[s]; p++) pages[s][p] = (first_page + 7 * next++) % N_PAGES;
+        if (s) offset[s] = offset[s - 1] + c->lengths[s - 1];
+    }
+    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+    for (;;) {
+        lk_sequence sequences[4];
+        int64_t from[4], rows = 0, n = 0;
+        for (int64_t s = 0; s < c->sequences; s++) {
+            int64_t left = c->lengths[s] - done[s], count = chunk && chunk < left ? chunk : left;
+            if (count == 0 || (only >= 0 && s != only)) continue;
+            from[n] = offset[s] + done[s];
+            done[s] += count;
+            sequences[n++] = (lk_sequence){rows, count, done[s], pages[s]};
+            rows += count;
+        }
+        if (n == 0) break;
+        guarded q = guarded_make(rows, wide, 2), k = guarded_make(rows, narrow, 1), v = guarded_make(rows, narrow, 0), o = guarded_make(rows, wide, 1);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t r = 0; r < sequences[i].count; r++) {
+                int64_t to = sequences[i].begin + r, at = from[i] + r;
+                memcpy((float *)q.t.data + to * q.t.stride, in->q + at * wide, (size_t)wide * 4);
+                memcpy((float *)k.t.data + to * k.t.stride, in->k + at * narrow, (size_t)narrow * 4);
+                memcpy((float *)v.t.data + to * v.t.stride, in->v + at * narrow, (size_t)narrow * 4);
+            }
+        lk_batch batch = {.n_tokens = rows, .n_sequences = n, .sequences = sequences};
+        OP(be, lk_batch_begin(be, &batch));
+        OP(be, lk_kv_write(be, &batch, kv, LAYER, &k.t, &v.t));
+        OP(be, lk_paged_attention(be, &batch, &shape, &o.t, &q.t, kv, LAYER));
+        float *values = guarded_values("o", &o);
+        for (int64_t i = 0; i < n; i++) memcpy(out + from[i] * wide, values + sequences[i].begin * wide, (size_t)(sequences[i].count * wide) * 4);
+        free(values);
+        guarded *all[] = {&q, &k, &v, &o};
+        for (int i = 0; i < 4; i++) guarded_free(all[i]);
+    }
+    lk_kv_destroy(be, kv);
+    return out;
+}
+
+static void run_tiers(lk_dtype compute, double tolerance)
+{
+    lk_backend *reference = open_tier("reference", 1, compute);
+    for (int tier = 1; tier < N_TIERS; tier++) {
+        lk_backend *one = open_tier(all_tiers[tier], 1, compute), *two = open_tier(all_tiers[tier], 2, compute), *three = open_tier(all_tiers[tier], 3, compute);
+        for (int i = 0; i < N_CASES && one; i++) {
+            const paged_case *c = &cases[i];
+            inputs in = inputs_make(c);
+            size_t bytes = (size_t)(in.rows * c->heads * c->head_dim) * 4;
+            float *want = run(reference, c, &in, 0, 0, -1), *whole = run(one, c, &in, 0, 0, -1);
+            check_close("paged attention", whole, want, in.rows * c->heads * c->head_dim, tolerance, tolerance);
+            const int64_t chunks[] = {1, 3, 16, 50, 64};
+            for (int j = 0; j < 5; j++) {
+                float *cut = run(j % 2 ? two : three, c, &in, chunks[j], 13 * j, -1);
+                check_same_bits("paged attention in chunks, other threads, other pages", cut, whole, bytes);
+                free(cut);
+            }
+            int64_t row = 0;
+            for (int64_t s = 0; s < c->sequences; s++) {
+                float *alone = run(two, c, &in, 5, 3, s);
+                int64_t width = c->heads * c->head_dim;
+                check_same_bits("a sequence alone", alone + row * width, whole + row * width, (size_t)(c->lengths[s] * width) * 4);
+                row += c->lengths[s];
+                free(alone);
+            }
+            free(want);
+            free(whole);
+            inputs_free(&in);
+        }
+        lk_backend_close(one);
+        lk_backend_close(two);
+        lk_backend_close(three);
+    }
+    lk_backend_close(reference);
+}
+
+static void test_f32(void **state)
+{
+    (void)state;
+    run_tiers(LK_F32, 1e-5); /* the cached values are the same numbers in both: what differs is order and exp */
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    run_tiers(LK_BF16, 3e-2); /* q and p may be rounded */
+}
+
+/* With an F32 cache it is the attention that training uses. */
+static void test_against_training(void **state)
+{
+    (void)state;
+    for (int tier = 0; tier < N_TIERS; tier++) {
+        lk_backend *be = open_tier(all_tiers[tier], 2, LK_F32);
+        if (!be) continue;
+        const paged_case *c = &cases[2];
+        inputs in = inputs_make(c);
+        int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
+        float *paged = run(be, c, &in, 6, 0, -1);
+        int32_t starts[4] = {0, 17, 50, 51};
+        lk_batch batch = {.n_tokens = in.rows, .n_docs = 3, .doc_starts = starts};
+        lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+        guarded o = guarded_make(in.rows, wide, 0);
+        lk_tensor q = lk_tensor_make(in.q, LK_F32, in.rows, wide), k = lk_tensor_make(in.k, LK_F32, in.rows, narrow), v = lk_tensor_make(in.v, LK_F32, in.rows, narrow);
+        OP(be, lk_attention(be, &batch, &shape, &o.t, NULL, &q, &k, &v));
+        float *trained = guarded_values("o", &o);
+        check_close("paged against training", paged, trained, in.rows * wide, 1e-5, 1e-5);
+        free(trained);
+        free(paged);
+        guarded_free(&o);
+        inputs_free(&in);
+        lk_backend_close(be);
+    }
+}
+
+static void test_page_bytes(void **state)
+{
+    (void)state;
+    lk_backend *be = open_tier("portable", 1, LK_F32);
+    lk_kv_shape shape = {3, 2, 40, 32, 5, LK_BF16};
+    lk_kv *kv;
+    size_t before = lk_allocated(be);
+    assert_int_equal(lk_kv_page_bytes(be, &shape), 2 * 3 * 2 * 40 * 32 * 2);
+    OP(be, lk_kv_create(be, &kv, &shape));
+    assert_int_equal(lk_allocated(be) - before, 5 * lk_kv_page_bytes(be, &shape));
+    lk_kv_destroy(be, kv);
+    assert_int_equal(lk_allocated(be), before);
+    lk_backend_close(be);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_against_training),
+                                       cmocka_unit_test(test_page_bytes)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
