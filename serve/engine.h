@@ -30,7 +30,8 @@ typedef struct lk_engine_options {
     int32_t max_running;           /* requests in one batch */
     int32_t max_waiting;           /* queue length; more are refused with LK_ERR_BUSY */
     int32_t token_budget;          /* tokens of one forward */
-    int32_t max_resident_adapters; /* versions in memory at once; loading one more evicts an idle one, else LK_ERR_BUSY */
+    int32_t max_resident_adapters; /* versions in memory at once; loading one more puts an idle one out (it stays known, and its next
+                                      request brings it back), else LK_ERR_BUSY */
     int32_t max_rank;              /* adapters of a larger rank are refused at load */
 } lk_engine_options;
 
@@ -56,9 +57,10 @@ typedef struct lk_adapter_info {
     int64_t bytes;
     int64_t running, waiting; /* requests of this version */
     bool current;             /* the alias points here; false: an old version draining */
+    bool resident;            /* in memory; false: put out to make room, its next request brings it back */
     double loaded_unix;
 } lk_adapter_info;
-/* A copy of the registry, resident versions only; free(*list). */
+/* A copy of the registry in order of loading: current versions and old ones that still have requests; free(*list). */
 lk_status lk_engine_list_adapters(lk_engine *engine, lk_adapter_info **list, int64_t *n, lk_error *err);
 
 /* ------------------------------------------------------------------------------------------------ requests */
@@ -86,7 +88,8 @@ typedef struct lk_request_spec {
 
 typedef enum lk_finish { LK_FINISH_NONE, LK_FINISH_STOP, LK_FINISH_LENGTH, LK_FINISH_CANCELLED, LK_FINISH_ERROR } lk_finish;
 
-/* One generated token, or the end. The stop token itself is not reported as text: token -1 with finish STOP. */
+/* One generated token (finish NONE), or the end (token -1 and a finish): never both in one event. The stop token itself is not
+ * reported as a token. */
 typedef struct lk_event {
     int32_t token;             /* -1: no token in this event */
     float logprob;
@@ -96,6 +99,9 @@ typedef struct lk_event {
     lk_finish finish;          /* NONE: more to come */
     lk_error error;            /* finish ERROR */
 } lk_event;
+
+/* No adapter, greedy, every penalty off, no logprobs; prompt and max_tokens are yours to set. */
+void lk_request_spec_default(lk_request_spec *spec);
 
 lk_status lk_engine_submit(lk_engine *engine, const lk_request_spec *spec, lk_request **request, lk_error *err);
 /* Waits up to timeout_ms (-1: for ever) for the next event. false: timed out, nothing in *event. After an event with a finish no more come. */
@@ -109,7 +115,7 @@ typedef struct lk_request_facts {
     int64_t adapter_version;
     char adapter_digest[65]; /* of the weights that answer */
     double queued_s, first_token_s, total_s; /* durations so far */
-    int64_t n_prompt, n_output, n_preempted;
+    int64_t n_prompt, n_output, n_preempted; /* n_output counts the stop token too, as vLLM's usage does */
 } lk_request_facts;
 void lk_request_get_facts(const lk_request *request, lk_request_facts *facts);
 

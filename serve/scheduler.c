@@ -211,7 +211,7 @@ static void admit(lk_scheduler *s)
     const lk_scheduler_options *o = &s->options;
     for (lk_flow *flow; (flow = next_flow(s));) {
         lk_task *task = flow->first;
-        if (s->plan.wanted && !flow->exempt && flow->served > s->plan.wanted->served + o->overtake) {
+        if (s->plan.wanted && flow->served > s->plan.wanted->served + o->overtake && !(o->drains && o->drains(o->context, flow))) {
             flow->passed = s->plans;
             continue;
         }

@@ -56,7 +56,6 @@ struct lk_task {
 /* Zero-initialised by its owner; must outlive its tasks. */
 struct lk_flow {
     int64_t served;        /* the VTC counter */
-    bool exempt;           /* may always overtake: an old version that only drains */
     lk_task *first, *last; /* waiting, never admitted yet */
     int64_t n_waiting, n_admitted;
     bool active;     /* in the scheduler's list */
@@ -84,6 +83,8 @@ typedef struct lk_scheduler_options {
     /* Is the flow's adapter in memory, and may it stay there until drop? NULL: always. Called once per admitted task. */
     bool (*hold)(void *context, lk_flow *flow);
     void (*drop)(void *context, lk_flow *flow);
+    bool (*drains)(void *context,
+                   lk_flow *flow); /* may always overtake: it gets no new tasks and leaves memory after its last. NULL: none */
     void *context;
 } lk_scheduler_options;
 

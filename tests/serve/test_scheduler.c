@@ -45,7 +45,7 @@ static sim *sim_open(int32_t n_pages, int32_t page_tokens, int32_t max_running, 
     m->tasks = calloc(MAX_TASKS, sizeof *m->tasks);
     m->slots = slots;
     CHECK_OK(lk_pages_init(&m->pages, n_pages, page_tokens, &err), &err);
-    lk_scheduler_options o = {max_running, budget, 200, hold, drop, m};
+    lk_scheduler_options o = {max_running, budget, 200, hold, drop, NULL, m};
     CHECK_OK(lk_scheduler_init(&m->s, &o, &m->pages, &err), &err);
     return m;
 }
