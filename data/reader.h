@@ -7,7 +7,11 @@
  *     lk_reader_close(r);
  *
  * Streams: a file larger than memory is fine. Every error names file (and archive member) and line. An archive yields its .jsonl and
- * .json members in the archive's order; .txt members for LK_DATA_TEXT too. */
+ * .json members in the archive's order; .txt members for LK_DATA_TEXT too.
+ *
+ * Tolerated: a byte order mark, CRLF, empty lines, fields that the format does not use. Refused (LK_ERR_FORMAT): lines or array
+ * elements over LK_READER_MAX_LINE bytes, other types of fields, roles other than system, user and assistant, text that is not UTF-8, a
+ * dataset without a single example. Tools and tool calls are LK_ERR_UNSUPPORTED: without them the example would mean something else. */
 #ifndef LK_DATA_READER_H
 #define LK_DATA_READER_H
 
@@ -17,12 +21,15 @@
 #include "base/status.h"
 #include "data/chat/chat.h"
 
+/* Longest line, array element or .txt file. */
+#define LK_READER_MAX_LINE ((size_t)64 << 20)
+
 typedef enum lk_data_format {
-    LK_DATA_MESSAGES,   /* {"messages":[{"role","content"[,"weight"]}]} */
+    LK_DATA_MESSAGES,   /* {"messages":[{"role","content"[,"weight"]}]}; weight 0: an assistant turn that is not trained, else 1 */
     LK_DATA_COMPLETION, /* {"prompt","completion"}, or any two fields named by the source */
     LK_DATA_TEXT,       /* {"text"}; a .txt file is one document a file (or split at blank lines never) */
-    LK_DATA_ALPACA,     /* {"instruction","input","output"} -> prompt/completion messages */
-    LK_DATA_SHAREGPT    /* {"conversations":[{"from":"human|gpt|system","value"}]} */
+    LK_DATA_ALPACA,     /* {"instruction"[,"input"][,"system"],"output"}: user = instruction, or instruction + "\n\n" + input */
+    LK_DATA_SHAREGPT    /* {"conversations":[{"from":"human|gpt|system","value"[,"weight"]}][,"system"]}; user, assistant, chatgpt too */
 } lk_data_format;
 
 typedef struct lk_source {
@@ -44,11 +51,15 @@ typedef struct lk_example {
 } lk_example;
 
 typedef struct lk_reader lk_reader;
+/* The source's strings are copied. A missing file is LK_ERR_IO. */
 lk_status lk_reader_open(lk_reader **r, const lk_source *source, lk_error *err);
+/* example->kind is LK_EXAMPLE_END after the last. After an error in an example (not in the file itself) the next call goes on behind it, so
+ * that a dry run can report them all. */
 lk_status lk_reader_next(lk_reader *r, lk_example *example, lk_error *err);
 void lk_reader_close(lk_reader *r);
 const char *lk_reader_place(const lk_reader *r); /* "acme.tar.gz:data/a.jsonl:12", for messages */
-/* Parses one line of the given format (the fuzz target uses it); pointers live in the arena. */
-lk_status lk_example_parse(lk_example *example, lk_arena *arena, const lk_source *source, const char *line, size_t size, const char *where, lk_error *err);
+/* Parses one line of the given format (the fuzz target uses it); pointers live in the arena. line is left as it is. */
+lk_status lk_example_parse(lk_example *example, lk_arena *arena, const lk_source *source, const char *line, size_t size, const char *where,
+                           lk_error *err);
 
 #endif
