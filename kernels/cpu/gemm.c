@@ -9,6 +9,15 @@
 const lk_gemm *lk_gemm_get(lk_cpu_tier tier, lk_dtype compute)
 {
     bool bf16 = compute == LK_BF16;
+#if defined(__x86_64__)
+    switch (tier) {
+    case LK_CPU_AMX: return bf16 ? &lk_gemm_amx_bf16 : &lk_gemm_avx512_f32;
+    case LK_CPU_AVX512: return bf16 ? &lk_gemm_avx512_bf16 : &lk_gemm_avx512_f32;
+    case LK_CPU_AVX2: return bf16 ? &lk_gemm_avx2_bf16 : &lk_gemm_avx2_f32;
+    case LK_CPU_PORTABLE:
+    case LK_CPU_REFERENCE: break;
+    }
+#endif
     (void)tier;
     return bf16 ? &lk_gemm_portable_bf16 : &lk_gemm_portable_f32;
 }

@@ -133,5 +133,8 @@ struct lk_gemm {
 };
 
 extern const lk_gemm lk_gemm_portable_f32, lk_gemm_portable_bf16;
+#if defined(__x86_64__)
+extern const lk_gemm lk_gemm_avx2_f32, lk_gemm_avx2_bf16, lk_gemm_avx512_f32, lk_gemm_avx512_bf16, lk_gemm_amx_bf16;
+#endif
 
 #endif
