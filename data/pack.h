@@ -16,11 +16,12 @@
 #include "base/status.h"
 
 typedef struct lk_pack lk_pack;
-/* lengths[document]; order[n] names the documents in the order they are placed. */
+/* lengths[document], each 1 .. row_tokens (LK_ERR_ARGUMENT otherwise, naming the document); order[n] names the documents in the order they
+ * are placed, NULL: 0 .. n-1. Both are only read during the call. n may be 0. */
 lk_status lk_pack_create(lk_pack **p, const int64_t *lengths, const int64_t *order, int64_t n, int64_t row_tokens, lk_error *err);
 void lk_pack_destroy(lk_pack *p);
 int64_t lk_pack_rows(const lk_pack *p);
-/* Documents of row r in their order; returns how many. */
+/* Documents of a row in their order, borrowed until destroy; returns how many (at least one). */
 int64_t lk_pack_row(const lk_pack *p, int64_t row, const int64_t **documents);
 int64_t lk_pack_row_tokens(const lk_pack *p, int64_t row);
 
