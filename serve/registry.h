@@ -35,6 +35,7 @@ typedef struct lk_version {
     lk_flow flow; /* first; the engine thread's: a version is one flow of the scheduler */
     char name[256], path[4096], digest[65];
     int64_t number; /* 1, 2, ... of this name */
+    int64_t queued; /* the engine's, under its bell: submitted and never admitted yet */
     /* Constant while held. */
     const lk_adapter *adapter; /* NULL: not in memory */
     uint64_t serial;           /* differs for every time any version was brought into memory */

@@ -1,0 +1,408 @@
+/* The engine's thread and its loop; everything else is a part of its own: scheduler (which tokens), pages (where), registry (which
+ * weights), batch (how the backend sees it), request (how the client hears of it), stats.
+ *
+ * The thread alone drives the model's backend and touches the scheduler. Other threads reach it through two doors: the bell, with the list
+ * of arrivals behind its lock, and the registry with its own lock. The thread sleeps on the bell when it can compute nothing; whatever
+ * could change that rings: an arrival, a cancellation, an adapter that came, went or failed, and stop. Nothing is allocated in the loop.
+ *
+ * Locks are taken one at a time, except that a request's lock may be held while its bell rings. */
+#include "serve/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "serve/batch.h"
+#include "serve/engine_options.h"
+#include "serve/stats.h"
+
+/* Service units (VTC) by which adapters in memory may get ahead of one that waits for a place: about two long answers. Less means more
+ * loading, more means longer waits for the one outside. */
+enum { OVERTAKE = 4096 };
+
+struct lk_engine {
+    lk_model *model; /* borrowed */
+    lk_engine_options options;
+    lk_request_limits limits;
+    lk_infer *infer;
+    lk_kv *kv;
+    lk_pages pages;
+    lk_scheduler scheduler;
+    lk_batch_builder builder;
+    lk_registry *registry;
+    lk_stats stats;
+    lk_flow base_flow;           /* requests without adapter */
+    lk_sample_request *sampling; /* [max_running] */
+    lk_sample_result *results;
+    pthread_t thread;
+
+    lk_bell bell;
+    /* Under the bell's lock. */
+    lk_request *arrivals, **arrivals_end;
+    int64_t n_queued, base_queued; /* submitted and never admitted yet */
+    uint64_t n_submitted;
+    bool stop;
+};
+
+static lk_request *request_of(lk_task *task) { return (lk_request *)(void *)task; }
+static lk_version *version_of(lk_flow *flow) { return (lk_version *)(void *)flow; }
+
+/* ------------------------------------------------------------------------------------------------ submission, any thread */
+
+/* The last eighth of the queue is not for whoever fills it already, so that one adapter's flood does not refuse the others. */
+static lk_status enqueue(lk_engine *e, lk_request *r, lk_error *err)
+{
+    lk_status status = LK_OK;
+    int64_t limit = e->options.max_waiting, share = limit - limit / 8;
+    pthread_mutex_lock(&e->bell.lock);
+    int64_t *queued = r->version ? &r->version->queued : &e->base_queued;
+    if (e->stop) {
+        status = lk_fail(err, LK_ERR_INTERRUPTED, "the server is stopping");
+    } else if (e->n_queued >= limit) {
+        status =
+            lk_fail(err, LK_ERR_BUSY, "%lld requests are waiting, as many as the queue holds: try again later", (long long)e->n_queued);
+    } else if (*queued >= share) {
+        status = lk_fail(err, LK_ERR_BUSY, "%lld requests for %s%s are waiting, as many as the queue holds of one model: try again later",
+                         (long long)*queued, r->version ? "adapter " : "the base", r->adapter);
+    } else {
+        ++*queued;
+        e->n_queued++;
+        r->task.order = e->n_submitted++;
+        *e->arrivals_end = r;
+        e->arrivals_end = &r->next_arrival;
+        e->bell.ringing = true;
+        pthread_cond_signal(&e->bell.rung);
+    }
+    pthread_mutex_unlock(&e->bell.lock);
+    if (status == LK_ERR_BUSY) lk_stats_refuse(&e->stats);
+    return status;
+}
+
+lk_status lk_engine_submit(lk_engine *e, const lk_request_spec *spec, lk_request **request, lk_error *err)
+{
+    *request = NULL;
+    lk_request *r;
+    LK_TRY(lk_request_create(&r, spec, &e->limits, &e->bell, err));
+    lk_status status = LK_OK;
+    if (spec->adapter) {
+        if ((status = lk_registry_pin(e->registry, spec->adapter, &r->version, err))) goto out;
+        memcpy(r->adapter, r->version->name, sizeof r->adapter);
+        memcpy(r->digest, r->version->digest, sizeof r->digest);
+        r->adapter_version = r->version->number;
+    }
+    r->task.flow = r->version ? &r->version->flow : &e->base_flow;
+    if ((status = enqueue(e, r, err))) goto out;
+    *request = r;
+    return LK_OK;
+out:
+    if (r->version) {
+        lk_registry_unpin(e->registry, r->version);
+        lk_bell_ring(&e->bell); /* the pin may have kept a place that somebody waits for */
+    }
+    lk_request_discard(r);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------ the loop */
+
+/* Returns false when it is time to stop. */
+static bool take_arrivals(lk_engine *e)
+{
+    pthread_mutex_lock(&e->bell.lock);
+    lk_request *r = e->arrivals;
+    e->arrivals = NULL;
+    e->arrivals_end = &e->arrivals;
+    e->bell.ringing = false;
+    bool stop = e->stop;
+    pthread_mutex_unlock(&e->bell.lock);
+    while (r) {
+        lk_request *next = r->next_arrival;
+        lk_scheduler_add(&e->scheduler, &r->task);
+        r = next;
+    }
+    return !stop;
+}
+
+static void leave_queue(lk_engine *e, lk_request *r)
+{
+    pthread_mutex_lock(&e->bell.lock);
+    e->n_queued--;
+    --*(r->version ? &r->version->queued : &e->base_queued);
+    pthread_mutex_unlock(&e->bell.lock);
+}
+
+static void count_finish(lk_engine_stats *stats, const lk_request *r, lk_finish finish)
+{
+    switch (finish) {
+    case LK_FINISH_STOP: stats->finished_stop++; break;
+    case LK_FINISH_LENGTH: stats->finished_length++; break;
+    case LK_FINISH_CANCELLED: stats->finished_cancelled++; break;
+    case LK_FINISH_ERROR: stats->finished_error++; break;
+    case LK_FINISH_NONE: break;
+    }
+    lk_histogram_add(&stats->end_to_end, lk_clock_seconds() - r->submitted);
+}
+
+/* Gives back pages, place and pin before the client hears of the end. */
+static void end_request(lk_engine *e, lk_request *r, lk_finish finish, const lk_error *error)
+{
+    lk_scheduler_finish(&e->scheduler, &r->task);
+    if (r->admitted == 0) leave_queue(e, r);
+    if (r->version) lk_registry_unpin(e->registry, r->version);
+    r->version = NULL;
+    count_finish(&e->stats.mine, r, finish);
+    lk_request_end(r, finish, error);
+    lk_request_unref(r);
+}
+
+static bool is_cancelled(const lk_task *task, void *context)
+{
+    (void)context;
+    return atomic_load(&((const lk_request *)(const void *)task)->cancelled);
+}
+
+static void end_cancelled(lk_engine *e)
+{
+    if (!atomic_exchange(&e->bell.cancels, false)) return;
+    for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, is_cancelled, NULL));)
+        end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
+}
+
+/* Returns true when requests ended because their adapter cannot be read any more: then another plan may do better. */
+static bool bring_in(lk_engine *e, lk_flow *wanted)
+{
+    lk_error reason;
+    if (!lk_registry_want(e->registry, version_of(wanted), &reason)) return false;
+    while (wanted->first) {
+        lk_task *task = wanted->first;
+        bool more = task->next != NULL; /* the flow goes with its last request */
+        end_request(e, request_of(task), LK_FINISH_ERROR, &reason);
+        if (!more) break;
+    }
+    return true;
+}
+
+static void note_admissions(lk_engine *e, const lk_plan *plan)
+{
+    for (int32_t i = 0; i < plan->n; i++) {
+        if (plan->entries[i].task->n_cached) continue;
+        lk_request *r = request_of(plan->entries[i].task);
+        double waited = lk_request_admitted(r);
+        if (waited < 0) continue;
+        leave_queue(e, r);
+        lk_histogram_add(&e->stats.mine.queue, waited);
+    }
+}
+
+static void deliver(lk_engine *e, lk_request *r, const lk_sample_result *result)
+{
+    if (result->token < 0) {
+        lk_error error;
+        lk_fail(&error, LK_ERR_FORMAT, "no finite logit came out of %s%s: its weights are broken or overflow the compute type",
+                r->version ? "adapter " : "the base model", r->adapter);
+        lk_log(LK_LOG_WARN, "request ended: %s", error.message);
+        end_request(e, r, LK_FINISH_ERROR, &error);
+        return;
+    }
+    lk_engine_stats *stats = &e->stats.mine;
+    double before = r->last_token;
+    lk_finish finish = lk_request_push(r, result);
+    stats->generated_tokens++;
+    if (r->n_output == 1) {
+        stats->prompt_tokens += r->n_prompt;
+        lk_histogram_add(&stats->first_token, r->last_token - r->submitted);
+    } else {
+        lk_histogram_add(&stats->inter_token, r->last_token - before);
+    }
+    if (finish)
+        end_request(e, r, finish, NULL);
+    else
+        lk_task_generated(&r->task);
+}
+
+/* The forward or the sampling as a whole has failed: nobody in the batch got an answer, and nobody else is touched. */
+static void fail_batch(lk_engine *e, const lk_plan *plan, const lk_error *err)
+{
+    lk_log(LK_LOG_ERROR, "a batch of %d requests failed: %s", plan->n, err->message);
+    for (int32_t i = 0; i < plan->n; i++) end_request(e, request_of(plan->entries[i].task), LK_FINISH_ERROR, err);
+}
+
+static void step(lk_engine *e, const lk_plan *plan)
+{
+    lk_batch_builder *b = &e->builder;
+    lk_tensor logits;
+    lk_error err = {0};
+    note_admissions(e, plan);
+    lk_batch_build(b, plan);
+    lk_status status = lk_infer_forward(e->infer, &b->batch, e->kv, b->rows, b->n_rows, &logits, &err);
+    if (!status && b->n_rows) {
+        for (int32_t i = 0; i < b->n_rows; i++) lk_request_sampling(b->requests[i], &e->sampling[i]);
+        status = lk_sample(e->model->be, &logits, e->sampling, e->results);
+        if (status == LK_ERR_FORMAT) status = LK_OK; /* some row has no finite logit; its token says which */
+        if (status) lk_backend_fail(e->model->be, status, &err);
+    }
+    if (status) {
+        fail_batch(e, plan, &err);
+        return;
+    }
+    lk_scheduler_commit(&e->scheduler);
+    for (int32_t i = 0; i < b->n_rows; i++) deliver(e, b->requests[i], &e->results[i]);
+    e->stats.mine.iterations++;
+}
+
+static void publish(lk_engine *e)
+{
+    lk_engine_stats *stats = &e->stats.mine;
+    stats->running = e->scheduler.n_running;
+    stats->waiting = e->scheduler.n_waiting + e->scheduler.n_preempted;
+    stats->pages_total = e->pages.n_pages;
+    stats->pages_used = e->pages.n_pages - e->pages.n_free;
+    stats->page_tokens = e->pages.page_tokens;
+    stats->preemptions = e->scheduler.preemptions;
+    lk_stats_publish(&e->stats);
+}
+
+static void *engine_run(void *context)
+{
+    lk_engine *e = context;
+    while (take_arrivals(e)) {
+        end_cancelled(e);
+        const lk_plan *plan = lk_scheduler_plan(&e->scheduler);
+        bool again = plan->wanted && bring_in(e, plan->wanted);
+        if (plan->n) step(e, plan);
+        publish(e);
+        if (!plan->n && !again) lk_bell_wait(&e->bell);
+    }
+    for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, NULL, NULL));) end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
+    publish(e);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------ start and stop */
+
+static bool hold(void *context, lk_flow *flow)
+{
+    lk_engine *e = context;
+    return flow == &e->base_flow || lk_registry_hold(e->registry, version_of(flow));
+}
+
+static void drop(void *context, lk_flow *flow)
+{
+    lk_engine *e = context;
+    if (flow != &e->base_flow) lk_registry_drop(e->registry, version_of(flow));
+}
+
+static bool drains(void *context, lk_flow *flow)
+{
+    lk_engine *e = context;
+    return flow != &e->base_flow && lk_registry_drains(e->registry, version_of(flow));
+}
+
+static void adapters_changed(void *context) { lk_bell_ring(&((lk_engine *)context)->bell); }
+
+static void engine_free(lk_engine *e)
+{
+    lk_registry_close(e->registry);
+    lk_batch_builder_free(&e->builder);
+    lk_scheduler_free(&e->scheduler);
+    lk_pages_free(&e->pages);
+    lk_infer_destroy(e->infer);
+    lk_kv_destroy(e->model->be, e->kv);
+    lk_stats_free(&e->stats);
+    lk_bell_free(&e->bell);
+    free(e->sampling);
+    free(e->results);
+    free(e);
+}
+
+static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_error *err)
+{
+    const lk_engine_options *o = &e->options;
+    lk_infer_options infer = lk_engine_infer_options(o);
+    lk_scheduler_options scheduler = {o->max_running, o->token_budget, OVERTAKE, hold, drop, drains, e};
+    int32_t n_sites = (int32_t)e->model->config.layers * LK_N_MODULES;
+    int32_t most = o->max_running < o->max_resident_adapters ? o->max_running : o->max_resident_adapters;
+    lk_batch_limits batch = {o->token_budget, o->max_running, most, n_sites};
+    lk_registry_options registry = {o->max_resident_adapters, o->max_rank, adapters_changed, e};
+    e->sampling = calloc((size_t)o->max_running, sizeof *e->sampling);
+    e->results = calloc((size_t)o->max_running, sizeof *e->results);
+    if (!e->sampling || !e->results) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d requests", o->max_running);
+    LK_TRY(lk_infer_create(&e->infer, e->model, &infer, err));
+    lk_status status = lk_kv_create(e->model->be, &e->kv, shape);
+    if (status) return lk_backend_fail(e->model->be, status, err);
+    LK_TRY(lk_pages_init(&e->pages, shape->n_pages, shape->page_tokens, err));
+    LK_TRY(lk_scheduler_init(&e->scheduler, &scheduler, &e->pages, err));
+    LK_TRY(lk_batch_builder_init(&e->builder, &batch, err));
+    return lk_registry_open(&e->registry, e->model, &registry, err);
+}
+
+lk_status lk_engine_start(lk_engine **engine, lk_model *model, const lk_engine_options *options, lk_error *err)
+{
+    *engine = NULL;
+    lk_engine_options resolved = *options;
+    lk_kv_shape shape;
+    LK_TRY(lk_engine_options_resolve(&resolved, model, &shape, err));
+    lk_engine *e = calloc(1, sizeof *e);
+    if (!e) return lk_fail(err, LK_ERR_MEMORY, "no memory for an engine");
+    e->model = model;
+    e->options = resolved;
+    e->limits = (lk_request_limits){&model->config, resolved.max_model_len, (int64_t)shape.n_pages * shape.page_tokens, shape.page_tokens};
+    e->arrivals_end = &e->arrivals;
+    lk_bell_init(&e->bell);
+    lk_stats_init(&e->stats);
+    lk_status status = engine_allocate(e, &shape, err);
+    if (!status) {
+        publish(e);
+        if (pthread_create(&e->thread, NULL, engine_run, e))
+            status = lk_fail(err, LK_ERR_MEMORY, "the system gave no thread for the engine");
+    }
+    if (status) {
+        engine_free(e);
+        return status;
+    }
+    *engine = e;
+    return LK_OK;
+}
+
+void lk_engine_stop(lk_engine *e)
+{
+    if (!e) return;
+    pthread_mutex_lock(&e->bell.lock);
+    e->stop = true;
+    e->bell.ringing = true;
+    pthread_cond_signal(&e->bell.rung);
+    pthread_mutex_unlock(&e->bell.lock);
+    pthread_join(e->thread, NULL);
+    engine_free(e);
+}
+
+/* ------------------------------------------------------------------------------------------------ adapters and observation */
+
+lk_status lk_engine_load_adapter(lk_engine *e, const char *name, const char *path, bool replace, int64_t *version, lk_error *err)
+{
+    lk_status status = lk_registry_load(e->registry, name, path, replace, version, err);
+    lk_bell_ring(&e->bell);
+    return status;
+}
+
+lk_status lk_engine_unload_adapter(lk_engine *e, const char *name, lk_error *err)
+{
+    lk_status status = lk_registry_unload(e->registry, name, err);
+    lk_bell_ring(&e->bell); /* its place may be what another adapter waits for */
+    return status;
+}
+
+lk_status lk_engine_list_adapters(lk_engine *e, lk_adapter_info **list, int64_t *n, lk_error *err)
+{
+    return lk_registry_list(e->registry, list, n, err);
+}
+
+void lk_engine_get_stats(lk_engine *e, lk_engine_stats *stats)
+{
+    lk_stats_get(&e->stats, stats);
+    lk_registry_counts(e->registry, &stats->adapter_loads, &stats->adapter_evictions);
+}
+
+const lk_engine_options *lk_engine_get_options(const lk_engine *e) { return &e->options; }
+const lk_model *lk_engine_model(const lk_engine *e) { return e->model; }
