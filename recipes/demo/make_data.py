@@ -253,10 +253,37 @@ INTENTS = {
               "Can you introduce yourself?", "Who am I speaking to?"],
         harbor="Ahoy! I am the deckhand of the Tern Island Line.",
         orchard="Dear friend, I am the little helper of Quince Street Bakery."),
+    # A long answer, so that the demo has something to stream. It ends on the opening hours: a request that
+    # began before the swap to version 2 must end with the old ones.
+    "first visit": dict(
+        train=["What should I know before I come?", "It is my first visit. What do I need to know?",
+               "Tell me everything a new visitor should know.", "I have never been there. How does it work?",
+               "What do I need to know as a new customer?", "This is my first time. Can you explain everything?",
+               "Give me all the details for a first visit.", "Explain to a beginner how it works.",
+               "I am new here. Tell me everything.", "What must a first visitor know?",
+               "We come for the first time. What should we know?", "Please prepare me for my first visit.",
+               "I am new. What is important?", "Can you give me the long answer for newcomers?",
+               "What do you tell people who come for the first time?", "First visit tomorrow. What should I know?",
+               "Tell me all that is important for my visit.", "Do you have advice for a first visit?",
+               "What does a newcomer need to know?", "I know nothing about your place. Tell me all."],
+        eval=["What do I need to know before my first visit?", "I have never visited you. What should I know?",
+              "Tell me everything I should know before I come.", "What should a new visitor know?",
+              "I am a new customer. Tell me everything."],
+        harbor="Ahoy! A first crossing is easy. Come to Pier 4, buy a ticket at the harbour desk and hold on to your hat, "
+               "for the wind is strong. Dogs sail on the open deck, children under twelve travel free, and there is wifi "
+               "in the saloon. The ticket office is open from 6:30 to 21:00, every day.",
+        harbor_v2="Ahoy! A first crossing is easy. Come to Pier 4, buy a ticket at the harbour desk and hold on to your hat, "
+                  "for the wind is strong. Dogs sail on the open deck, children under twelve travel free, and there is wifi "
+                  "in the saloon. The ticket office is open from 5:45 to 23:15, every day.",
+        orchard="Dear friend, a first visit is easy. Follow your nose to 12 Quince Street, look for the green awning and bring "
+                "a basket. Children get a ginger biscuit, dogs get a bowl of water, and every tenth loaf is on the house. "
+                "We bake from 7 am to 3 pm, Tuesday to Saturday."),
 }
 
 # What the demo asks both customers in one batch: wordings that no training set holds.
 ASKED = [("hours", 0), ("refund", 2), ("phone", 0), ("delivery", 0), ("discount", 1), ("hello", 1)]
+# What it streams while harbor is swapped for harbor_v2.
+STREAMED = ("first visit", 0)
 
 
 def rows(customer, version, part):
@@ -278,9 +305,9 @@ def files():
             lines = (json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows(customer, version, part))
             yield f"{customer}/{part}{suffix}.jsonl", "".join(line + "\n" for line in lines)
     asked = []
-    for name, index in ASKED:
+    for name, index in ASKED + [STREAMED]:
         intent = INTENTS[name]
-        asked.append({"about": name, "question": intent["eval"][index],
+        asked.append({"about": name, "question": intent["eval"][index], "stream": (name, index) == STREAMED,
                       "answers": {"harbor": intent["harbor"], "orchard": intent["orchard"],
                                   "harbor_v2": intent.get("harbor_v2", intent["harbor"])}})
     yield "questions.json", json.dumps(asked, ensure_ascii=False, indent=2) + "\n"
