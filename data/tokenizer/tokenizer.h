@@ -24,12 +24,33 @@ typedef struct lk_tokenizer lk_tokenizer;
  * (BOS, EOS). LK_TK_PLAIN_TEXT does not recognise special tokens in the text (user input that must not forge turns). */
 enum { LK_TK_SPECIALS = 1, LK_TK_PLAIN_TEXT = 2 };
 
+/* The folder (or the file's folder) gives tokenizer.json; if they are there, tokenizer_config.json (bos_token, eos_token,
+ * chat_template) and chat_template.jinja, which wins. add_bos_token and add_eos_token are ignored: tokenizer.json's post-processor
+ * says what is added, as in transformers' fast tokenizers. LK_ERR_FORMAT for a malformed file, LK_ERR_UNSUPPORTED for one we could
+ * only approximate; the message names the file and the entry or component. */
 lk_status lk_tokenizer_open(lk_tokenizer **tk, const char *folder_or_file, lk_error *err);
 /* From text in memory (fuzzing, tests). */
 lk_status lk_tokenizer_parse(lk_tokenizer **tk, const char *json, size_t size, const char *where, lk_error *err);
 void lk_tokenizer_close(lk_tokenizer *tk);
 
+/* *ids is never NULL on success, also when *n is 0. At most 1 GiB of text a call. */
 lk_status lk_tokenizer_encode(const lk_tokenizer *tk, const char *text, size_t size, int flags, int32_t **ids, int64_t *n, lk_error *err);
+
+/* A text in parts, encoded as ONE text: the parts' boundaries leave no trace in the ids. Special tokens are recognised only where
+ * they lie wholly outside plain parts, so a template can have its marks and the user's content cannot forge them; ordinary
+ * added tokens are recognised everywhere. LK_TK_PLAIN_TEXT makes every part plain.
+ * (*starts)[i] is the byte of the joined text where token i begins (what the post-processor adds stands at the end it is
+ * added to); starts may be NULL. free(*ids), free(*starts). */
+typedef struct lk_text_part {
+    const char *text;
+    size_t size;
+    bool plain;
+} lk_text_part;
+lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, int flags, int32_t **ids, int64_t **starts,
+                                    int64_t *n, lk_error *err);
+
+/* Ids beyond the vocabulary (a model may have more embedding rows) and holes in it decode to nothing; negative ones are refused.
+ * *text ends in a zero that *size does not count. No "clean up" of spaces before punctuation is made. */
 lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size, lk_error *err);
 
 int32_t lk_tokenizer_size(const lk_tokenizer *tk);                           /* highest id + 1 */

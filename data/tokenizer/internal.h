@@ -1,0 +1,271 @@
+/* What the files of this folder share. Encoding is a pipeline over views of text:
+ *
+ *     text -> repaired UTF-8 -> added tokens (raw) -> normaliser -> added tokens (normalised) -> pre-tokeniser -> BPE -> ids
+ *
+ * Every step takes a view (bytes and where they came from) and hands smaller views to the next, so an ordinary text is never
+ * copied: only steps that change bytes write into a scratch text of the call. Decoding is the same backwards (stream.c). */
+#ifndef LK_DATA_TOKENIZER_INTERNAL_H
+#define LK_DATA_TOKENIZER_INTERNAL_H
+
+#include <cjson/cJSON.h>
+
+#include "base/arena.h"
+#include "data/tokenizer/tokenizer.h"
+
+enum {
+    LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
+    LK_TK_MAX_STEPS = 16,      /* components in one Sequence */
+    LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
+};
+
+/* ---- text.c: UTF-8, and texts that remember where their bytes came from ---- */
+
+/* Length (1..4) and code point of the well-formed sequence at p, or 0. n > 0. */
+int lk_utf8_decode(const char *p, size_t n, uint32_t *cp);
+int lk_utf8_encode(uint32_t cp, char out[4]);
+/* For a malformed place: how many bytes one U+FFFD stands for (Unicode's "maximal subpart", as Python and Rust count).
+ * *incomplete says that the text ended inside a sequence that could still become well formed. */
+int lk_utf8_subpart(const char *p, size_t n, bool *incomplete);
+size_t lk_utf8_valid_prefix(const char *p, size_t n); /* bytes before the first malformed place */
+bool lk_is_space(uint32_t cp); /* Unicode White_Space */
+bool lk_is_word(uint32_t cp);  /* \w of Rust's regex crate: letters, marks, decimal digits, connectors, joiners */
+bool lk_is_numeric(uint32_t cp);
+
+/* Bytes and their source: byte i came from source position from[i], or base + i when from is NULL. */
+typedef struct lk_view {
+    const char *p;
+    size_t n;
+    const size_t *from;
+    size_t base;
+} lk_view;
+
+static inline lk_view lk_view_sub(lk_view v, size_t begin, size_t end)
+{
+    return (lk_view){v.p + begin, end - begin, v.from ? v.from + begin : NULL, v.base + begin};
+}
+static inline size_t lk_view_source(const lk_view *v, size_t i) { return v->from ? v->from[i] : v->base + i; }
+
+/* A growing text; tracked ones keep the source of every byte. */
+typedef struct lk_text {
+    char *p;
+    size_t *from;
+    size_t n, room;
+    bool tracked;
+} lk_text;
+
+lk_status lk_text_reserve(lk_text *t, size_t more, lk_error *err);
+/* Appends bytes that stand where the source's bytes [i, i+n) stood. */
+lk_status lk_text_copy(lk_text *t, const lk_view *source, size_t begin, size_t end, lk_error *err);
+/* Appends bytes that all come from one source position. */
+lk_status lk_text_add(lk_text *t, const char *p, size_t n, size_t source, lk_error *err);
+lk_view lk_text_view(const lk_text *t);
+void lk_text_free(lk_text *t);
+
+/* ---- regex.c: PCRE2 with the meaning Oniguruma gives the same pattern ---- */
+
+typedef struct lk_regex lk_regex;
+lk_status lk_regex_compile(lk_regex **regex, const char *pattern, const char *where, lk_error *err);
+void lk_regex_free(lk_regex *regex);
+/* Memory one thread needs while matching; zero-initialised, made on first use. */
+typedef struct lk_regex_scratch {
+    void *data, *context, *stack;
+} lk_regex_scratch;
+void lk_regex_scratch_free(lk_regex_scratch *scratch);
+/* The first match at or after from; *begin == SIZE_MAX when there is none. The text must be well-formed UTF-8. */
+lk_status lk_regex_find(const lk_regex *regex, lk_regex_scratch *scratch, const char *p, size_t n, size_t from, size_t *begin, size_t *end,
+                        lk_error *err);
+
+/* ---- hash tables ---- */
+
+typedef struct lk_piece {
+    const char *p; /* NULL: a hole in the ids */
+    uint32_t n;
+} lk_piece;
+
+/* Bytes to id, open addressing; keys point into pieces. */
+typedef struct lk_piece_table {
+    int32_t *slots; /* -1 empty */
+    uint32_t mask;
+    const lk_piece *pieces;
+} lk_piece_table;
+
+uint32_t lk_hash_bytes(const char *p, size_t n);
+lk_status lk_piece_table_init(lk_piece_table *table, lk_arena *arena, const lk_piece *pieces, size_t expected, lk_error *err);
+/* Returns the id that already holds these bytes, or -1 after inserting. */
+int32_t lk_piece_table_insert(lk_piece_table *table, int32_t id);
+int32_t lk_piece_table_find(const lk_piece_table *table, const char *p, size_t n);
+
+/* ---- bpe.c ---- */
+
+typedef struct lk_merge {
+    uint64_t pair; /* left << 32 | right; UINT64_MAX empty */
+    uint32_t rank;
+    int32_t id;
+} lk_merge;
+
+typedef struct lk_bpe {
+    lk_piece *keys;       /* [n_ids] what the encoder sees: raw bytes when byte_level, else the vocabulary's text */
+    lk_piece_table table; /* keys to ids, the model's own vocabulary only */
+    lk_merge *merges;
+    uint64_t merge_mask;
+    uint8_t *joins;       /* a filter over (last char of left, first char of right) of all merges: bpe.c */
+    int32_t single[256];  /* ids of one-byte keys; -1 */
+    int32_t byte[256];    /* ids of <0x..>; -1 */
+    int32_t unk;          /* -1 when there is none */
+    bool byte_level, byte_fallback, fuse_unk, ignore_merges;
+} lk_bpe;
+
+typedef struct lk_encoder lk_encoder;
+lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, lk_error *err);
+lk_status lk_bpe_encode(lk_encoder *e, lk_view word);
+
+/* ---- normalizer.c ---- */
+
+typedef struct lk_normalizer_step {
+    enum { LK_NORM_PREPEND, LK_NORM_REPLACE, LK_NORM_NFC } kind;
+    const char *pattern, *content;
+    size_t pattern_size, content_size;
+} lk_normalizer_step;
+
+lk_status lk_normalizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err);
+/* *out is a view of `text` or of the scratch texts, valid until the next call with them. */
+lk_status lk_normalize(const lk_tokenizer *tk, lk_text scratch[2], lk_view text, lk_view *out, lk_error *err);
+
+/* ---- pretokenizer.c ---- */
+
+typedef struct lk_pre_step {
+    enum { LK_PRE_REGEX, LK_PRE_LITERAL, LK_PRE_DIGITS, LK_PRE_BYTE_LEVEL, LK_PRE_METASPACE } kind;
+    enum { LK_SPLIT_REMOVED, LK_SPLIT_ISOLATED, LK_SPLIT_PREVIOUS, LK_SPLIT_NEXT, LK_SPLIT_CONTIGUOUS } behavior;
+    enum { LK_PREPEND_NEVER, LK_PREPEND_ALWAYS, LK_PREPEND_FIRST } prepend; /* of a space or of the replacement */
+    bool invert, split;
+    lk_regex *regex;
+    const char *literal; /* Split's string, Metaspace's replacement */
+    size_t literal_size;
+} lk_pre_step;
+
+lk_status lk_pretokenizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err);
+lk_status lk_pretokenize(lk_encoder *e, lk_view text); /* hands every word to lk_bpe_encode */
+lk_status lk_read_metaspace(const cJSON *node, const char **replacement, int *prepend, bool *split, const char *where, lk_error *err);
+
+/* ---- added.c ---- */
+
+typedef struct lk_added {
+    const char *match; /* what is looked for: the content, normalised when `normalized` */
+    uint32_t match_size;
+    int32_t id, order;
+    bool single_word, lstrip, rstrip, normalized, special;
+} lk_added;
+
+/* Sorted by bytes: a match is found by narrowing a range, byte after byte. */
+typedef struct lk_added_set {
+    lk_added *tokens;
+    int32_t n;
+    uint8_t first[256]; /* 1: some token begins with this byte */
+} lk_added_set;
+
+lk_status lk_added_read(lk_tokenizer *tk, const cJSON *list, lk_error *err);
+/* The normalised contents need the normaliser, which is read later. */
+lk_status lk_added_finish(lk_tokenizer *tk, lk_error *err);
+/* Splits text at the tokens of the set: their ids are emitted, what lies between goes to next(). */
+lk_status lk_added_split(lk_encoder *e, const lk_added_set *set, lk_view text, lk_status (*next)(lk_encoder *, lk_view));
+
+/* ---- decoder.c ---- */
+
+typedef struct lk_decode_step {
+    enum { LK_DEC_REPLACE, LK_DEC_BYTE_FALLBACK, LK_DEC_FUSE, LK_DEC_STRIP, LK_DEC_BYTE_LEVEL, LK_DEC_METASPACE } kind;
+    bool fused; /* an earlier step made one string of all tokens: what comes in are fragments of it */
+    bool drop_first;
+    const char *pattern, *content;
+    size_t pattern_size, content_size, start, stop;
+} lk_decode_step;
+
+lk_status lk_decoder_read(lk_tokenizer *tk, const cJSON *node, lk_error *err);
+/* Fills tk->bytes: every token decoded on its own. */
+lk_status lk_decoder_bytes(lk_tokenizer *tk, lk_error *err);
+/* GPT-2's byte alphabet: appends the bytes that the piece's characters stand for, or returns false when one stands for none. */
+bool lk_byte_level_undo(const char *p, size_t n, char *out, size_t *size);
+int lk_byte_level_char(unsigned char byte, char out[4]);
+/* The byte of "<0xAB>", or -1. */
+int lk_byte_piece(const char *p, size_t n);
+
+/* ---- the tokenizer ---- */
+
+typedef struct lk_post_item {
+    int32_t id; /* -1: the text */
+} lk_post_item;
+
+struct lk_tokenizer {
+    lk_arena arena; /* owns every string and table below except regexes */
+    char *where;    /* the file, for messages */
+    int32_t n_ids;
+    lk_piece *pieces; /* [n_ids] as written; added tokens included */
+    lk_piece *forms;  /* [n_ids] what decoding starts from: the piece, normalised for added tokens that are */
+    lk_piece *bytes;  /* [n_ids] decoded on their own */
+    uint8_t *special; /* [n_ids] */
+    lk_piece_table contents; /* pieces to ids */
+    lk_bpe bpe;
+    lk_added *added;
+    int32_t n_added;
+    lk_added_set raw, normalized;
+    lk_normalizer_step normalizer[LK_TK_MAX_STEPS];
+    lk_pre_step pre[LK_TK_MAX_STEPS];
+    lk_decode_step decoder[LK_TK_MAX_STEPS];
+    int n_normalizer, n_pre, n_decoder;
+    lk_post_item *post; /* [n_post]; NULL when nothing is added */
+    int n_post;
+    bool needs_sources; /* Metaspace "first" asks whether a piece stands at the start of the original text */
+    bool no_decoder;    /* tokens are joined by spaces */
+    int32_t bos, eos;
+    char *chat_template;
+    char digest[65];
+};
+
+/* ---- encode.c: the state of one call ---- */
+
+typedef struct lk_symbol {
+    int32_t id;
+    uint32_t start, size; /* in the word */
+    int32_t previous, next;
+} lk_symbol;
+
+typedef struct lk_candidate {
+    uint32_t rank;
+    int32_t position, id;
+} lk_candidate;
+
+typedef struct lk_word_entry {
+    uint8_t size, n; /* size 0: empty */
+    char word[22];
+    uint8_t start[8];
+    int32_t ids[8];
+} lk_word_entry;
+
+struct lk_encoder {
+    const lk_tokenizer *tk;
+    const lk_text_part *parts; /* whose text may hold special tokens; NULL: all of it, or none with plain */
+    const size_t *part_ends;
+    int64_t n_parts, part; /* part: where the last question was, since they come in order */
+    bool plain, track;
+    int32_t *ids;
+    int64_t *starts;
+    int64_t n, room;
+    lk_text repaired, normal[2], pre[LK_TK_MAX_STEPS];
+    lk_regex_scratch regex;
+    lk_symbol *symbols;
+    size_t symbol_room;
+    lk_candidate *heap;
+    size_t heap_n, heap_room;
+    lk_word_entry *cache; /* direct-mapped; recent words of this call */
+    uint32_t cache_mask;
+    lk_error *err;
+};
+
+lk_status lk_encoder_emit(lk_encoder *e, int32_t id, size_t source);
+/* May a special token be recognised at source bytes [begin, end)? 1 yes; 0 no, it lies in plain text; -1 no, it straddles. */
+int lk_encoder_special_allowed(lk_encoder *e, size_t begin, size_t end);
+
+/* Refuses members of a component other than those named (a list ending in NULL): they may change what it does. */
+lk_status lk_only_keys(const cJSON *object, const char *const *keys, const char *where, const char *component, lk_error *err);
+lk_status lk_refuse(const char *where, const char *what, const char *type, const char *supported, lk_error *err);
+
+#endif
