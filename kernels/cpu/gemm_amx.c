@@ -41,6 +41,9 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
+/* What was written to p must be in memory now: to gcc 12 a tile load does not read memory, and a configuration is eight bytes. */
+static inline void settle(const void *p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
 static void set_register(tile_config *config, int number, int rows, int columns, int element)
 {
     config->rows[number] = (uint8_t)(rows ? rows : 1); /* an unused register still needs a valid shape */
@@ -55,6 +58,7 @@ static void configure(const shape *s)
         set_register(&config, LEFT0 + i, s->rows[i], LK_TILE_DEPTH, 2);
         set_register(&config, RIGHT0 + i, LK_TILE_DEPTH / 2, s->columns[i], 4);
     }
+    settle(&config);
     _tile_loadconfig(&config);
 }
 
@@ -153,6 +157,7 @@ static void begin_sum(const lk_gemm_pass *p, int number, const float *c, int row
         for (int j = 0; j < 16; j++)
             _mm512_store_ps(room[0] + 16 * j, j < columns ? _mm512_maskz_loadu_ps(mask, c + j * p->across) : _mm512_setzero_ps());
         lk_avx512_transpose(room[1], 16, room[0], 16);
+        settle(room[1]);
         load_sum(number, room[1], 16);
     }
 }

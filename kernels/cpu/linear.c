@@ -1,27 +1,50 @@
-/* y = x * w^T and dx = dy * w in blocks. Rows are taken BLOCK at a time and packed once; then each thread walks its share of the
- * matrix, unpacks 32 rows of it (or 128 columns, turned) for up to LK_GEMM_DEPTH of the contraction into its own panel, and multiplies
- * that by all the packed rows. At one token the panel is used once and is simply the way from nibbles to the multiplier; at
- * many its cost is shared.
+/* y = x * w^T and dx = dy * w in blocks. Some rows are packed once; then each thread walks its share of the matrix, unpacks a few rows of
+ * it (or columns, turned) for a part of the contraction into its own panel, and multiplies that by all the packed rows. At one token the
+ * panel is used once and is simply the way from nibbles to the multiplier; at many its cost is shared.
+ *
+ * Sizes: the packed rows of one pass stay in the second-level cache (AMX needs 32 bytes a cycle from each side, which the third
+ * level does not deliver), and so does the panel; with few rows the panel stays in the first level.
  *
  * Threads divide N (forward) or K (backward). When that leaves threads idle, they divide the rows as well. Bits do not depend on any
  * of this: see kernels/cpu/gemm.h. */
 #include "kernels/cpu/linear.h"
 
 enum {
-    BLOCK = 512,         /* rows of activations packed at a time */
-    WIDTH = 32,          /* rows of the matrix in a forward panel */
-    TURNED_WIDTH = 128,  /* columns of the matrix in a backward panel: one NF4 block */
-    DEPTH = LK_GEMM_DEPTH
+    FEW = 16,                   /* rows up to which a panel is made for the first-level cache */
+    MOST_ROWS = 512,            /* packed at a time */
+    ROWS_BYTES = 1 << 20,       /* of packed rows that one pass reads */
+    PANEL_ELEMENTS = 128 * 1024 /* of the matrix, unpacked: a quarter of a megabyte in bf16 */
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static size_t panel_bytes(const lk_gemm *g) { return lk_gemm_panel_bytes(g, TURNED_WIDTH, DEPTH); }
+/* How one product is cut: `rows` of activations at a time, passes of `depth` of the contraction, panels `width` rows (or, turned,
+ * columns) of the matrix wide. */
+typedef struct cut {
+    int64_t rows, depth, width;
+} cut;
+
+static cut choose_cut(const lk_gemm *g, int64_t rows, int64_t depth, bool turned)
+{
+    bool amx = g->tier == LK_CPU_AMX;
+    cut c;
+    if (turned)
+        c = (cut){.width = LK_NF4_TILE_DEPTH, .depth = LK_GEMM_DEPTH};
+    else if (rows <= FEW)
+        c = (cut){.width = amx ? 2 * LK_TILE_ROWS : LK_TILE_ROWS, .depth = amx ? 2 * LK_NF4_TILE_DEPTH : LK_GEMM_DEPTH};
+    else
+        c = (cut){.width = 2 * LK_TILE_ROWS, .depth = 2 * LK_GEMM_DEPTH};
+    int64_t fit = ROWS_BYTES / (int64_t)g->element / smaller(c.depth, larger(depth, 1));
+    c.rows = smaller(MOST_ROWS, larger(fit / 32 * 32, 32));
+    return c;
+}
+
+static size_t panel_bytes(const lk_gemm *g) { return PANEL_ELEMENTS * g->element; }
 
 size_t lk_cpu_product_scratch(const lk_gemm *g, int threads, int64_t rows, int64_t width)
 {
-    return lk_gemm_panel_bytes(g, smaller(rows, BLOCK), width) + (size_t)threads * panel_bytes(g);
+    return lk_gemm_panel_bytes(g, smaller(rows, MOST_ROWS), width) + (size_t)threads * panel_bytes(g);
 }
 
 /* One block of rows of one product, as the threads see it. */
@@ -31,11 +54,12 @@ typedef struct product {
     const float *in;
     float *out;
     int64_t ldin, ldout;
-    int64_t rows;  /* <= BLOCK */
+    int64_t rows;  /* of this block */
     int64_t depth; /* the contraction: K forward, N backward */
     int64_t width; /* of the result: N forward, K backward */
     const float *bias;
     bool turned, accumulate;
+    cut cut;
     int across; /* threads that share the width; the others take other rows */
     char *packed, *panels;
 } product;
@@ -58,12 +82,12 @@ static void pack_rows(void *context, int64_t begin, int64_t end, int thread)
 static void multiply_part(const product *p, int64_t begin, int64_t end, int64_t row, int64_t rows, char *panel)
 {
     const lk_gemm *g = p->team->gemm;
-    int64_t unit = p->turned ? TURNED_WIDTH : WIDTH, pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
+    int64_t unit = p->cut.width, pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
     const char *packed = p->packed + row / LK_TILE_ROWS * pitch;
     for (int64_t at = begin; at < end; at += unit) {
         int64_t columns = smaller(unit, end - at);
-        for (int64_t first = 0; first < p->depth; first += DEPTH) {
-            int64_t depth = smaller(p->depth - first, DEPTH);
+        for (int64_t first = 0; first < p->depth; first += p->cut.depth) {
+            int64_t depth = smaller(p->depth - first, p->cut.depth);
             const char *activations = packed + lk_gemm_panel_bytes(g, 1, first);
             lk_gemm_pass pass = {.c = p->out + row * p->ldout + at,
                                  .tiles = lk_tiles_along(depth),
@@ -95,8 +119,7 @@ static void multiply_share(void *context, int64_t begin, int64_t end, int thread
     int threads = lk_pool_threads(p->team->pool), groups = threads / p->across;
     int column = thread % p->across, group = thread / p->across;
     if (group >= groups) return;
-    int64_t unit = p->turned ? TURNED_WIDTH : WIDTH;
-    int64_t units = (p->width + unit - 1) / unit, blocks = lk_tiles_down(p->rows);
+    int64_t unit = p->cut.width, units = (p->width + unit - 1) / unit, blocks = lk_tiles_down(p->rows);
     int64_t from = units * column / p->across * unit, to = smaller(units * (column + 1) / p->across * unit, p->width);
     int64_t row = blocks * group / groups * LK_TILE_ROWS, last = smaller(blocks * (group + 1) / groups * LK_TILE_ROWS, p->rows);
     if (from < to && row < last) multiply_part(p, from, to, row, last - row, p->panels + (size_t)thread * panel_bytes(p->team->gemm));
@@ -105,24 +128,25 @@ static void multiply_share(void *context, int64_t begin, int64_t end, int thread
 /* How many threads share the width: all, unless there are more threads than units of it and rows enough to divide. */
 static int threads_across(const product *p, int threads)
 {
-    int64_t units = (p->width + (p->turned ? TURNED_WIDTH : WIDTH) - 1) / (p->turned ? TURNED_WIDTH : WIDTH);
+    int64_t units = (p->width + p->cut.width - 1) / p->cut.width;
     int across = threads;
     while (across > units && across % 2 == 0 && lk_tiles_down(p->rows) >= threads / across * 2) across /= 2;
     return across;
 }
 
-static void run(product *p, int64_t tokens)
+static void run(product *p, int64_t rows)
 {
     const lk_cpu_team *team = p->team;
     int threads = lk_pool_threads(team->pool);
+    p->cut = choose_cut(team->gemm, rows, p->depth, p->turned);
     p->packed = team->scratch;
-    p->panels = p->packed + lk_gemm_panel_bytes(team->gemm, smaller(tokens, BLOCK), p->depth);
+    p->panels = p->packed + lk_gemm_panel_bytes(team->gemm, smaller(rows, MOST_ROWS), p->depth);
     const float *in = p->in;
     float *out = p->out;
-    for (int64_t first = 0; first < tokens; first += BLOCK) {
+    for (int64_t first = 0; first < rows; first += p->cut.rows) {
         p->in = in + first * p->ldin;
         p->out = out + first * p->ldout;
-        p->rows = smaller(tokens - first, BLOCK);
+        p->rows = smaller(rows - first, p->cut.rows);
         p->across = threads_across(p, threads);
         lk_pool_run(team->pool, lk_tiles_down(p->rows), 1, pack_rows, p);
         lk_pool_each(team->pool, multiply_share, p);
