@@ -17,24 +17,19 @@ typedef struct loader {
     lk_safetensors *st;
     lk_pool *pool;
     const lk_model_options *options;
-    lk_sha256 identity, digest;
+    lk_sha256 digest;
     int64_t done, total;
     lk_error *err;
 } loader;
 
 static void hash_text(lk_sha256 *hash, const char *text) { lk_sha256_update(hash, text, strlen(text)); }
 
-/* name, type and content of one tensor into the digest, and into the identity when it never depends on the quantisation. */
-static void hash_tensor(loader *l, const char *name, lk_dtype type, const void *bytes, int64_t size, bool identity)
+static void hash_part(loader *l, const char *name, const void *bytes, int64_t size)
 {
     char hex[65];
     lk_tree_digest(l->pool, bytes, size, hex);
-    lk_sha256 *hashes[2] = {&l->digest, &l->identity};
-    for (int i = 0; i < (identity ? 2 : 1); i++) {
-        hash_text(hashes[i], name);
-        hash_text(hashes[i], lk_dtype_name(type));
-        hash_text(hashes[i], hex);
-    }
+    hash_text(&l->digest, name);
+    hash_text(&l->digest, hex);
 }
 
 static lk_status load_vector(loader *l, float **out, const char *name, int64_t n)
@@ -50,7 +45,6 @@ static lk_status load_vector(loader *l, float **out, const char *name, int64_t n
     void *device = NULL;
     if (!status && ((status = lk_alloc(l->model->be, (size_t)n * 4, &device)) || (status = lk_upload(l->model->be, device, host, (size_t)n * 4))))
         lk_backend_fail(l->model->be, status, l->err);
-    if (!status) hash_tensor(l, name, t->type, t->data, t->n_bytes, true);
     free(host);
     *out = device;
     return status;
@@ -68,14 +62,13 @@ static lk_status create(loader *l, lk_matrix **out, const lk_matrix_source *sour
     return status ? lk_backend_fail(l->model->be, status, l->err) : LK_OK;
 }
 
-static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k, bool identity)
+static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k)
 {
     const lk_st_tensor *t;
     int64_t shape[2] = {n, k};
     LK_TRY(lk_safetensors_expect(l->st, name, 2, shape, &t, l->err));
     if (t->type != LK_F32 && t->type != LK_BF16 && t->type != LK_F16)
         return lk_fail(l->err, LK_ERR_UNSUPPORTED, "%s: %s is %s; F32, BF16, F16 or bitsandbytes NF4 expected", t->file, name, lk_dtype_name(t->type));
-    hash_tensor(l, name, t->type, t->data, t->n_bytes, identity);
     LK_TRY(create(l, out, &(lk_matrix_source){.type = t->type, .n = n, .k = k, .data = t->data}));
     report(l);
     return LK_OK;
@@ -83,11 +76,15 @@ static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_
 
 static lk_status load_linear(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k)
 {
-    if (l->options->quant == LK_QUANT_NONE && !lk_bnb_is_quantized(l->st, name)) return load_dense(l, out, name, n, k, false);
+    if (l->options->quant == LK_QUANT_NONE && !lk_bnb_is_quantized(l->st, name)) {
+        const lk_st_tensor *t = lk_safetensors_find(l->st, name);
+        if (t) hash_part(l, name, t->data, t->n_bytes);
+        return load_dense(l, out, name, n, k);
+    }
     lk_nf4_host host;
     LK_TRY(lk_nf4_host_read(&host, l->st, name, n, k, l->pool, l->err));
-    hash_tensor(l, name, LK_NF4, host.codes, (n * k + 1) / 2, false);
-    hash_tensor(l, "absmax", LK_F32, host.absmax, lk_nf4_blocks(n * k) * 4, false);
+    hash_part(l, name, host.codes, (n * k + 1) / 2);
+    hash_part(l, "absmax", host.absmax, lk_nf4_blocks(n * k) * 4);
     lk_status status = create(l, out, &(lk_matrix_source){.type = LK_NF4, .n = n, .k = k, .data = host.codes, .absmax = host.absmax});
     lk_nf4_host_free(&host);
     if (!status) report(l);
@@ -137,34 +134,22 @@ static lk_status load_rope(loader *l)
     return status;
 }
 
-/* Everything of the configuration that enters a forward pass. */
-static void hash_config(loader *l)
-{
-    const lk_config *c = &l->model->config;
-    char text[512];
-    snprintf(text, sizeof text, "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g", c->model_type,
-             (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads, (long long)c->head_dim,
-             (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias, c->qk_norm, c->rope_theta, (int)c->rope,
-             c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
-    hash_text(&l->identity, text);
-    hash_text(&l->digest, text);
-}
-
 static lk_status load_all(loader *l)
 {
     lk_model *model = l->model;
     const lk_config *c = &model->config;
     LK_TRY(lk_weights_check_names(l->st, c, l->err));
-    hash_config(l);
+    LK_TRY(lk_weights_identity(l->st, c, l->pool, model->identity, l->err));
+    hash_text(&l->digest, model->identity);
     LK_TRY(load_rope(l));
-    LK_TRY(load_dense(l, &model->embedding, "model.embed_tokens.weight", c->vocab, c->hidden, true));
+    LK_TRY(load_dense(l, &model->embedding, "model.embed_tokens.weight", c->vocab, c->hidden));
     for (int64_t i = 0; i < c->layers; i++) LK_TRY(load_layer(l, i));
     LK_TRY(load_vector(l, &model->final_norm, "model.norm.weight", c->hidden));
     if (c->tied) {
         model->head = model->embedding;
         return LK_OK;
     }
-    return load_dense(l, &model->head, "lm_head.weight", c->vocab, c->hidden, true);
+    return load_dense(l, &model->head, "lm_head.weight", c->vocab, c->hidden);
 }
 
 static void name_from_path(lk_model *model, const char *folder)
@@ -185,7 +170,6 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     l.model = model;
     model->be = be;
     name_from_path(model, folder);
-    lk_sha256_init(&l.identity);
     lk_sha256_init(&l.digest);
     lk_status status;
     if ((status = lk_config_read(&model->config, folder, err))) goto out;
@@ -202,7 +186,6 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     l.total = model->config.layers * LK_N_MODULES + (model->config.tied ? 1 : 2);
     status = load_all(&l);
 out:
-    lk_sha256_final(&l.identity, model->identity);
     lk_sha256_final(&l.digest, model->digest);
     lk_pool_destroy(l.pool);
     lk_safetensors_close(l.st);

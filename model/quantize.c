@@ -8,19 +8,6 @@
 #include "model/model.h"
 #include "model/weights.h"
 
-static bool is_linear(const lk_config *c, const char *name)
-{
-    char path[512];
-    size_t length = strlen(name);
-    static const char suffix[] = ".weight";
-    if (length < sizeof suffix || length >= sizeof path || strcmp(name + length - 7, suffix)) return false;
-    memcpy(path, name, length - 7);
-    path[length - 7] = 0;
-    int64_t layer;
-    lk_module m;
-    return lk_module_parse(c, path, &layer, &m);
-}
-
 static const char *torch_name(lk_dtype type)
 {
     return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32";
@@ -60,7 +47,7 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
     int64_t n = lk_safetensors_count(st);
     for (int64_t i = 0; i < n; i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
-        if (is_linear(c, t->name)) {
+        if (lk_weights_is_linear(c, t->name)) {
             if (t->n_dims != 2) return lk_fail(err, LK_ERR_FORMAT, "%s: %s is not a matrix", t->file, t->name);
             LK_TRY(lk_bnb_declare(w, t->name, t->shape[0], t->shape[1], err));
         } else {
@@ -69,7 +56,7 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
     }
     for (int64_t i = 0; i < n; i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
-        if (is_linear(c, t->name)) LK_TRY(write_linear(w, t, pool, err));
+        if (lk_weights_is_linear(c, t->name)) LK_TRY(write_linear(w, t, pool, err));
         else LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));
     }
     return LK_OK;

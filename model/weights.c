@@ -158,3 +158,48 @@ lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *conf
     }
     return LK_OK;
 }
+
+/* Everything of the configuration that enters a forward pass. */
+static void hash_config(lk_sha256 *hash, const lk_config *c)
+{
+    char text[512];
+    int n = snprintf(text, sizeof text, "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g",
+                     c->model_type, (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads,
+                     (long long)c->head_dim, (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias, c->qk_norm,
+                     c->rope_theta, (int)c->rope, c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
+    lk_sha256_update(hash, text, (size_t)n);
+}
+
+bool lk_weights_is_linear(const lk_config *c, const char *name)
+{
+    char path[512];
+    size_t length = strlen(name);
+    if (length < 8 || length >= sizeof path || strcmp(name + length - 7, ".weight")) return false;
+    memcpy(path, name, length - 7);
+    path[length - 7] = 0;
+    int64_t layer;
+    lk_module m;
+    return lk_module_parse(c, path, &layer, &m);
+}
+
+lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config, lk_pool *pool, char hex[65], lk_error *err)
+{
+    lk_sha256 hash;
+    lk_sha256_init(&hash);
+    hash_config(&hash, config);
+    int64_t hashed = 0;
+    for (int64_t i = 0; i < lk_safetensors_count(st); i++) {
+        const lk_st_tensor *t = lk_safetensors_at(st, i);
+        bool derived = lk_bnb_is_state(t->name) || strstr(t->name, ".rotary_emb.");
+        bool unread_head = config->tied && !strcmp(t->name, "lm_head.weight");
+        if (derived || unread_head || lk_weights_is_linear(config, t->name)) continue;
+        char part[65];
+        lk_tree_digest(pool, t->data, t->n_bytes, part);
+        lk_sha256_update(&hash, t->name, strlen(t->name));
+        lk_sha256_update(&hash, lk_dtype_name(t->type), strlen(lk_dtype_name(t->type)));
+        lk_sha256_update(&hash, part, 64);
+        hashed++;
+    }
+    lk_sha256_final(&hash, hex);
+    return hashed ? LK_OK : lk_fail(err, LK_ERR_FORMAT, "the model folder holds no weights");
+}

@@ -2,6 +2,7 @@
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/matrix.h"
+#include "kernels/cpu/ops.h"
 #include "kernels/cpu/reference/reference.h"
 
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
@@ -29,14 +30,14 @@ const lk_ops lk_cpu_ops = {
     .embed = lk_cpu_embed,
     .lora_forward = lk_ref_lora_forward,
     .lora_backward = lk_ref_lora_backward,
-    .rmsnorm = lk_ref_rmsnorm,
-    .rmsnorm_backward = lk_ref_rmsnorm_backward,
-    .rope_table = lk_ref_rope_table,
-    .rope = lk_ref_rope,
-    .glu = lk_ref_glu,
-    .glu_backward = lk_ref_glu_backward,
-    .add = lk_ref_add,
-    .gather_rows = lk_ref_gather_rows,
+    .rmsnorm = lk_cpu_rmsnorm,
+    .rmsnorm_backward = lk_cpu_rmsnorm_backward,
+    .rope_table = lk_cpu_rope_table,
+    .rope = lk_cpu_rope,
+    .glu = lk_cpu_glu,
+    .glu_backward = lk_cpu_glu_backward,
+    .add = lk_cpu_add,
+    .gather_rows = lk_cpu_gather_rows,
     .attention = lk_ref_attention,
     .attention_backward = lk_ref_attention_backward,
     .kv_page_bytes = lk_cpu_kv_page_bytes,
@@ -45,7 +46,7 @@ const lk_ops lk_cpu_ops = {
     .kv_write = lk_cpu_kv_write,
     .paged_attention = lk_ref_paged_attention,
     .linear_loss = lk_ref_linear_loss,
-    .sum_squares = lk_ref_sum_squares,
-    .adamw = lk_ref_adamw,
+    .sum_squares = lk_cpu_sum_squares,
+    .adamw = lk_cpu_adamw,
     .sample = lk_ref_sample,
 };

@@ -1,0 +1,30 @@
+/* The entries of the tiers portable and up (kernels/cpu/table.c) that are not products with a frozen matrix. */
+#ifndef LK_KERNELS_CPU_OPS_H
+#define LK_KERNELS_CPU_OPS_H
+
+#include "kernels/cpu/cpu.h"
+
+/* Row t of an F32 view. */
+static inline float *lk_row_of(const lk_tensor *x, int64_t t) { return (float *)x->data + t * x->stride; }
+
+/* Rows of this width that are worth waking a thread for: about 16 K elements, some microseconds. */
+static inline int64_t lk_cpu_grain(int64_t width)
+{
+    int64_t rows = 16384 / (width + 1);
+    return rows > 1 ? rows : 1;
+}
+
+lk_status lk_cpu_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
+lk_status lk_cpu_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
+                                  const float *rstd, bool accumulate);
+lk_status lk_cpu_rope_table(lk_backend *be, const lk_tensor *cos_sin, const int32_t *positions, const float *inv_freq, float factor);
+lk_status lk_cpu_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward);
+lk_status lk_cpu_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
+lk_status lk_cpu_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
+                              const lk_tensor *up, lk_activation act);
+lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+lk_status lk_cpu_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+lk_status lk_cpu_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
+
+#endif
