@@ -27,4 +27,15 @@ lk_status lk_cpu_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor
 lk_status lk_cpu_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 
+lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                             const int32_t *labels, float grad_scale);
+lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
+                              const lk_dropout *dropout);
+lk_status lk_cpu_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                               const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
+
+/* Scratch of the larger ones for these limits. */
+size_t lk_cpu_loss_scratch(const lk_backend *be, const lk_limits *limits);
+size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *limits);
+
 #endif

@@ -7,8 +7,12 @@
 
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
-    size_t most = lk_ref_scratch_bytes(be, limits), linear = lk_cpu_linear_scratch(be, limits);
-    return linear > most ? linear : most;
+    const size_t each[] = {lk_cpu_linear_scratch(be, limits), lk_cpu_loss_scratch(be, limits), lk_cpu_lora_scratch(be, limits),
+                           lk_ref_attention_scratch(limits), lk_ref_sample_scratch(limits)};
+    size_t most = 0;
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++)
+        if (each[i] > most) most = each[i];
+    return most;
 }
 
 const lk_ops lk_cpu_ops = {
@@ -28,8 +32,8 @@ const lk_ops lk_cpu_ops = {
     .linear = lk_cpu_linear,
     .linear_backward = lk_cpu_linear_backward,
     .embed = lk_cpu_embed,
-    .lora_forward = lk_ref_lora_forward,
-    .lora_backward = lk_ref_lora_backward,
+    .lora_forward = lk_cpu_lora_forward,
+    .lora_backward = lk_cpu_lora_backward,
     .rmsnorm = lk_cpu_rmsnorm,
     .rmsnorm_backward = lk_cpu_rmsnorm_backward,
     .rope_table = lk_cpu_rope_table,
@@ -45,7 +49,7 @@ const lk_ops lk_cpu_ops = {
     .kv_destroy = lk_cpu_kv_destroy,
     .kv_write = lk_cpu_kv_write,
     .paged_attention = lk_ref_paged_attention,
-    .linear_loss = lk_ref_linear_loss,
+    .linear_loss = lk_cpu_linear_loss,
     .sum_squares = lk_cpu_sum_squares,
     .adamw = lk_cpu_adamw,
     .sample = lk_ref_sample,

@@ -1,4 +1,5 @@
-/* LoRA as its paper writes it, one row at a time. When compute is BF16 every product takes both factors rounded to bf16. */
+/* LoRA as its paper writes it, one row at a time. When compute is BF16 every product takes both factors rounded to bf16, the scale
+ * folded into h or dy before that. */
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/reference/reference.h"
 
@@ -57,8 +58,8 @@ lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t sit
             }
             for (int64_t n = 0; n < y->cols; n++) {
                 double sum = 0.0;
-                for (int64_t r = 0; r < l->rank; r++) sum += (double)lk_cpu_round(be, hidden[r]) * factor(be, l, l->b, n * l->rank + r);
-                out[n] += l->scale * (float)sum;
+                for (int64_t r = 0; r < l->rank; r++) sum += (double)lk_cpu_round(be, l->scale * hidden[r]) * factor(be, l, l->b, n * l->rank + r);
+                out[n] += (float)sum;
             }
         }
     }
@@ -70,11 +71,11 @@ static void backward_row(const lk_backend *be, const lk_lora *l, const row_buffe
 {
     for (int64_t r = 0; r < l->rank; r++) {
         double sum = 0.0;
-        for (int64_t n = 0; n < n_out; n++) sum += (double)lk_cpu_round(be, dy[n]) * factor(be, l, l->b, n * l->rank + r);
-        b->dh[r] = l->scale * (float)sum;
+        for (int64_t n = 0; n < n_out; n++) sum += (double)lk_cpu_round(be, l->scale * dy[n]) * factor(be, l, l->b, n * l->rank + r);
+        b->dh[r] = (float)sum;
     }
     for (int64_t n = 0; n < n_out && l->db; n++)
-        for (int64_t r = 0; r < l->rank; r++) l->db[n * l->rank + r] += l->scale * lk_cpu_round(be, dy[n]) * lk_cpu_round(be, h[r]);
+        for (int64_t r = 0; r < l->rank; r++) l->db[n * l->rank + r] += lk_cpu_round(be, dy[n]) * lk_cpu_round(be, l->scale * h[r]);
     for (int64_t r = 0; r < l->rank; r++) b->dh[r] = lk_cpu_round(be, b->dh[r]);
     for (int64_t r = 0; r < l->rank && l->da; r++)
         for (int64_t k = 0; k < width; k++) l->da[r * width + k] += b->dh[r] * b->x[k];
