@@ -33,9 +33,15 @@ lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t sit
                               const lk_dropout *dropout);
 lk_status lk_cpu_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
+lk_status lk_cpu_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
+                           const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_cpu_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
+                                    const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
+                                    const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 
 /* Scratch of the larger ones for these limits. */
 size_t lk_cpu_loss_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *limits);
+size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *limits);
 
 #endif

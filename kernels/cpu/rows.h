@@ -20,6 +20,7 @@ typedef struct lk_adamw_rates {
 typedef struct lk_rows {
     float (*sum_squares)(const float *x, int64_t n);
     double (*sum_squares_double)(const float *x, int64_t n);
+    float (*dot)(const float *a, const float *b, int64_t n);
     /* sum of a*b*c */
     float (*dot3)(const float *a, const float *b, const float *c, int64_t n);
     /* y = x * scale * weight */
@@ -35,6 +36,12 @@ typedef struct lk_rows {
     /* y = exp(x - top), in place if wanted; returns the sum */
     float (*exp_sum)(float *y, const float *x, int64_t n, float top);
     void (*scale)(float *y, float by, int64_t n);
+    /* One block of 64 scores s of a running softmax (Milakov & Gimelshein 2018): of scale * s the columns [first, last) count. s becomes
+     * exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0). Returns the factor for
+     * what was accumulated before. */
+    float (*softmax_step)(float *s, int first, int last, float scale, float *top, float *sum);
+    /* Its gradient for one block: s becomes p = exp(scale * s - lse), dp becomes ds = p * (dp - delta) * scale; 0 outside [first, last). */
+    void (*softmax_back)(float *s, float *dp, int first, int last, float scale, float lse, float delta);
     void (*adamw)(float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_rates *rates);
 } lk_rows;
 

@@ -40,6 +40,20 @@ LK_TARGET static double sum_squares_double(const float *x, int64_t n)
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
+LK_TARGET static float dot(const float *a, const float *b, int64_t n)
+{
+    vf s[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
+    int64_t i = 0;
+    for (; i + 4 * LK_LANES <= n; i += 4 * LK_LANES)
+        for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(a + i + j * LK_LANES), vf_load(b + i + j * LK_LANES), s[j]);
+    for (int j = 0; i < n; i += LK_LANES, j++) {
+        int64_t left = n - i;
+        if (left < LK_LANES) s[j] = vf_fma(vf_load_part(a + i, left), vf_load_part(b + i, left), s[j]);
+        else s[j] = vf_fma(vf_load(a + i), vf_load(b + i), s[j]);
+    }
+    return vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
+}
+
 LK_TARGET static float dot3(const float *a, const float *b, const float *c, int64_t n)
 {
     vf s[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
@@ -179,6 +193,62 @@ LK_TARGET static void scale(float *y, float by, int64_t n)
     EACH_VECTOR(n, vf_store(y + i, vf_mul(vf_load(y + i), factor)); , vf_store_part(y + i, vf_mul(vf_load_part(y + i, left), factor), left););
 }
 
+enum { SOFTMAX_BLOCK = 64 };
+
+static inline void blank(float *s, int first, int last, float value)
+{
+    for (int i = 0; i < first; i++) s[i] = value;
+    for (int i = last < first ? first : last; i < SOFTMAX_BLOCK; i++) s[i] = value;
+}
+
+LK_TARGET static float softmax_step(float *s, int first, int last, float factor, float *top, float *sum)
+{
+    if (last <= first) {
+        blank(s, 0, 0, 0.0f);
+        return 1.0f;
+    }
+    blank(s, first, last, -INFINITY);
+    vf by = vf_set(factor), best = vf_set(-INFINITY), total = vf_set(0.0f);
+    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
+        vf x = vf_mul(vf_load(s + i), by);
+        vf_store(s + i, x);
+        best = vf_max(x, best);
+    }
+    float before = *top, now = vf_top(best);
+    if (before > now) now = before;
+    vf shift = vf_set(now);
+    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
+        vf e = vf_exp(vf_sub(vf_load(s + i), shift));
+        vf_store(s + i, e);
+        total = vf_add(total, e);
+    }
+    float lanes[LK_LANES], shrink = 1.0f;
+    if (before < now) {
+        vf_store(lanes, vf_exp(vf_set(before - now)));
+        shrink = lanes[0];
+    }
+    *top = now;
+    *sum = *sum * shrink + vf_sum(total);
+    return shrink;
+}
+
+LK_TARGET static void softmax_back(float *s, float *dp, int first, int last, float factor, float lse, float delta)
+{
+    blank(s, first, last, -INFINITY);
+    blank(dp, first, last, 0.0f);
+    if (last <= first) {
+        blank(s, 0, 0, 0.0f);
+        blank(dp, 0, 0, 0.0f);
+        return;
+    }
+    vf by = vf_set(factor), shift = vf_set(lse), less = vf_set(delta);
+    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
+        vf p = vf_exp(vf_sub(vf_mul(vf_load(s + i), by), shift));
+        vf_store(s + i, p);
+        vf_store(dp + i, vf_mul(vf_mul(p, by), vf_sub(vf_load(dp + i), less)));
+    }
+}
+
 /* One vector of parameters; the products stay unfused so that the scalar rest and every tier give the same bits. */
 LK_INLINE void adamw_vector(vf *p, vf g, vf *m, vf *v, const lk_adamw_rates *r)
 {
@@ -209,7 +279,9 @@ LK_TARGET static void adamw(float *p, const float *g, float *m, float *v, int64_
                 vf_store_part(v + i, c, left););
 }
 
-#define LK_ROWS_TABLE                                                                                                             \
-    {                                                                                                                             \
-        sum_squares, sum_squares_double, dot3, norm, norm_backward, glu, glu_backward, add, rotate, max, exp_sum, scale, adamw    \
+#define LK_ROWS_TABLE                                                                                                              \
+    {                                                                                                                              \
+        .sum_squares = sum_squares, .sum_squares_double = sum_squares_double, .dot = dot, .dot3 = dot3, .norm = norm,              \
+        .norm_backward = norm_backward, .glu = glu, .glu_backward = glu_backward, .add = add, .rotate = rotate, .max = max,        \
+        .exp_sum = exp_sum, .scale = scale, .softmax_step = softmax_step, .softmax_back = softmax_back, .adamw = adamw             \
     }

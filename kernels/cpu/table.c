@@ -8,7 +8,7 @@
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     const size_t each[] = {lk_cpu_linear_scratch(be, limits), lk_cpu_loss_scratch(be, limits), lk_cpu_lora_scratch(be, limits),
-                           lk_ref_attention_scratch(limits), lk_ref_sample_scratch(limits)};
+                           lk_cpu_attention_scratch(be, limits), lk_ref_attention_scratch(limits), lk_ref_sample_scratch(limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -42,8 +42,8 @@ const lk_ops lk_cpu_ops = {
     .glu_backward = lk_cpu_glu_backward,
     .add = lk_cpu_add,
     .gather_rows = lk_cpu_gather_rows,
-    .attention = lk_ref_attention,
-    .attention_backward = lk_ref_attention_backward,
+    .attention = lk_cpu_attention,
+    .attention_backward = lk_cpu_attention_backward,
     .kv_page_bytes = lk_cpu_kv_page_bytes,
     .kv_create = lk_cpu_kv_create,
     .kv_destroy = lk_cpu_kv_destroy,
