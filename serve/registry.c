@@ -209,6 +209,7 @@ static lk_status read_adapter(lk_registry *reg, const char *name, const char *pa
     int32_t rank = (*adapter)->max_rank;
     if (rank <= reg->options.max_rank) return LK_OK;
     lk_adapter_destroy(*adapter);
+    *adapter = NULL;
     return lk_fail(err, LK_ERR_UNSUPPORTED,
                    "adapter '%s' has rank %d and this server was started for at most %d: start it with a larger maximum rank", name, rank,
                    reg->options.max_rank);

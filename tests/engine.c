@@ -42,8 +42,8 @@ void check_same_answer(const char *what, const check_answer *got, const check_an
     for (int64_t i = 0; i < got->n && i < want->n; i++)
         if (got->ids[i] != want->ids[i]) fail_msg("%s: token %lld is %d, want %d", what, (long long)i, got->ids[i], want->ids[i]);
     if (got->n != want->n || got->finish != want->finish)
-        fail_msg("%s: %lld tokens and finish %d, want %lld and %d (%s)", what, (long long)got->n, got->finish, (long long)want->n, want->finish,
-                 got->error.message);
+        fail_msg("%s: %lld tokens and finish %d, want %lld and %d (%s)", what, (long long)got->n, got->finish, (long long)want->n,
+                 want->finish, got->error.message);
     check_same_bits(what, got->logprobs, want->logprobs, sizeof got->logprobs);
     check_same_bits(what, got->n_top, want->n_top, sizeof got->n_top);
     check_same_bits(what, got->top_ids, want->top_ids, sizeof got->top_ids);
@@ -77,5 +77,6 @@ void check_engine_idle(lk_engine *engine)
         if (!stats.running && !stats.waiting && !stats.pages_used) return;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
-    fail_msg("the engine still has %lld running, %lld waiting, %d pages", (long long)stats.running, (long long)stats.waiting, stats.pages_used);
+    fail_msg("the engine still has %lld running, %lld waiting, %d pages", (long long)stats.running, (long long)stats.waiting,
+             stats.pages_used);
 }
