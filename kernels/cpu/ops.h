@@ -38,10 +38,13 @@ lk_status lk_cpu_attention(lk_backend *be, const lk_batch *batch, const lk_atten
 lk_status lk_cpu_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
                                     const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
                                     const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_cpu_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
+                                 const lk_tensor *q, const lk_kv *kv, int32_t layer);
 
 /* Scratch of the larger ones for these limits. */
 size_t lk_cpu_loss_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *limits);
+size_t lk_cpu_paged_scratch(const lk_backend *be, const lk_limits *limits);
 
 #endif

@@ -8,7 +8,7 @@
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     const size_t each[] = {lk_cpu_linear_scratch(be, limits), lk_cpu_loss_scratch(be, limits), lk_cpu_lora_scratch(be, limits),
-                           lk_cpu_attention_scratch(be, limits), lk_ref_attention_scratch(limits), lk_ref_sample_scratch(limits)};
+                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_ref_sample_scratch(limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -48,7 +48,7 @@ const lk_ops lk_cpu_ops = {
     .kv_create = lk_cpu_kv_create,
     .kv_destroy = lk_cpu_kv_destroy,
     .kv_write = lk_cpu_kv_write,
-    .paged_attention = lk_ref_paged_attention,
+    .paged_attention = lk_cpu_paged_attention,
     .linear_loss = lk_cpu_linear_loss,
     .sum_squares = lk_cpu_sum_squares,
     .adamw = lk_cpu_adamw,

@@ -19,7 +19,7 @@ static const paged_case cases[] = {
     {{129, 31}, 2, 5, 5, 80, 1, 128, LK_F32},
     {{300, 7}, 2, 2, 1, 128, 0, 256, LK_BF16},
 };
-enum { N_CASES = sizeof cases / sizeof *cases, LAYERS = 2, LAYER = 1, N_PAGES = 100 };
+enum { N_CASES = sizeof cases / sizeof *cases, LAYERS = 2, LAYER = 1, N_PAGES = 31 };
 
 typedef struct inputs {
     float *q, *k, *v; /* all sequences one after another */

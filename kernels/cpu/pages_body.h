@@ -1,0 +1,130 @@
+/* The kernels of pages.h on vectors of LK_LANES (kernels/cpu/vector.h). Every score and every output element is one chain of
+ * multiply-adds, over d or over j, in its own lane. */
+#include "kernels/cpu/pages.h"
+
+enum { TILE = LK_KV_LANES, ACROSS = LK_KV_LANES / LK_LANES, BLOCK_KEYS = 64 };
+
+LK_INLINE vf load_cached(const void *data, int64_t at, lk_dtype type)
+{
+    return type == LK_F32 ? vf_load((const float *)data + at) : vf_load_bf16((const uint16_t *)data + at);
+}
+
+/* `count` queries against `tiles` tiles from `tile` on; both are constants at every call. */
+LK_INLINE void score_tiles(float *s, const float *q, const lk_page_block *b, int count, int tile, int tiles, lk_dtype type)
+{
+    vf sum[LK_QUERIES * 4];
+    for (int i = 0; i < count * tiles * ACROSS; i++) sum[i] = vf_set(0.0f);
+    int64_t D = b->head_dim;
+    for (int64_t d = 0; d < D; d++)
+        for (int t = 0; t < tiles; t++)
+            for (int a = 0; a < ACROSS; a++) {
+                vf key = load_cached(b->keys[tile + t], d * TILE + a * LK_LANES, type);
+                for (int r = 0; r < count; r++) {
+                    vf *to = &sum[(r * tiles + t) * ACROSS + a];
+                    *to = vf_fma(vf_set(q[r * D + d]), key, *to);
+                }
+            }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < tiles * ACROSS; i++) vf_store(s + r * BLOCK_KEYS + tile * TILE + i * LK_LANES, sum[r * tiles * ACROSS + i]);
+}
+
+/* As many accumulators as registers allow: with few queries several tiles at once hide the latency of the chain. */
+enum { SUMS = LK_LANES == 16 ? 16 : 8, TILES_OF_ONE = SUMS / ACROSS > 4 ? 4 : SUMS / ACROSS, MOST = SUMS / ACROSS > LK_QUERIES ? LK_QUERIES : SUMS / ACROSS };
+
+LK_INLINE void scores_of(float *s, const float *q, int n, const lk_page_block *b, lk_dtype type)
+{
+    int tiles = 4;
+    while (tiles > 0 && !b->keys[tiles - 1]) tiles--;
+    int begin = 0;
+    while (begin < tiles && !b->keys[begin]) begin++;
+    int r = 0;
+    for (; r + MOST <= n; r += MOST)
+        for (int t = begin; t < tiles; t++) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, MOST, t, 1, type);
+    for (; r < n; r++) {
+        int t = begin;
+        for (; t + TILES_OF_ONE <= tiles; t += TILES_OF_ONE) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 1, t, TILES_OF_ONE, type);
+        for (; t < tiles; t++) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 1, t, 1, type);
+    }
+}
+
+LK_TARGET static void scores(float *s, const float *q, int n, const lk_page_block *b)
+{
+    if (b->type == LK_F32) scores_of(s, q, n, b, LK_F32);
+    else scores_of(s, q, n, b, LK_BF16);
+}
+
+/* Keys [from, to) for `count` queries, `vectors` vectors of d from `at`; count and vectors are constants. */
+LK_INLINE void weigh_part(float *o, const float *p, const lk_page_block *b, int count, int from, int to, int64_t at, int vectors, lk_dtype type)
+{
+    vf sum[LK_QUERIES * 4];
+    int64_t D = b->head_dim;
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < vectors; i++) sum[r * vectors + i] = vf_load(o + r * D + at + i * LK_LANES);
+    for (int j = from; j < to; j++)
+        for (int i = 0; i < vectors; i++) {
+            vf value = load_cached(b->values[j / TILE], (int64_t)(j % TILE) * D + at + i * LK_LANES, type);
+            for (int r = 0; r < count; r++) sum[r * vectors + i] = vf_fma(vf_set(p[r * BLOCK_KEYS + j]), value, sum[r * vectors + i]);
+        }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < vectors; i++) vf_store(o + r * D + at + i * LK_LANES, sum[r * vectors + i]);
+}
+
+/* The last elements of a head whose size is no multiple of a vector. */
+LK_INLINE void weigh_rest(float *o, const float *p, const lk_page_block *b, int from, int to, int64_t at, lk_dtype type)
+{
+    int64_t D = b->head_dim, left = D - at;
+    vf sum = vf_load_part(o + at, left);
+    for (int j = from; j < to; j++) {
+        float value[LK_LANES] = {0};
+        lk_to_f32(value, (const char *)b->values[j / TILE] + ((int64_t)(j % TILE) * D + at) * lk_dtype_size(type), type, left);
+        sum = vf_fma(vf_set(p[j]), vf_load(value), sum);
+    }
+    vf_store_part(o + at, sum, left);
+}
+
+/* Keys [from, to) for queries that all see them. */
+LK_INLINE void weigh_common(float *o, const float *p, const lk_page_block *b, int n, int from, int to, lk_dtype type)
+{
+    int64_t D = b->head_dim;
+    if (from >= to) return;
+    int r = 0;
+    for (; r + 4 <= n; r += 4) {
+        int64_t at = 0;
+        for (; at + 2 * LK_LANES <= D; at += 2 * LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 4, from, to, at, 2, type);
+        for (; at + LK_LANES <= D; at += LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 4, from, to, at, 1, type);
+        for (int i = r; i < r + 4 && at < D; i++) weigh_rest(o + i * D, p + i * BLOCK_KEYS, b, from, to, at, type);
+    }
+    for (; r < n; r++) {
+        int64_t at = 0;
+        for (; at + 4 * LK_LANES <= D; at += 4 * LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 1, from, to, at, 4, type);
+        for (; at + LK_LANES <= D; at += LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 1, from, to, at, 1, type);
+        if (at < D) weigh_rest(o + r * D, p + r * BLOCK_KEYS, b, from, to, at, type);
+    }
+}
+
+/* Keys that every query sees go jointly; those before and after, at the edges of the causal triangle and of the window, one query at a
+ * time. A masked value is never multiplied, not even by 0: it may be a slot that nobody wrote. */
+LK_INLINE void weigh_of(float *o, const float *p, int n, const int *first, const int *last, const lk_page_block *b, lk_dtype type)
+{
+    int64_t D = b->head_dim;
+    int begin = 0, end = BLOCK_KEYS;
+    for (int r = 0; r < n; r++) {
+        if (first[r] > begin) begin = first[r];
+        if (last[r] < end) end = last[r];
+    }
+    if (begin >= end) {
+        for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], last[r], type);
+        return;
+    }
+    for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], begin, type);
+    weigh_common(o, p, b, n, begin, end, type);
+    for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, end, last[r], type);
+}
+
+LK_TARGET static void weigh(float *o, const float *p, int n, const int *first, const int *last, const lk_page_block *b)
+{
+    if (b->type == LK_F32) weigh_of(o, p, n, first, last, b, LK_F32);
+    else weigh_of(o, p, n, first, last, b, LK_BF16);
+}
+
+#define LK_PAGES_TABLE {.scores = scores, .weigh = weigh}
