@@ -40,11 +40,13 @@ lk_status lk_cpu_attention_backward(lk_backend *be, const lk_batch *batch, const
                                     const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 lk_status lk_cpu_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
+lk_status lk_cpu_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
 
 /* Scratch of the larger ones for these limits. */
 size_t lk_cpu_loss_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_paged_scratch(const lk_backend *be, const lk_limits *limits);
+size_t lk_cpu_sample_scratch(const lk_backend *be, const lk_limits *limits);
 
 #endif

@@ -3,12 +3,11 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/matrix.h"
 #include "kernels/cpu/ops.h"
-#include "kernels/cpu/reference/reference.h"
 
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     const size_t each[] = {lk_cpu_linear_scratch(be, limits), lk_cpu_loss_scratch(be, limits), lk_cpu_lora_scratch(be, limits),
-                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_ref_sample_scratch(limits)};
+                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_cpu_sample_scratch(be, limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -52,5 +51,5 @@ const lk_ops lk_cpu_ops = {
     .linear_loss = lk_cpu_linear_loss,
     .sum_squares = lk_cpu_sum_squares,
     .adamw = lk_cpu_adamw,
-    .sample = lk_ref_sample,
+    .sample = lk_cpu_sample,
 };
