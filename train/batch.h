@@ -35,7 +35,8 @@ typedef struct lk_batches_options {
 
 typedef struct lk_batches lk_batches;
 
-/* store is borrowed. A store without documents or with one longer than max_length is refused. All memory is taken here, except for the packing of
+/* store is borrowed. A store without documents is refused; a document longer than max_length is,
+ * when its epoch is packed. All memory is taken here, except for the packing of
  * an epoch, which is made again when the epoch changes. */
 lk_status lk_batches_create(lk_batches **b, lk_store *store, const lk_batches_options *options, lk_error *err);
 void lk_batches_destroy(lk_batches *b); /* NULL is fine */

@@ -1,0 +1,269 @@
+/* The optimiser step: fifty steps beside PEFT over bitsandbytes, accumulation against one large micro-batch, packed against separate documents,
+ * what a diverged step leaves behind, and the memory plan to the byte. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "optim/schedule.h"
+#include "tests/model.h"
+#include "train/plan.h"
+#include "train/step.h"
+
+enum { STEPS = 50, MICRO = 2, T = 40 };
+
+/* A micro-batch with memory of its own: documents of the given lengths, tokens and labels. */
+typedef struct own_batch {
+    lk_micro_batch m;
+    int32_t ids[512], positions[512], labels[512], starts[64];
+} own_batch;
+
+static own_batch *own_new(void)
+{
+    own_batch *o = calloc(1, sizeof *o);
+    assert_non_null(o);
+    o->m = (lk_micro_batch){.batch = {.ids = o->ids, .positions = o->positions, .doc_starts = o->starts}, .labels = o->labels};
+    return o;
+}
+
+/* token_labels[t]: the label PEFT gives token t, predicted by row t-1; -100 or -1: none. */
+static void own_add(own_batch *o, const int32_t *ids, const int32_t *token_labels, int64_t n)
+{
+    lk_batch *b = &o->m.batch;
+    int64_t first = b->n_tokens;
+    for (int64_t t = 0; t < n; t++) {
+        o->ids[first + t] = ids[t];
+        o->positions[first + t] = (int32_t)t;
+        o->labels[first + t] = t + 1 < n && token_labels[t + 1] >= 0 ? token_labels[t + 1] : -1;
+        o->m.supervised += o->labels[first + t] >= 0;
+    }
+    b->n_tokens += n;
+    o->starts[++b->n_docs] = (int32_t)b->n_tokens;
+}
+
+static lk_trainer_options golden_options(void)
+{
+    return (lk_trainer_options){.max_tokens = T, .checkpoint_every = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
+}
+
+static void fifty_steps(lk_dtype compute, const char *tier, double loss_limit, double norm_limit)
+{
+    lk_error err = {0};
+    char *folder = check_golden("models/llama-tiny"), *init = check_golden("adapters/train50_init"), *golden = check_golden("train50.safetensors");
+    check_model model = check_model_open(folder, LK_QUANT_NF4, compute, 2, tier);
+    lk_adapter *adapter;
+    lk_trainer t;
+    lk_safetensors *st;
+    CHECK_OK(lk_adapter_load(&adapter, model.model, init, LK_F32, &err), &err);
+    lk_trainer_options options = golden_options();
+    CHECK_OK(lk_trainer_init(&t, model.model, adapter, &options, &err), &err);
+    CHECK_OK(lk_safetensors_open(&st, golden, &err), &err);
+    int32_t *ids = check_ints(st, "ids", NULL), *labels = check_ints(st, "labels", NULL);
+    float *losses = check_floats(st, "loss", NULL), *norms = check_floats(st, "grad_norm", NULL);
+    lk_schedule schedule = {LK_SCHEDULE_COSINE, 5, STEPS};
+    double worst_loss = 0, worst_norm = 0;
+    for (int step = 0; step < STEPS; step++) {
+        own_batch *own[MICRO];
+        const lk_micro_batch *micro[MICRO];
+        for (int m = 0; m < MICRO; m++) {
+            own[m] = own_new();
+            own_add(own[m], ids + (step * MICRO + m) * T, labels + (step * MICRO + m) * T, T);
+            micro[m] = &own[m]->m;
+        }
+        lk_step_result r;
+        CHECK_OK(lk_trainer_step(&t, micro, MICRO, step, 1e-2 * lk_schedule_factor(&schedule, step), &r, &err), &err);
+        double loss = fabs(r.loss - (double)losses[step]), norm = fabs(r.grad_norm - (double)norms[step]);
+        if (loss > worst_loss) worst_loss = loss;
+        if (norm > worst_norm) worst_norm = norm;
+        if (loss > loss_limit || norm > norm_limit)
+            fail_msg("step %d: loss %.6f want %.6f, norm %.6f want %.6f", step, r.loss, (double)losses[step], r.grad_norm, (double)norms[step]);
+        for (int m = 0; m < MICRO; m++) free(own[m]);
+    }
+    print_message("%s, tier %s: worst loss difference %.2e, worst gradient norm difference %.2e\n", compute == LK_F32 ? "f32" : "bf16", tier ? tier : "best", worst_loss, worst_norm);
+    free(ids);
+    free(labels);
+    free(losses);
+    free(norms);
+    lk_safetensors_close(st);
+    lk_trainer_free(&t);
+    lk_adapter_destroy(adapter);
+    check_model_close(&model);
+    free(folder);
+    free(init);
+    free(golden);
+}
+
+/* The bound is 2e-3; in fp32 we are far inside it. bf16 rounds every product's factors (8 bits), so its losses only follow. */
+static void test_golden_f32(void **state) { (void)state, fifty_steps(LK_F32, NULL, 2e-3, 2e-2); }
+static void test_golden_reference(void **state) { (void)state, fifty_steps(LK_F32, "reference", 2e-3, 2e-2); }
+static void test_golden_bf16(void **state) { (void)state, fifty_steps(LK_BF16, NULL, 0.15, 1.0); }
+
+/* ---------------------------------------------------------------------------------------------- how the tokens are spread */
+
+enum { DOCS = 4 };
+
+static const int lengths[DOCS] = {13, 2, 29, 7};
+
+static void make_documents(int32_t ids[DOCS][32], int32_t labels[DOCS][32])
+{
+    check_random r = {3};
+    for (int d = 0; d < DOCS; d++)
+        for (int t = 0; t < lengths[d]; t++) {
+            ids[d][t] = (int32_t)(check_random_uniform(&r) * 90) + 3;
+            labels[d][t] = t + 1 == lengths[d] || check_random_uniform(&r) < 0.5 ? ids[d][t] : -1;
+        }
+}
+
+/* Two steps over the four documents, `each` of them in a micro-batch; the adapter afterwards in out (malloc'ed), losses of both steps. */
+static float *spread(const check_model *model, int each, double losses[2], double norms[2], int64_t *n)
+{
+    lk_error err = {0};
+    lk_adapter *a;
+    lk_adapter_spec spec = {.rank = 4, .alpha = 8, .targets = {true, true, true, true, true, true, true}};
+    CHECK_OK(lk_adapter_create(&a, model->model, &spec, 7, &err), &err);
+    lk_trainer_options options = golden_options();
+    options.max_tokens = 64;
+    lk_trainer t;
+    CHECK_OK(lk_trainer_init(&t, model->model, a, &options, &err), &err);
+    int32_t ids[DOCS][32], labels[DOCS][32];
+    make_documents(ids, labels);
+    own_batch *own[DOCS];
+    const lk_micro_batch *micro[DOCS];
+    int n_micro = 0;
+    for (int d = 0; d < DOCS; d++) {
+        if (d % each == 0) micro[n_micro] = &(own[n_micro] = own_new())->m, n_micro++;
+        own_add(own[n_micro - 1], ids[d], labels[d], lengths[d]);
+    }
+    for (int step = 0; step < 2; step++) {
+        lk_step_result r;
+        CHECK_OK(lk_trainer_step(&t, micro, n_micro, step, 1e-3, &r, &err), &err);
+        losses[step] = r.loss;
+        norms[step] = r.grad_norm;
+    }
+    *n = a->n_params;
+    float *out = malloc((size_t)*n * 4);
+    CHECK_OK(lk_download(model->be, out, a->weights, (size_t)*n * 4), &err);
+    for (int i = 0; i < n_micro; i++) free(own[i]);
+    lk_trainer_free(&t);
+    lk_adapter_destroy(a);
+    return out;
+}
+
+static void test_spread(void **state)
+{
+    (void)state;
+    char *folder = check_golden("models/llama-tiny");
+    check_model model = check_model_open(folder, LK_QUANT_NF4, LK_F32, 2, NULL);
+    double one[2], norms_one[2];
+    int64_t n;
+    float *want = spread(&model, 1, one, norms_one, &n);
+    static const int eaches[] = {2, 4};
+    for (int i = 0; i < 2; i++) {
+        double many[2], norms[2];
+        float *got = spread(&model, eaches[i], many, norms, &n);
+        for (int s = 0; s < 2; s++) {
+            /* The same sums in another order. */
+            if (fabs(many[s] - one[s]) > 1e-5 || fabs(norms[s] - norms_one[s]) > 1e-4 * norms_one[s])
+                fail_msg("%d documents a micro-batch, step %d: loss %.9g want %.9g, norm %.9g want %.9g", eaches[i], s, many[s], one[s], norms[s], norms_one[s]);
+        }
+        /* Adam's first steps move by about lr whatever the gradient, so a tiny gradient's rounding shows: a bound of that size. */
+        check_close("adapter", got, want, n, 2e-4, 1e-3);
+        free(got);
+    }
+    free(want);
+    check_model_close(&model);
+    free(folder);
+}
+
+/* ---------------------------------------------------------------------------------------------- faults and memory */
+
+static void test_divergence(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/llama-tiny");
+    check_model model = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+    lk_adapter *a;
+    lk_adapter_spec spec = {.rank = 2, .alpha = 2, .targets = {true}};
+    CHECK_OK(lk_adapter_create(&a, model.model, &spec, 1, &err), &err);
+    float *weights = a->weights, huge = INFINITY;
+    CHECK_OK(lk_upload(model.be, weights, &huge, 4), &err);
+    lk_trainer t;
+    lk_trainer_options options = golden_options();
+    CHECK_OK(lk_trainer_init(&t, model.model, a, &options, &err), &err);
+    own_batch *own = own_new();
+    int32_t ids[3] = {5, 6, 7};
+    own_add(own, ids, ids, 3);
+    const lk_micro_batch *micro[1] = {&own->m};
+    lk_step_result r;
+    CHECK_FAILS(lk_trainer_step(&t, micro, 1, 0, 1e-3, &r, &err), LK_ERR_FORMAT, "diverged", &err);
+    for (int64_t i = 0; i < a->n_params; i++) assert_true(t.optim.m[i] == 0.0f);
+    memset(own->labels, 0xff, sizeof own->labels);
+    own->m.supervised = 0;
+    CHECK_FAILS(lk_trainer_step(&t, micro, 1, 0, 1e-3, &r, &err), LK_ERR_FORMAT, "no supervised token", &err);
+    free(own);
+    lk_trainer_free(&t);
+    lk_trainer_free(&t);
+    lk_adapter_destroy(a);
+    check_model_close(&model);
+    free(folder);
+}
+
+/* What is planned is what is taken, at every kind of checkpointing; and a tight budget makes "auto" leaner. */
+static void test_plan(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"models/llama-tiny", "models/qwen3-tiny", "models/llama-tiny-bnb4"};
+    static const int checkpointing[] = {0, 1, 2, LK_CHECKPOINTING_AUTO};
+    for (int i = 0; i < 3; i++)
+        for (int c = 0; c < 4; c++) {
+            lk_error err = {0};
+            char *folder = check_golden(models[i]);
+            lk_backend *be;
+            lk_model_facts facts;
+            lk_model *model;
+            lk_adapter *a;
+            lk_trainer t;
+            lk_plan plan;
+            lk_adapter_spec spec = {.rank = 3, .alpha = 2, .targets = {true, false, true, true, false, false, true}};
+            CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_BF16}, &err), &err);
+            CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
+            lk_plan_request request = {.be = be, .facts = &facts, .quant = LK_QUANT_NF4, .adapter = &spec, .rows = 2, .max_length = 33, .accumulate = 2, .train_documents = 10,
+                                       .eval_documents = 3, .model_file_bytes = 1000, .checkpointing = checkpointing[c]};
+            CHECK_OK(lk_plan_make(&plan, &request, &err), &err);
+            if (checkpointing[c] == LK_CHECKPOINTING_AUTO) assert_int_equal(plan.checkpoint_every, 0);
+            CHECK_OK(lk_model_open(&model, be, folder, &(lk_model_options){.quant = LK_QUANT_NF4}, &err), &err);
+            CHECK_OK(lk_adapter_create(&a, model, &spec, 1, &err), &err);
+            lk_trainer_options options = golden_options();
+            options.max_tokens = plan.micro_batch_tokens;
+            options.checkpoint_every = plan.checkpoint_every;
+            CHECK_OK(lk_trainer_init(&t, model, a, &options, &err), &err);
+            if (lk_allocated_peak(be) != lk_plan_backend_bytes(&plan))
+                fail_msg("%s, checkpointing %d: planned %zu, taken %zu", models[i], checkpointing[c], lk_plan_backend_bytes(&plan), lk_allocated_peak(be));
+            char *text = lk_plan_text(&plan), *json = lk_plan_json(&plan);
+            assert_non_null(strstr(text, "base weights"));
+            assert_non_null(strstr(json, "\"peak_bytes\""));
+            free(text);
+            free(json);
+            size_t most = lk_plan_peak_bytes(&plan);
+            if (checkpointing[c] == LK_CHECKPOINTING_AUTO) {
+                request.budget = most - 1;
+                lk_plan lean;
+                if (!lk_plan_make(&lean, &request, &err)) assert_true(lean.checkpoint_every > 0 && lk_plan_peak_bytes(&lean) < most);
+                request.budget = 1000;
+                CHECK_FAILS(lk_plan_make(&lean, &request, &err), LK_ERR_MEMORY, "memory.budget", &err);
+            }
+            lk_trainer_free(&t);
+            lk_adapter_destroy(a);
+            lk_model_close(model);
+            lk_backend_close(be);
+            free(folder);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_reference), cmocka_unit_test(test_golden_bf16),
+                                       cmocka_unit_test(test_spread),     cmocka_unit_test(test_divergence),       cmocka_unit_test(test_plan)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
