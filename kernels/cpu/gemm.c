@@ -94,7 +94,10 @@ void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t
 
 void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass)
 {
-    if (pass->left_rows > 0 && pass->right_rows > 0) g->multiply(pass);
+    if (pass->left_rows <= 0 || pass->right_rows <= 0) return;
+    lk_gemm_begin(g);
+    g->multiply(pass);
+    lk_gemm_end(g);
 }
 
 /* Blocks of lk_gemm_product: the right panel is reused by every left one, and both stay in the second-level cache. */
@@ -114,6 +117,8 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
                      void *scratch)
 {
     if (k <= 0 && mode == LK_GEMM_SET) clear(c, ldc, m, n);
+    if (k <= 0 || m <= 0 || n <= 0) return;
+    lk_gemm_begin(g);
     char *left = scratch, *right = left + lk_gemm_panel_bytes(g, PRODUCT_LEFT, LK_GEMM_DEPTH);
     for (int64_t first = 0; first < k; first += LK_GEMM_DEPTH) {
         int64_t depth = at_most(k - first, LK_GEMM_DEPTH);
@@ -135,8 +140,9 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
                                      .tiles = lk_tiles_along(depth),
                                      .begin = first ? LK_PASS_RESUME : mode == LK_GEMM_ADD ? LK_PASS_ADD : LK_PASS_SET,
                                      .partial = first + depth < k};
-                lk_gemm_multiply(g, &pass);
+                g->multiply(&pass);
             }
         }
     }
+    lk_gemm_end(g);
 }

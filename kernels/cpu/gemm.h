@@ -90,7 +90,9 @@ void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t
 
 /* One pass over (part of) K. Element (i of left, j of right) of the result is c[i * down + j * across]; one of the two is 1.
  * A product whose K does not fit one panel takes several passes at multiples of LK_GEMM_DEPTH: the first begins with SET or ADD, the
- * following ones RESUME; all but the last are `partial`: between passes c is in an arrangement of the kernel's own. */
+ * following ones RESUME; all but the last are `partial`. Between passes the sums are in `sums`, 256 floats for every 16 x 16 of the
+ * result in an arrangement of the kernel's own: wide results would be read and written a line a page otherwise. sums may be NULL
+ * when across is 1 or there is one pass; the sums are kept in c then. */
 typedef struct lk_gemm_pass {
     float *c;
     int64_t down, across;
@@ -100,9 +102,21 @@ typedef struct lk_gemm_pass {
     int64_t tiles;                   /* of K, in this pass */
     enum { LK_PASS_SET, LK_PASS_ADD, LK_PASS_RESUME } begin;
     bool partial;
+    float *sums;
 } lk_gemm_pass;
 
+/* Floats of sums for a result of this size. */
+static inline int64_t lk_gemm_sums(int64_t left_rows, int64_t right_rows)
+{
+    return lk_tiles_down(left_rows) * lk_tiles_down(right_rows) * LK_TILE_ROWS * LK_TILE_ROWS;
+}
+
 void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass);
+
+/* The same for many passes on one thread: amx sets its registers up in begin and gives them back in end, which takes as long as a
+ * short pass. In between call g->multiply. */
+static inline void lk_gemm_begin(const lk_gemm *g);
+static inline void lk_gemm_end(const lk_gemm *g);
 
 /* 64 weights share a scale; a block of the NF4 layout is 16 rows x 128 k. Row r holds k in 32 words of 4 nibbles: word j has
  * k = j, 64 + j, 32 + j, 96 + j from the lowest nibble up, so that one byte-wise mask leaves the codes of one scale (AVX2)
@@ -129,8 +143,20 @@ struct lk_gemm {
     void (*turn)(void *right0, void *right1, const void *top, const void *bottom);
     /* Four left tiles in a row (k 0..31, 32.., 64.., 96..) from one NF4 block: codebook * absmax. */
     void (*nf4)(void *tiles, const lk_nf4_tile *block);
-    void (*multiply)(const lk_gemm_pass *pass);
+    void (*begin)(void); /* or NULL */
+    void (*end)(void);
+    void (*multiply)(const lk_gemm_pass *pass); /* between begin and end; at least one row on each side */
 };
+
+static inline void lk_gemm_begin(const lk_gemm *g)
+{
+    if (g->begin) g->begin();
+}
+
+static inline void lk_gemm_end(const lk_gemm *g)
+{
+    if (g->end) g->end();
+}
 
 extern const lk_gemm lk_gemm_portable_f32, lk_gemm_portable_bf16;
 #if defined(__x86_64__)

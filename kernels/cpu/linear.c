@@ -13,16 +13,18 @@ enum {
     FEW = 16,                   /* rows up to which a panel is made for the first-level cache */
     MOST_ROWS = 512,            /* packed at a time */
     ROWS_BYTES = 1 << 20,       /* of packed rows that one pass reads */
-    PANEL_ELEMENTS = 128 * 1024 /* of the matrix, unpacked: a quarter of a megabyte in bf16 */
+    PANEL_ELEMENTS = 128 * 1024, /* of the matrix, unpacked: a quarter of a megabyte in bf16 */
+    SUMS = 256 * 1024           /* floats kept between passes */
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* How one product is cut: `rows` of activations at a time, passes of `depth` of the contraction, panels `width` rows (or, turned,
- * columns) of the matrix wide. */
+/* How one product is cut: `rows` of activations at a time; passes of `depth` of the contraction, panels `width` rows (or, turned,
+ * columns) of the matrix wide; `group` columns of the result see all passes before the next ones begin, so that their sums fit. */
 typedef struct cut {
-    int64_t rows, depth, width;
+    int64_t rows, depth, width, group;
 } cut;
 
 static cut choose_cut(const lk_gemm *g, int64_t rows, int64_t depth, bool turned)
@@ -37,14 +39,16 @@ static cut choose_cut(const lk_gemm *g, int64_t rows, int64_t depth, bool turned
         c = (cut){.width = 2 * LK_TILE_ROWS, .depth = 2 * LK_GEMM_DEPTH};
     int64_t fit = ROWS_BYTES / (int64_t)g->element / smaller(c.depth, larger(depth, 1));
     c.rows = smaller(MOST_ROWS, larger(fit / 32 * 32, 32));
+    c.group = rows <= FEW ? c.width : SUMS / round_up(smaller(c.rows, rows), LK_TILE_ROWS) / c.width * c.width;
     return c;
 }
 
-static size_t panel_bytes(const lk_gemm *g) { return PANEL_ELEMENTS * g->element; }
+/* Of one thread: a panel and the sums. */
+static size_t thread_bytes(const lk_gemm *g) { return PANEL_ELEMENTS * g->element + SUMS * sizeof(float); }
 
 size_t lk_cpu_product_scratch(const lk_gemm *g, int threads, int64_t rows, int64_t width)
 {
-    return lk_gemm_panel_bytes(g, smaller(rows, MOST_ROWS), width) + (size_t)threads * panel_bytes(g);
+    return lk_gemm_panel_bytes(g, smaller(rows, MOST_ROWS), width) + (size_t)threads * thread_bytes(g);
 }
 
 /* One block of rows of one product, as the threads see it. */
@@ -78,38 +82,59 @@ static void pack_rows(void *context, int64_t begin, int64_t end, int thread)
         lk_gemm_pack_right(g, to, factor, row, rows, 0, p->depth);
 }
 
-/* Columns [begin, end) of the result for rows [row, row + rows). */
-static void multiply_part(const product *p, int64_t begin, int64_t end, int64_t row, int64_t rows, char *panel)
+/* One thread's part: columns [begin, end) of the result for rows [row, row + rows). */
+typedef struct part {
+    const product *p;
+    int64_t row, rows, begin, end;
+    char *panel;
+    float *sums;
+} part;
+
+/* `columns` columns from `at`, the contraction from `first` on: unpack and multiply. */
+static void multiply_panel(const part *t, int64_t at, int64_t columns, int64_t first, float *sums)
 {
+    const product *p = t->p;
     const lk_gemm *g = p->team->gemm;
-    int64_t unit = p->cut.width, pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
-    const char *packed = p->packed + row / LK_TILE_ROWS * pitch;
-    for (int64_t at = begin; at < end; at += unit) {
-        int64_t columns = smaller(unit, end - at);
-        for (int64_t first = 0; first < p->depth; first += p->cut.depth) {
-            int64_t depth = smaller(p->depth - first, p->cut.depth);
-            const char *activations = packed + lk_gemm_panel_bytes(g, 1, first);
-            lk_gemm_pass pass = {.c = p->out + row * p->ldout + at,
-                                 .tiles = lk_tiles_along(depth),
-                                 .begin = first ? LK_PASS_RESUME : p->accumulate ? LK_PASS_ADD : LK_PASS_SET,
-                                 .partial = first + depth < p->depth};
-            if (p->turned) {
-                lk_cpu_matrix_turned(p->w, panel, first, depth, at, columns);
-                pass.down = p->ldout, pass.across = 1;
-                pass.left = activations, pass.left_rows = rows, pass.left_pitch = pitch;
-                pass.right = panel, pass.right_rows = columns, pass.right_pitch = (int64_t)lk_gemm_panel_bytes(g, 1, depth);
-            } else {
-                pass.left = lk_cpu_matrix_panel(p->w, panel, &pass.left_pitch, at, columns, first, depth);
-                pass.down = 1, pass.across = p->ldout;
-                pass.left_rows = columns;
-                pass.right = activations, pass.right_rows = rows, pass.right_pitch = pitch;
-            }
-            lk_gemm_multiply(g, &pass);
-        }
-        if (!p->bias) continue;
-        for (int64_t i = row; i < row + rows; i++)
-            for (int64_t j = at; j < at + columns; j++) p->out[i * p->ldout + j] += p->bias[j];
+    int64_t depth = smaller(p->depth - first, p->cut.depth), pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
+    const char *packed = p->packed + t->row / LK_TILE_ROWS * pitch + lk_gemm_panel_bytes(g, 1, first);
+    lk_gemm_pass pass = {.c = p->out + t->row * p->ldout + at,
+                         .tiles = lk_tiles_along(depth),
+                         .begin = first ? LK_PASS_RESUME : p->accumulate ? LK_PASS_ADD : LK_PASS_SET,
+                         .partial = first + depth < p->depth,
+                         .sums = sums};
+    if (p->turned) {
+        lk_cpu_matrix_turned(p->w, t->panel, first, depth, at, columns);
+        pass.down = p->ldout, pass.across = 1;
+        pass.left = packed, pass.left_rows = t->rows, pass.left_pitch = pitch;
+        pass.right = t->panel, pass.right_rows = columns, pass.right_pitch = (int64_t)lk_gemm_panel_bytes(g, 1, depth);
+    } else {
+        pass.left = lk_cpu_matrix_panel(p->w, t->panel, &pass.left_pitch, at, columns, first, depth);
+        pass.down = 1, pass.across = p->ldout;
+        pass.left_rows = columns;
+        pass.right = packed, pass.right_rows = t->rows, pass.right_pitch = pitch;
     }
+    g->multiply(&pass);
+}
+
+static void add_bias(const part *t, int64_t at, int64_t columns)
+{
+    const product *p = t->p;
+    for (int64_t i = t->row; i < t->row + t->rows; i++)
+        for (int64_t j = at; j < at + columns; j++) p->out[i * p->ldout + j] += p->bias[j];
+}
+
+static void multiply_part(const part *t)
+{
+    const cut *c = &t->p->cut;
+    lk_gemm_begin(t->p->team->gemm);
+    for (int64_t group = t->begin; group < t->end; group += c->group) {
+        int64_t last = smaller(group + c->group, t->end);
+        for (int64_t first = 0; first < t->p->depth; first += c->depth)
+            for (int64_t at = group; at < last; at += c->width)
+                multiply_panel(t, at, smaller(c->width, last - at), first, t->sums + lk_gemm_sums(t->rows, at - group));
+        if (t->p->bias) add_bias(t, group, last - group);
+    }
+    lk_gemm_end(t->p->team->gemm);
 }
 
 static void multiply_share(void *context, int64_t begin, int64_t end, int thread)
@@ -122,7 +147,10 @@ static void multiply_share(void *context, int64_t begin, int64_t end, int thread
     int64_t unit = p->cut.width, units = (p->width + unit - 1) / unit, blocks = lk_tiles_down(p->rows);
     int64_t from = units * column / p->across * unit, to = smaller(units * (column + 1) / p->across * unit, p->width);
     int64_t row = blocks * group / groups * LK_TILE_ROWS, last = smaller(blocks * (group + 1) / groups * LK_TILE_ROWS, p->rows);
-    if (from < to && row < last) multiply_part(p, from, to, row, last - row, p->panels + (size_t)thread * panel_bytes(p->team->gemm));
+    part t = {.p = p, .row = row, .rows = last - row, .begin = from, .end = to};
+    t.panel = p->panels + (size_t)thread * thread_bytes(p->team->gemm);
+    t.sums = (float *)(void *)(t.panel + PANEL_ELEMENTS * p->team->gemm->element);
+    if (from < to && row < last) multiply_part(&t);
 }
 
 /* How many threads share the width: all, unless there are more threads than units of it and rows enough to divide. */
