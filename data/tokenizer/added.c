@@ -171,6 +171,13 @@ static size_t spaces_after(const char *p, size_t n, size_t i)
     return i;
 }
 
+static bool is_mark(const lk_text_marks *marks, int32_t id)
+{
+    for (int i = 0; i < marks->n; i++)
+        if (marks->ids[i] == id) return true;
+    return false;
+}
+
 /* The match at i, and whether it is to be recognised. A special token within plain text is passed over as a whole, as the
  * library's encode_special_tokens does; one that straddles template and content is none, so shorter ones are tried. */
 static const lk_added *match_at(lk_encoder *e, const lk_added_set *set, lk_view text, size_t i, bool *recognised)
@@ -179,7 +186,7 @@ static const lk_added *match_at(lk_encoder *e, const lk_added_set *set, lk_view 
     for (;;) {
         const lk_added *a = longest_at(set, text.p + i, text.n - i, below);
         *recognised = true;
-        if (!a || !a->special) return a;
+        if (!a || !(a->special || is_mark(&e->marks, a->id))) return a;
         size_t end = lk_view_source(&text, i + a->match_size - 1) + 1;
         int allowed = lk_encoder_special_allowed(e, lk_view_source(&text, i), end);
         *recognised = allowed == 1;

@@ -50,9 +50,10 @@ lk_status lk_piece_table_init(lk_piece_table *table, lk_arena *arena, const lk_p
 /* The slot that holds these bytes, or the empty one where they belong. */
 static uint32_t slot_of(const lk_piece_table *t, const char *p, size_t n)
 {
-    uint32_t i = lk_hash_bytes(p, n) & t->mask;
-    for (; t->slots[i] >= 0; i = (i + 1) & t->mask) {
-        const lk_piece *have = &t->pieces[t->slots[i]];
+    uint32_t hash = lk_hash_bytes(p, n), i = hash & t->mask;
+    for (; t->slots[i].id >= 0; i = (i + 1) & t->mask) {
+        if (t->slots[i].hash != hash) continue;
+        const lk_piece *have = &t->pieces[t->slots[i].id];
         if (have->n == n && !memcmp(have->p, p, n)) break;
     }
     return i;
@@ -60,13 +61,14 @@ static uint32_t slot_of(const lk_piece_table *t, const char *p, size_t n)
 
 int32_t lk_piece_table_insert(lk_piece_table *table, int32_t id)
 {
-    uint32_t i = slot_of(table, table->pieces[id].p, table->pieces[id].n);
-    if (table->slots[i] >= 0) return table->slots[i];
-    table->slots[i] = id;
+    const lk_piece *piece = &table->pieces[id];
+    uint32_t i = slot_of(table, piece->p, piece->n);
+    if (table->slots[i].id >= 0) return table->slots[i].id;
+    table->slots[i] = (lk_piece_slot){lk_hash_bytes(piece->p, piece->n), id};
     return -1;
 }
 
-int32_t lk_piece_table_find(const lk_piece_table *table, const char *p, size_t n) { return table->slots[slot_of(table, p, n)]; }
+int32_t lk_piece_table_find(const lk_piece_table *table, const char *p, size_t n) { return table->slots[slot_of(table, p, n)].id; }
 
 static uint64_t pair_of(int32_t left, int32_t right) { return (uint64_t)(uint32_t)left << 32 | (uint32_t)right; }
 

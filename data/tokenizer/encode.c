@@ -144,10 +144,10 @@ lk_status lk_tokenizer_encode(const lk_tokenizer *tk, const char *text, size_t s
     return status;
 }
 
-lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, int flags, int32_t **ids, int64_t **starts,
-                                    int64_t *n, lk_error *err)
+lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags, int32_t **ids,
+                                    int64_t **starts, int64_t *n, lk_error *err)
 {
-    lk_encoder e = {.tk = tk, .parts = parts, .n_parts = n_parts, .plain = flags & LK_TK_PLAIN_TEXT, .track = starts != NULL, .err = err};
+    lk_encoder e = {.tk = tk, .parts = parts, .n_parts = n_parts, .marks = marks, .plain = flags & LK_TK_PLAIN_TEXT, .track = starts != NULL, .err = err};
     lk_status status = LK_OK;
     lk_text joined = {0};
     *ids = NULL;

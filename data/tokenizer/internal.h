@@ -11,6 +11,7 @@
 
 #include "base/arena.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/utf8.h"
 
 enum {
     LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
@@ -18,18 +19,7 @@ enum {
     LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
 };
 
-/* ---- text.c: UTF-8, and texts that remember where their bytes came from ---- */
-
-/* Length (1..4) and code point of the well-formed sequence at p, or 0. n > 0. */
-int lk_utf8_decode(const char *p, size_t n, uint32_t *cp);
-int lk_utf8_encode(uint32_t cp, char out[4]);
-/* For a malformed place: how many bytes one U+FFFD stands for (Unicode's "maximal subpart", as Python and Rust count).
- * *incomplete says that the text ended inside a sequence that could still become well formed. */
-int lk_utf8_subpart(const char *p, size_t n, bool *incomplete);
-size_t lk_utf8_valid_prefix(const char *p, size_t n); /* bytes before the first malformed place */
-bool lk_is_space(uint32_t cp); /* Unicode White_Space */
-bool lk_is_word(uint32_t cp);  /* \w of Rust's regex crate: letters, marks, decimal digits, connectors, joiners */
-bool lk_is_numeric(uint32_t cp);
+/* ---- text.c: texts that remember where their bytes came from (and what utf8.h declares) ---- */
 
 /* Bytes and their source: byte i came from source position from[i], or base + i when from is NULL. */
 typedef struct lk_view {
@@ -83,8 +73,13 @@ typedef struct lk_piece {
 } lk_piece;
 
 /* Bytes to id, open addressing; keys point into pieces. */
+typedef struct lk_piece_slot {
+    uint32_t hash; /* kept, so that a probe rarely touches another piece's bytes */
+    int32_t id;    /* -1 empty */
+} lk_piece_slot;
+
 typedef struct lk_piece_table {
-    int32_t *slots; /* -1 empty */
+    lk_piece_slot *slots;
     uint32_t mask;
     const lk_piece *pieces;
 } lk_piece_table;
@@ -245,6 +240,7 @@ struct lk_encoder {
     const lk_text_part *parts; /* whose text may hold special tokens; NULL: all of it, or none with plain */
     const size_t *part_ends;
     int64_t n_parts, part; /* part: where the last question was, since they come in order */
+    lk_text_marks marks;
     bool plain, track;
     int32_t *ids;
     int64_t *starts;

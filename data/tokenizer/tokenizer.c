@@ -149,7 +149,7 @@ static void digest(lk_tokenizer *tk, const char *json, size_t size)
     lk_sha256_final(&hash, tk->digest);
 }
 
-lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
+static lk_status parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
 {
     *out = NULL;
     lk_tokenizer *tk = calloc(1, sizeof *tk);
@@ -164,8 +164,14 @@ lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, 
         lk_tokenizer_close(tk);
         return status;
     }
-    digest(tk, json, size);
     *out = tk;
+    return LK_OK;
+}
+
+lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
+{
+    LK_TRY(parse(out, json, size, where, err));
+    digest(*out, json, size);
     return LK_OK;
 }
 
@@ -251,7 +257,7 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     }
     LK_TRY(lk_path_folder(folder, sizeof folder, file, err));
     LK_TRY(lk_file_read(file, MAX_TOKENIZER_BYTES, &json, &size, err));
-    lk_status status = lk_tokenizer_parse(&tk, json, size, file, err);
+    lk_status status = parse(&tk, json, size, file, err);
     if (!status) status = read_beside(tk, folder, err);
     if (!status) digest(tk, json, size);
     free(json);

@@ -46,8 +46,13 @@ typedef struct lk_text_part {
     size_t size;
     bool plain;
 } lk_text_part;
-lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, int flags, int32_t **ids, int64_t **starts,
-                                    int64_t *n, lk_error *err);
+/* Tokens that count as special in this call although the file may not say so (a fine-tune's <|im_end|>); {0} for none. */
+typedef struct lk_text_marks {
+    const int32_t *ids;
+    int n;
+} lk_text_marks;
+lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags, int32_t **ids,
+                                    int64_t **starts, int64_t *n, lk_error *err);
 
 /* Ids beyond the vocabulary (a model may have more embedding rows) and holes in it decode to nothing; negative ones are refused.
  * *text ends in a zero that *size does not count. No "clean up" of spaces before punctuation is made. */

@@ -159,7 +159,7 @@ static void check_parts(const char *what, const lk_tokenizer *tk, const char *te
     lk_text_part parts[3] = {{text, cut, false}, {text + cut, cut, false}, {text + 2 * cut, size - 2 * cut, false}};
     int32_t *ids;
     int64_t *starts, n;
-    CHECK_OK(lk_tokenizer_encode_parts(tk, parts, 3, 0, &ids, &starts, &n, &err), &err);
+    CHECK_OK(lk_tokenizer_encode_parts(tk, parts, 3, (lk_text_marks){0}, 0, &ids, &starts, &n, &err), &err);
     if (n != n_want || memcmp(ids, want, (size_t)n * sizeof *ids)) fail_msg("%s: \"%s\": parts give other ids", what, text);
     for (int64_t i = 0; i < n; i++)
         if (starts[i] < (i ? starts[i - 1] : 0) || starts[i] > (int64_t)size) fail_msg("%s: \"%s\": token %lld starts at %lld", what, text, (long long)i, (long long)starts[i]);
@@ -311,7 +311,7 @@ static void test_plain_text(void **state)
 
     /* half of the mark in the template and half in the content is no mark, and the template's own one after it counts */
     lk_text_part parts[] = {{"<|im_", 5, false}, {"end|>x<|im_end|>y<|im", 21, true}, {"<|im_end|>", 10, false}, {"_end|>", 6, true}};
-    CHECK_OK(lk_tokenizer_encode_parts(tk, parts, 4, 0, &ids, &starts, &n, &err), &err);
+    CHECK_OK(lk_tokenizer_encode_parts(tk, parts, 4, (lk_text_marks){0}, 0, &ids, &starts, &n, &err), &err);
     int marks = 0;
     for (int64_t i = 0; i < n; i++)
         if (ids[i] == end) {
@@ -548,7 +548,7 @@ static void test_long_words(void **state)
     int64_t n, *starts;
     clock_t begin = clock();
     lk_text_part part = {text, size, true};
-    CHECK_OK(lk_tokenizer_encode_parts(tk, &part, 1, 0, &ids, &starts, &n, &err), &err);
+    CHECK_OK(lk_tokenizer_encode_parts(tk, &part, 1, (lk_text_marks){0}, 0, &ids, &starts, &n, &err), &err);
     double seconds = (double)(clock() - begin) / CLOCKS_PER_SEC;
     printf("a word of 1 MiB: %lld tokens in %.2f s\n", (long long)n, seconds);
     assert_true(seconds < 20);
