@@ -255,7 +255,7 @@ static void publish(lk_engine *e)
 {
     lk_engine_stats *stats = &e->stats.mine;
     stats->running = e->scheduler.n_running;
-    stats->waiting = e->scheduler.n_waiting + e->scheduler.n_preempted;
+    stats->waiting = e->scheduler.n_preempted; /* those never admitted are counted where they queue, lk_engine_get_stats adds them */
     stats->pages_total = e->pages.n_pages;
     stats->pages_used = e->pages.n_pages - e->pages.n_free;
     stats->page_tokens = e->pages.page_tokens;
@@ -270,6 +270,7 @@ static void *engine_run(void *context)
         end_cancelled(e);
         const lk_plan *plan = lk_scheduler_plan(&e->scheduler);
         bool again = plan->wanted && bring_in(e, plan->wanted);
+        publish(e); /* what runs now, before it leaves the queue: no request is ever uncounted */
         if (plan->n) step(e, plan);
         publish(e);
         if (!plan->n && !again) lk_bell_wait(&e->bell);
@@ -400,7 +401,11 @@ lk_status lk_engine_list_adapters(lk_engine *e, lk_adapter_info **list, int64_t 
 
 void lk_engine_get_stats(lk_engine *e, lk_engine_stats *stats)
 {
+    pthread_mutex_lock(&e->bell.lock);
+    int64_t queued = e->n_queued;
+    pthread_mutex_unlock(&e->bell.lock);
     lk_stats_get(&e->stats, stats);
+    stats->waiting += queued;
     lk_registry_counts(e->registry, &stats->adapter_loads, &stats->adapter_evictions);
 }
 

@@ -69,6 +69,16 @@ static void expect_finish(lk_request *request, lk_finish finish)
     free(a);
 }
 
+/* On a busy machine the engine may be done before the test gets to cancel. Returns whether it was cancelled. */
+static bool expect_cancelled_or_done(lk_request *request)
+{
+    check_answer *a = check_collect(request);
+    bool cancelled = a->finish == LK_FINISH_CANCELLED;
+    if (!cancelled) assert_int_equal(a->finish, LK_FINISH_LENGTH);
+    free(a);
+    return cancelled;
+}
+
 static void pause_ms(int ms) { nanosleep(&(struct timespec){ms / 1000, (long)(ms % 1000) * 1000000}, NULL); }
 
 static void test_cancel_in_every_state(void **state)
@@ -80,7 +90,7 @@ static void test_cancel_in_every_state(void **state)
     spec.max_tokens = 100;
     lk_request *r = submit(engine, &spec);
     lk_request_cancel(r); /* as it arrives */
-    expect_finish(r, LK_FINISH_CANCELLED);
+    expect_cancelled_or_done(r);
 
     lk_request *all[24];
     for (int round = 0; round < 6; round++) { /* running, prefilling, preempted, waiting: at moments that differ by round */
@@ -89,11 +99,7 @@ static void test_cancel_in_every_state(void **state)
         assert_true(lk_request_next(all[0], 60000, &event));
         pause_ms(3 * round);
         for (int i = 23; i >= 0; i--) lk_request_cancel(all[i]);
-        for (int i = 0; i < 24; i++) {
-            check_answer *a = check_collect(all[i]);
-            assert_true(a->finish == LK_FINISH_CANCELLED || a->finish == LK_FINISH_LENGTH);
-            free(a);
-        }
+        for (int i = 0; i < 24; i++) expect_cancelled_or_done(all[i]);
         check_engine_idle(engine);
     }
     for (int i = 0; i < 24; i++) all[i] = submit(engine, &spec);
@@ -331,7 +337,9 @@ static void test_stop_with_requests(void **state)
     size_t before = lk_allocated(f->m.be);
     lk_engine_stop(engine);
     assert_true(lk_allocated(f->m.be) < before);
-    for (int i = 0; i < 12; i++) expect_finish(requests[i], LK_FINISH_CANCELLED); /* they outlive the engine */
+    int cancelled = 0;
+    for (int i = 0; i < 12; i++) cancelled += expect_cancelled_or_done(requests[i]); /* they outlive the engine */
+    assert_true(cancelled > 0);
     lk_engine_stop(NULL);
     lk_request_release(NULL);
 }
