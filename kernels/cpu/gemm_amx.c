@@ -212,6 +212,18 @@ static inline place place_of(const lk_gemm_pass *p, int64_t i, int64_t j)
                    exist(p->right_rows, j)};
 }
 
+/* Lines that the end of this block, and the beginning of the next one to the right, will touch: sums lie in the third-level cache and
+ * results a row of c apart, where nothing else foresees them. */
+static void fetch_places(const lk_gemm_pass *p, const place *at, int64_t next)
+{
+    if (!p->partial || !at->kept) {
+        lines l = lines_of(p, at);
+        for (int j = 0; j < l.count; j++) __builtin_prefetch(at->c + j * l.stride, 1);
+    }
+    if (p->begin == LK_PASS_RESUME && at->kept)
+        for (int j = 0; j < LK_TILE_ROWS; j++) __builtin_prefetch(at->kept + next + j * LK_TILE_ROWS, 1);
+}
+
 static void multiply_block(const lk_gemm_pass *p, int64_t i, int64_t j)
 {
     const char *a0 = (const char *)p->left + i / LK_TILE_ROWS * p->left_pitch, *a1 = a0 + p->left_pitch;
@@ -222,6 +234,7 @@ static void multiply_block(const lk_gemm_pass *p, int64_t i, int64_t j)
         for (int x = 0; x < column_blocks; x++) {
             at[y][x] = place_of(p, i + y * LK_TILE_ROWS, j + x * LK_TILE_ROWS);
             begin_sum(p, SUM00 + 2 * y + x, &at[y][x]);
+            fetch_places(p, &at[y][x], 2 * LK_TILE_ROWS * LK_TILE_ROWS);
         }
     }
     if (row_blocks == 2 && column_blocks == 2)

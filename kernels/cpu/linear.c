@@ -68,18 +68,30 @@ typedef struct product {
     char *packed, *panels;
 } product;
 
+/* Packed rows lie pass by pass, [pass][16 rows][tiles of the pass]: were K whole rows apart, at the usual powers of two the rows of
+ * one pass would fall into half of the second-level cache's sets. */
+static char *packed_pass(const product *p, int64_t first, int64_t row, int64_t *pitch)
+{
+    const lk_gemm *g = p->team->gemm;
+    *pitch = (int64_t)lk_gemm_panel_bytes(g, 1, smaller(p->depth - first, p->cut.depth));
+    return p->packed + lk_gemm_panel_bytes(g, p->rows, first) + row / LK_TILE_ROWS * *pitch;
+}
+
 static void pack_rows(void *context, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const product *p = context;
     const lk_gemm *g = p->team->gemm;
-    char *to = p->packed + lk_gemm_panel_bytes(g, begin * LK_TILE_ROWS, p->depth);
-    int64_t row = begin * LK_TILE_ROWS, rows = smaller(end * LK_TILE_ROWS, p->rows) - row;
+    int64_t row = begin * LK_TILE_ROWS, rows = smaller(end * LK_TILE_ROWS, p->rows) - row, pitch;
     lk_factor factor = lk_factor_rows(p->in, LK_F32, p->ldin);
-    if (p->turned)
-        lk_gemm_pack_left(g, to, factor, row, rows, 0, p->depth);
-    else
-        lk_gemm_pack_right(g, to, factor, row, rows, 0, p->depth);
+    for (int64_t first = 0; first < p->depth; first += p->cut.depth) {
+        char *to = packed_pass(p, first, row, &pitch);
+        int64_t depth = smaller(p->depth - first, p->cut.depth);
+        if (p->turned)
+            lk_gemm_pack_left(g, to, factor, row, rows, first, depth);
+        else
+            lk_gemm_pack_right(g, to, factor, row, rows, first, depth);
+    }
 }
 
 /* One thread's part: columns [begin, end) of the result for rows [row, row + rows). */
@@ -95,8 +107,8 @@ static void multiply_panel(const part *t, int64_t at, int64_t columns, int64_t f
 {
     const product *p = t->p;
     const lk_gemm *g = p->team->gemm;
-    int64_t depth = smaller(p->depth - first, p->cut.depth), pitch = (int64_t)lk_gemm_panel_bytes(g, 1, p->depth);
-    const char *packed = p->packed + t->row / LK_TILE_ROWS * pitch + lk_gemm_panel_bytes(g, 1, first);
+    int64_t depth = smaller(p->depth - first, p->cut.depth), pitch;
+    const char *packed = packed_pass(p, first, t->row, &pitch);
     lk_gemm_pass pass = {.c = p->out + t->row * p->ldout + at,
                          .tiles = lk_tiles_along(depth),
                          .begin = first ? LK_PASS_RESUME : p->accumulate ? LK_PASS_ADD : LK_PASS_SET,
