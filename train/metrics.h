@@ -24,7 +24,7 @@ typedef struct lk_metrics_step {
     double loss, grad_norm, lr, tokens_per_s, epoch, seconds;
 } lk_metrics_step;
 
-/* Keeps the lines of steps up to last_step (0: of none but step 0's evaluation) and opens the file for appending. */
+/* Keeps the lines of steps up to last_step (-1: none) and opens the file for appending. */
 lk_status lk_metrics_open(lk_metrics *m, const char *path, int64_t last_step, lk_error *err);
 void lk_metrics_close(lk_metrics *m); /* safe on a zeroed struct */
 lk_status lk_metrics_step_line(lk_metrics *m, const lk_metrics_step *s, lk_error *err);
