@@ -44,21 +44,21 @@ lk_status lk_adapters_unknown(lk_server *server, const char *model, lk_api_error
 {
     lk_adapter_info *list = NULL;
     int64_t n = 0;
-    lk_text known = {0};
+    lk_writer known = {0};
     if (lk_engine_list_adapters(server->place.engine, &list, &n, NULL)) n = 0;
-    lk_text_string(&known, server->model_name);
+    lk_writer_string(&known, server->model_name);
     for (int64_t i = 0, shown = 0; i < n; i++) {
         if (!list[i].current) continue;
         if (++shown > 20) {
-            lk_text_string(&known, ", ...");
+            lk_writer_string(&known, ", ...");
             break;
         }
-        lk_text_printf(&known, ", %s", list[i].name);
+        lk_writer_printf(&known, ", %s", list[i].name);
     }
     free(list);
     lk_status status = lk_api_fail_code(e, 404, "model_not_found", "model", "the model '%.200s' does not exist; known: %s", model,
                                         known.data ? known.data : "");
-    lk_text_free(&known);
+    lk_writer_free(&known);
     return status;
 }
 
@@ -191,8 +191,8 @@ static lk_status load(lk_exchange *x, const command *c, int64_t *version, lk_err
 
 static enum MHD_Result say(lk_exchange *x, const char *name, const char *what)
 {
-    lk_text out = {0};
-    lk_text_printf(&out, "Success: LoRA adapter '%s' %s successfully.", name, what);
+    lk_writer out = {0};
+    lk_writer_printf(&out, "Success: LoRA adapter '%s' %s successfully.", name, what);
     return lk_exchange_send(x, 200, "text/plain; charset=utf-8", &out);
 }
 
@@ -245,18 +245,18 @@ enum MHD_Result lk_adapter_list_handle(lk_exchange *x)
         lk_api_fail_from(&e, &err, NULL);
         return lk_exchange_fail(x, &e);
     }
-    lk_text out = {0};
-    lk_text_string(&out, "[");
+    lk_writer out = {0};
+    lk_writer_string(&out, "[");
     for (int64_t i = 0, id = 0; i < n; i++) {
         if (!list[i].current) continue;
-        lk_text_printf(&out, "%s{\"id\":%" PRId64 ",\"path\":", id ? "," : "", id);
-        lk_text_json_string(&out, list[i].path);
-        lk_text_string(&out, ",\"scale\":1.0,\"name\":");
-        lk_text_json_string(&out, list[i].name);
-        lk_text_printf(&out, ",\"version\":%" PRId64 ",\"digest\":\"%s\"}", list[i].version, list[i].digest);
+        lk_writer_printf(&out, "%s{\"id\":%" PRId64 ",\"path\":", id ? "," : "", id);
+        lk_writer_json_string(&out, list[i].path);
+        lk_writer_string(&out, ",\"scale\":1.0,\"name\":");
+        lk_writer_json_string(&out, list[i].name);
+        lk_writer_printf(&out, ",\"version\":%" PRId64 ",\"digest\":\"%s\"}", list[i].version, list[i].digest);
         id++;
     }
-    lk_text_string(&out, "]");
+    lk_writer_string(&out, "]");
     free(list);
     return lk_exchange_send(x, 200, "application/json", &out);
 }

@@ -66,18 +66,18 @@ lk_status lk_api_fail_from(lk_api_error *e, const lk_error *err, const char *par
     }
 }
 
-void lk_api_error_json(lk_text *out, const lk_api_error *e)
+void lk_api_error_json(lk_writer *out, const lk_api_error *e)
 {
-    lk_text_string(out, "{\"error\":{\"message\":");
-    lk_text_json_string(out, e->message);
-    lk_text_string(out, ",\"type\":");
-    lk_text_json_string(out, e->type ? e->type : usual_type(e->http));
-    lk_text_string(out, ",\"param\":");
-    lk_text_json_string(out, e->param[0] ? e->param : NULL);
-    lk_text_string(out, ",\"code\":");
+    lk_writer_string(out, "{\"error\":{\"message\":");
+    lk_writer_json_string(out, e->message);
+    lk_writer_string(out, ",\"type\":");
+    lk_writer_json_string(out, e->type ? e->type : usual_type(e->http));
+    lk_writer_string(out, ",\"param\":");
+    lk_writer_json_string(out, e->param[0] ? e->param : NULL);
+    lk_writer_string(out, ",\"code\":");
     if (e->code)
-        lk_text_json_string(out, e->code);
+        lk_writer_json_string(out, e->code);
     else
-        lk_text_printf(out, "%d", e->http);
-    lk_text_string(out, "}}");
+        lk_writer_printf(out, "%d", e->http);
+    lk_writer_string(out, "}}");
 }

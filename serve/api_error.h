@@ -10,7 +10,7 @@
 #define LK_SERVE_API_ERROR_H
 
 #include "base/status.h"
-#include "serve/text.h"
+#include "serve/writer.h"
 
 typedef struct lk_api_error {
     int http;          /* status of the reply; 0: no error */
@@ -30,6 +30,6 @@ lk_status lk_api_fail_code(lk_api_error *e, int http, const char *code, const ch
  * the rest 500. A conflict is 400: 409 would make clients retry. */
 lk_status lk_api_fail_from(lk_api_error *e, const lk_error *err, const char *param);
 
-void lk_api_error_json(lk_text *out, const lk_api_error *e);
+void lk_api_error_json(lk_writer *out, const lk_api_error *e);
 
 #endif

@@ -22,7 +22,7 @@ typedef struct job {
     lk_reply_head head;
     char id[48];
     /* Streams only. */
-    lk_text out;
+    lk_writer out;
     size_t sent;
     bool finished;
 } job;
@@ -32,7 +32,7 @@ static void job_free(void *context)
     job *j = context;
     lk_generation_destroy(j->g);
     lk_openai_request_free(&j->request);
-    lk_text_free(&j->out);
+    lk_writer_free(&j->out);
     free(j);
 }
 
@@ -62,7 +62,7 @@ static void name_weights(job *j)
 /* ------------------------------------------------------------------------------------------------ whole */
 
 typedef struct collected {
-    lk_text text;
+    lk_writer text;
     lk_token_logprob *logprobs;
     int64_t n_logprobs;
     lk_finish finish;
@@ -70,7 +70,7 @@ typedef struct collected {
 
 static bool collect(collected *c, const lk_piece *piece)
 {
-    lk_text_add(&c->text, piece->text, piece->size);
+    lk_writer_add(&c->text, piece->text, piece->size);
     if (piece->finish) c->finish = piece->finish;
     if (piece->n_logprobs == 0) return !c->text.failed;
     /* Grown by doubling: the capacity is the next power of two, so it need not be stored. */
@@ -87,30 +87,35 @@ static bool collect(collected *c, const lk_piece *piece)
     return !c->text.failed;
 }
 
-/* LK_ERR_INTERRUPTED without a message in *e (http 0): the client is gone, nobody to answer. */
+static bool aborting(const job *j, lk_api_error *e)
+{
+    return atomic_load(&j->x->server->aborting) && lk_api_fail(e, 503, NULL, "the server is stopping") != LK_OK;
+}
+
+/* LK_ERR_INTERRUPTED without a message in *e (http 0): the client is gone, nobody to answer. Tokens may come faster than LOOK_MS, so
+ * the clock decides when to look at the socket. */
 static lk_status run_whole(job *j, collected *all, lk_api_error *e)
 {
-    for (;;) {
+    double looked = lk_clock_seconds();
+    while (!aborting(j, e)) {
         lk_piece piece;
-        switch (lk_generation_next(j->g, LOOK_MS, &piece, e)) {
-        case LK_NEXT_END: return LK_OK;
-        case LK_NEXT_FAILED: return LK_ERR_INTERNAL;
-        case LK_NEXT_PIECE:
-            if (!collect(&all[piece.choice], &piece)) return lk_api_fail(e, 503, NULL, "out of memory for the reply");
-            break;
-        case LK_NEXT_IDLE:
-            if (atomic_load(&j->x->server->aborting)) return lk_api_fail(e, 503, NULL, "the server is stopping");
-            if (lk_exchange_abandoned(j->x)) return LK_ERR_INTERRUPTED;
-            break;
-        }
+        lk_next next = lk_generation_next(j->g, LOOK_MS, &piece, e);
+        if (next == LK_NEXT_END) return LK_OK;
+        if (next == LK_NEXT_FAILED) return LK_ERR_INTERNAL;
+        if (next == LK_NEXT_PIECE && !collect(&all[piece.choice], &piece)) return lk_api_fail(e, 503, NULL, "out of memory for the reply");
+        double now = lk_clock_seconds();
+        if (now - looked < LOOK_MS * 1e-3) continue;
+        if (lk_exchange_abandoned(j->x)) return LK_ERR_INTERRUPTED;
+        looked = now;
     }
+    return LK_ERR_INTERRUPTED;
 }
 
 static enum MHD_Result send_whole(job *j, const collected *all, int32_t n)
 {
     lk_exchange *x = j->x;
     lk_reply_choice *choices = calloc((size_t)n, sizeof *choices);
-    lk_text out = {0};
+    lk_writer out = {0};
     out.failed = !choices;
     for (int32_t i = 0; i < n && choices; i++)
         choices[i] = (lk_reply_choice){all[i].text.data ? all[i].text.data : "", all[i].text.size, all[i].logprobs, all[i].n_logprobs,
@@ -144,7 +149,7 @@ static enum MHD_Result answer_whole(job *j)
     else
         lk_log(LK_LOG_DEBUG, "%s: the client went away", j->id);
     for (int32_t i = 0; all && i < n; i++) {
-        lk_text_free(&all[i].text);
+        lk_writer_free(&all[i].text);
         free(all[i].logprobs);
     }
     free(all);
@@ -173,6 +178,10 @@ static bool produce(job *j)
     lk_piece piece;
     double begun = lk_clock_seconds();
     while (!j->finished && j->out.size < STREAM_BATCH) {
+        if (aborting(j, &e)) {
+            finish_stream(j, &e);
+            break;
+        }
         /* Once there is something to send, only what is there already is added to it. */
         switch (lk_generation_next(j->g, j->out.size ? 0 : LOOK_MS, &piece, &e)) {
         case LK_NEXT_PIECE: lk_reply_piece(&j->out, &j->head, &piece); break;
@@ -180,13 +189,9 @@ static bool produce(job *j)
         case LK_NEXT_FAILED: finish_stream(j, &e); break;
         case LK_NEXT_IDLE:
             if (j->out.size) return true;
-            if (atomic_load(&j->x->server->aborting)) {
-                lk_api_fail(&e, 503, NULL, "the server is stopping");
-                finish_stream(j, &e);
-            } else if (lk_exchange_abandoned(j->x))
-                return false;
-            else if (lk_clock_seconds() - begun > HEARTBEAT_S)
-                lk_text_string(&j->out, ": waiting\n\n"); /* a comment; proxies see life */
+            if (lk_exchange_abandoned(j->x)) return false;
+            if (lk_clock_seconds() - begun > HEARTBEAT_S) lk_writer_string(&j->out, ": waiting\n\n"); /* a comment; proxies see life */
+            break;
         }
     }
     return true;
@@ -198,7 +203,7 @@ static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_
     (void)position;
     if (j->sent == j->out.size) {
         if (j->finished) return MHD_CONTENT_READER_END_OF_STREAM;
-        lk_text_clear(&j->out);
+        lk_writer_clear(&j->out);
         j->sent = 0;
         lk_exchange_wait(j->x, true);
         bool alive = produce(j);

@@ -119,6 +119,8 @@ static bool take_arrivals(lk_engine *e)
     while (r) {
         lk_request *next = r->next_arrival;
         lk_scheduler_add(&e->scheduler, &r->task);
+        /* Cancelled already, maybe before the last look at the flag, which could not find it then. */
+        if (atomic_load(&r->cancelled)) atomic_store(&e->bell.cancels, true);
         r = next;
     }
     return !stop;

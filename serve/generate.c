@@ -289,10 +289,10 @@ lk_next lk_generation_next(lk_generation *g, int timeout_ms, lk_piece *piece, lk
             if (!c->done && waiting < 0) waiting = at;
         }
         if (waiting < 0) return LK_NEXT_END;
-        if (heard) continue;
+        double left = (end - lk_clock_seconds()) * 1e3;
+        if (heard && left > 0) continue; /* tokens without text yet: there may be more */
         /* Nothing: sleep on one of them. The engine advances all running requests together, so when one has news the others have too; with
          * several the sleep is short in case this one waits in the queue while another runs. */
-        double left = (end - lk_clock_seconds()) * 1e3;
         if (left <= 0) return LK_NEXT_IDLE;
         int sleep_ms = g->n_choices > 1 && left > 20 ? 20 : (int)left + 1;
         bool one;

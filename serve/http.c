@@ -109,26 +109,26 @@ static enum MHD_Result queue(lk_exchange *x, int http, const char *type, struct 
     return result;
 }
 
-enum MHD_Result lk_exchange_send(lk_exchange *x, int http, const char *type, lk_text *text)
+enum MHD_Result lk_exchange_send(lk_exchange *x, int http, const char *type, lk_writer *text)
 {
     static const char no_memory[] =
         "{\"error\":{\"message\":\"out of memory for the reply\",\"type\":\"server_error\",\"param\":null,\"code\":503}}";
     if (text->failed || !text->data) {
-        lk_text_free(text);
-        lk_text_string(text, no_memory);
+        lk_writer_free(text);
+        lk_writer_string(text, no_memory);
         http = 503;
         type = "application/json";
         if (text->failed) return MHD_NO;
     }
     struct MHD_Response *response = MHD_create_response_from_buffer(text->size, text->data, MHD_RESPMEM_MUST_FREE);
-    if (!response) lk_text_free(text);
-    *text = (lk_text){0};
+    if (!response) lk_writer_free(text);
+    *text = (lk_writer){0};
     return response ? queue(x, http, type, response) : MHD_NO;
 }
 
 enum MHD_Result lk_exchange_fail(lk_exchange *x, const lk_api_error *e)
 {
-    lk_text out = {0};
+    lk_writer out = {0};
     lk_api_error_json(&out, e);
     if (e->retry_after_s) lk_exchange_header(x, "Retry-After", "%d", e->retry_after_s);
     if (e->http == 401) lk_exchange_header(x, "WWW-Authenticate", "Bearer");
@@ -156,7 +156,7 @@ static int socket_of(const lk_exchange *x)
 bool lk_exchange_abandoned(const lk_exchange *x)
 {
     struct pollfd p = {.fd = socket_of(x), .events = POLLRDHUP};
-    return atomic_load(&x->server->aborting) || (p.fd >= 0 && poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)));
+    return p.fd >= 0 && poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
 }
 
 /* Setting the timeout from none to some restarts its clock, which is what is wanted after a wait. */
@@ -203,7 +203,7 @@ static void look_at_headers(lk_exchange *x, const char *method, const char *path
 static void too_large(lk_exchange *x)
 {
     lk_api_fail(&x->refusal, 413, NULL, "the request body is larger than %lld bytes", (long long)x->server->options.max_body_bytes);
-    lk_text_free(&x->body);
+    lk_writer_free(&x->body);
 }
 
 /* First call of a request. A body that is announced as enormous is not even thrown away. */
@@ -228,7 +228,7 @@ static enum MHD_Result collect(lk_exchange *x, const char *bytes, size_t *size)
         x->discarded += *size;
         if (x->discarded > limit * DISCARD_FACTOR) return MHD_NO;
     } else {
-        lk_text_add(&x->body, bytes, *size);
+        lk_writer_add(&x->body, bytes, *size);
         if (x->body.failed) return MHD_NO;
     }
     *size = 0;
@@ -266,7 +266,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     lk_log(LK_LOG_DEBUG, "http: %s %.3f s%s", x->route ? x->route->path : "(no such path)", lk_clock_seconds() - x->started,
            code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : ", not completed");
     if (x->counted) atomic_fetch_sub(&server->active, 1);
-    lk_text_free(&x->body);
+    lk_writer_free(&x->body);
     free(x);
     *slot = NULL;
 }

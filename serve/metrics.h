@@ -9,7 +9,7 @@
 #define LK_SERVE_METRICS_H
 
 #include "serve/engine.h"
-#include "serve/text.h"
+#include "serve/writer.h"
 
 enum { LK_METRICS_CODES = 600 };
 
@@ -21,7 +21,7 @@ typedef struct lk_metrics_facts {
     int64_t responses[LK_METRICS_CODES]; /* by HTTP status */
 } lk_metrics_facts;
 
-void lk_metrics_write(lk_text *out, const lk_engine_stats *stats, const lk_adapter_info *adapters, int64_t n_adapters,
+void lk_metrics_write(lk_writer *out, const lk_engine_stats *stats, const lk_adapter_info *adapters, int64_t n_adapters,
                       const lk_metrics_facts *facts);
 
 #endif

@@ -8,61 +8,61 @@
 
 /* ------------------------------------------------------------------------------------------------ models */
 
-static void model_json(lk_text *out, const lk_server *server, const lk_adapter_info *adapter)
+static void model_json(lk_writer *out, const lk_server *server, const lk_adapter_info *adapter)
 {
     const lk_model *base = lk_engine_model(server->place.engine);
-    lk_text_string(out, "{\"id\":");
-    lk_text_json_string(out, adapter ? adapter->name : server->model_name);
-    lk_text_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"lorikeet\",\"root\":",
-                   (int64_t)(adapter ? adapter->loaded_unix : server->started_unix));
-    lk_text_json_string(out, adapter ? adapter->path : server->model_name);
-    lk_text_string(out, ",\"parent\":");
-    lk_text_json_string(out, adapter ? server->model_name : NULL);
-    lk_text_printf(out, ",\"max_model_len\":%" PRId64 ",\"digest\":", lk_engine_get_options(server->place.engine)->max_model_len);
-    lk_text_json_string(out, adapter ? adapter->digest : base->digest);
-    if (adapter) lk_text_printf(out, ",\"version\":%" PRId64, adapter->version);
-    lk_text_string(out, "}");
+    lk_writer_string(out, "{\"id\":");
+    lk_writer_json_string(out, adapter ? adapter->name : server->model_name);
+    lk_writer_printf(out, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"lorikeet\",\"root\":",
+                     (int64_t)(adapter ? adapter->loaded_unix : server->started_unix));
+    lk_writer_json_string(out, adapter ? adapter->path : server->model_name);
+    lk_writer_string(out, ",\"parent\":");
+    lk_writer_json_string(out, adapter ? server->model_name : NULL);
+    lk_writer_printf(out, ",\"max_model_len\":%" PRId64 ",\"digest\":", lk_engine_get_options(server->place.engine)->max_model_len);
+    lk_writer_json_string(out, adapter ? adapter->digest : base->digest);
+    if (adapter) lk_writer_printf(out, ",\"version\":%" PRId64, adapter->version);
+    lk_writer_string(out, "}");
 }
 
 /* All models (id NULL), or the one named; false when there is none of that name. */
-static bool models_json(lk_text *out, const lk_server *server, const char *id, lk_error *err)
+static bool models_json(lk_writer *out, const lk_server *server, const char *id, lk_error *err)
 {
     lk_adapter_info *list = NULL;
     int64_t n = 0;
     if (lk_engine_list_adapters(server->place.engine, &list, &n, err)) return false;
     bool found = !id || !strcmp(id, server->model_name);
-    if (!id) lk_text_string(out, "{\"object\":\"list\",\"data\":[");
+    if (!id) lk_writer_string(out, "{\"object\":\"list\",\"data\":[");
     if (found) model_json(out, server, NULL);
     const char *adapter = id ? lk_model_adapter(server, id) : NULL;
     for (int64_t i = 0; i < n && (!id || !found); i++) {
         if (!list[i].current || (id && (!adapter || strcmp(adapter, list[i].name)))) continue;
-        if (!id) lk_text_string(out, ",");
+        if (!id) lk_writer_string(out, ",");
         model_json(out, server, &list[i]);
         found = true;
     }
-    if (!id) lk_text_string(out, "]}");
+    if (!id) lk_writer_string(out, "]}");
     free(list);
     return found;
 }
 
 enum MHD_Result lk_models_handle(lk_exchange *x)
 {
-    lk_text out = {0};
+    lk_writer out = {0};
     lk_error err = {0};
     lk_api_error e;
     if (models_json(&out, x->server, NULL, &err)) return lk_exchange_send(x, 200, "application/json", &out);
-    lk_text_free(&out);
+    lk_writer_free(&out);
     lk_api_fail_from(&e, &err, NULL);
     return lk_exchange_fail(x, &e);
 }
 
 enum MHD_Result lk_model_handle(lk_exchange *x)
 {
-    lk_text out = {0};
+    lk_writer out = {0};
     lk_error err = {0};
     lk_api_error e;
     if (models_json(&out, x->server, x->rest, &err)) return lk_exchange_send(x, 200, "application/json", &out);
-    lk_text_free(&out);
+    lk_writer_free(&out);
     if (err.code)
         lk_api_fail_from(&e, &err, NULL);
     else
@@ -98,15 +98,15 @@ enum MHD_Result lk_health_handle(lk_exchange *x)
         lk_api_fail(&e, 503, NULL, "the engine has had work but made no progress for %d seconds", STALLED_S);
         return lk_exchange_fail(x, &e);
     }
-    lk_text out = {0};
-    lk_text_string(&out, "{\"status\":\"ok\"}");
+    lk_writer out = {0};
+    lk_writer_string(&out, "{\"status\":\"ok\"}");
     return lk_exchange_send(x, 200, "application/json", &out);
 }
 
 enum MHD_Result lk_version_handle(lk_exchange *x)
 {
-    lk_text out = {0};
-    lk_text_printf(&out, "{\"version\":\"%s\"}", LK_VERSION);
+    lk_writer out = {0};
+    lk_writer_printf(&out, "{\"version\":\"%s\"}", LK_VERSION);
     return lk_exchange_send(x, 200, "application/json", &out);
 }
 
@@ -124,7 +124,7 @@ enum MHD_Result lk_metrics_handle(lk_exchange *x)
                               .now_unix = lk_clock_unix(),
                               .connections = atomic_load(&server->connections)};
     for (int i = 0; i < LK_METRICS_CODES; i++) facts.responses[i] = atomic_load(&server->responses[i]);
-    lk_text out = {0};
+    lk_writer out = {0};
     lk_metrics_write(&out, &stats, list, n, &facts);
     free(list);
     return lk_exchange_send(x, 200, "text/plain; version=0.0.4; charset=utf-8", &out);

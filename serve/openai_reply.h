@@ -27,17 +27,17 @@ typedef struct lk_reply_choice {
     lk_finish finish;
 } lk_reply_choice;
 
-void lk_reply_whole(lk_text *out, const lk_reply_head *head, const lk_reply_choice *choices, int32_t n, const lk_usage *usage);
+void lk_reply_whole(lk_writer *out, const lk_reply_head *head, const lk_reply_choice *choices, int32_t n, const lk_usage *usage);
 
 /* The first event of a chat choice: its role. Completions have none. */
-void lk_reply_first(lk_text *out, const lk_reply_head *head, int32_t choice);
+void lk_reply_first(lk_writer *out, const lk_reply_head *head, int32_t choice);
 /* One event for the text, one more for the finish. */
-void lk_reply_piece(lk_text *out, const lk_reply_head *head, const lk_piece *piece);
-void lk_reply_usage(lk_text *out, const lk_reply_head *head, const lk_usage *usage);
-void lk_reply_error(lk_text *out, const lk_api_error *e);
-void lk_reply_done(lk_text *out);
+void lk_reply_piece(lk_writer *out, const lk_reply_head *head, const lk_piece *piece);
+void lk_reply_usage(lk_writer *out, const lk_reply_head *head, const lk_usage *usage);
+void lk_reply_error(lk_writer *out, const lk_api_error *e);
+void lk_reply_done(lk_writer *out);
 
 /* The usage object by itself. */
-void lk_reply_usage_json(lk_text *out, const lk_usage *usage);
+void lk_reply_usage_json(lk_writer *out, const lk_usage *usage);
 
 #endif

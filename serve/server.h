@@ -2,8 +2,8 @@
  *
  *     enum MHD_Result lk_version_handle(lk_exchange *x)
  *     {
- *         lk_text out = {0};
- *         lk_text_string(&out, "{}");
+ *         lk_writer out = {0};
+ *         lk_writer_string(&out, "{}");
  *         return lk_exchange_send(x, 200, "application/json", &out);
  *     }
  *
@@ -48,7 +48,7 @@ typedef struct lk_exchange {
     struct MHD_Connection *connection;
     const struct lk_route *route;
     const char *rest; /* what follows a prefix route in the path */
-    lk_text body;
+    lk_writer body;
     size_t discarded;     /* bytes of a refused request's body */
     lk_api_error refusal; /* http != 0: answered with this once the body has been read and thrown away */
     const char *allow;    /* for 405 */
@@ -66,13 +66,13 @@ typedef enum MHD_Result (*lk_handler)(lk_exchange *x);
 /* A header of the reply to come. Bytes that may not stand in a header become '?'. */
 void lk_exchange_header(lk_exchange *x, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* Queues the reply and takes over the text's memory (the text is empty after). Memory that ran out while writing it becomes a 503. */
-enum MHD_Result lk_exchange_send(lk_exchange *x, int http, const char *type, lk_text *text);
+enum MHD_Result lk_exchange_send(lk_exchange *x, int http, const char *type, lk_writer *text);
 enum MHD_Result lk_exchange_fail(lk_exchange *x, const lk_api_error *e);
 /* A stream: read writes up to max bytes and returns how many, blocking until it has some; or MHD_CONTENT_READER_END_OF_STREAM or
  * _END_WITH_ERROR. done is called once in any case, also when this fails. */
 enum MHD_Result lk_exchange_stream(lk_exchange *x, const char *type, MHD_ContentReaderCallback read, void *context,
                                    MHD_ContentReaderFreeCallback done);
-/* The client has closed its side, or the server is aborting: no use in going on. */
+/* The client has closed its side: no use in going on. */
 bool lk_exchange_abandoned(const lk_exchange *x);
 /* While a handler or stream waits for the engine the connection is idle for good reason. Call with true before waiting, false after. */
 void lk_exchange_wait(lk_exchange *x, bool waiting);

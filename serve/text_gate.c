@@ -7,7 +7,7 @@ void lk_text_gate_init(lk_text_gate *gate, const char *const *stops, int n_stops
     *gate = (lk_text_gate){.stops = stops, .n_stops = n_stops};
 }
 
-void lk_text_gate_free(lk_text_gate *gate) { lk_text_free(&gate->pending); }
+void lk_text_gate_free(lk_text_gate *gate) { lk_writer_free(&gate->pending); }
 
 static void drop_given(lk_text_gate *gate)
 {
@@ -39,7 +39,7 @@ bool lk_text_gate_push(lk_text_gate *gate, const char *bytes, size_t size, bool 
     drop_given(gate);
     if (gate->matched) return true;
     size_t from = gate->pending.size;
-    lk_text_add(&gate->pending, bytes, size);
+    lk_writer_add(&gate->pending, bytes, size);
     if (gate->pending.failed) return false;
     if (!armed) gate->searched = gate->pending.size;
     for (size_t end = from + 1; end <= gate->pending.size && armed; end++)

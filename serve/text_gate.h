@@ -13,12 +13,12 @@
 
 #include <stdint.h>
 
-#include "serve/text.h"
+#include "serve/writer.h"
 
 typedef struct lk_text_gate {
     const char *const *stops; /* borrowed */
     int n_stops;
-    lk_text pending;
+    lk_writer pending;
     size_t given;    /* bytes of pending that take() handed out; dropped by the next push */
     size_t searched; /* a match begins at or after this offset of pending */
     size_t cut;      /* offset of the match */

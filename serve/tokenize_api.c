@@ -15,16 +15,16 @@ static lk_status parse(lk_exchange *x, lk_openai_kind kind, lk_openai_request *r
     return status;
 }
 
-static void token_strings(lk_text *out, const lk_tokenizer *tk, const int32_t *ids, int64_t n)
+static void token_strings(lk_writer *out, const lk_tokenizer *tk, const int32_t *ids, int64_t n)
 {
-    lk_text_string(out, "[");
+    lk_writer_string(out, "[");
     for (int64_t i = 0; i < n; i++) {
         size_t size = 0;
         const char *piece = lk_tokenizer_piece(tk, ids[i], &size);
-        if (i) lk_text_string(out, ",");
-        lk_text_json(out, piece ? piece : "", piece ? size : 0);
+        if (i) lk_writer_string(out, ",");
+        lk_writer_json(out, piece ? piece : "", piece ? size : 0);
     }
-    lk_text_string(out, "]");
+    lk_writer_string(out, "]");
 }
 
 enum MHD_Result lk_tokenize_handle(lk_exchange *x)
@@ -38,16 +38,16 @@ enum MHD_Result lk_tokenize_handle(lk_exchange *x)
     bool strings = request.token_strings;
     lk_openai_request_free(&request);
     if (status) return lk_exchange_fail(x, &e);
-    lk_text out = {0};
-    lk_text_printf(&out, "{\"count\":%" PRId64 ",\"max_model_len\":%" PRId64 ",\"tokens\":[", n,
-                   lk_engine_get_options(x->server->place.engine)->max_model_len);
-    for (int64_t i = 0; i < n; i++) lk_text_printf(&out, i ? ",%d" : "%d", ids[i]);
-    lk_text_string(&out, "],\"token_strs\":");
+    lk_writer out = {0};
+    lk_writer_printf(&out, "{\"count\":%" PRId64 ",\"max_model_len\":%" PRId64 ",\"tokens\":[", n,
+                     lk_engine_get_options(x->server->place.engine)->max_model_len);
+    for (int64_t i = 0; i < n; i++) lk_writer_printf(&out, i ? ",%d" : "%d", ids[i]);
+    lk_writer_string(&out, "],\"token_strs\":");
     if (strings)
         token_strings(&out, x->server->place.tk, ids, n);
     else
-        lk_text_string(&out, "null");
-    lk_text_string(&out, "}");
+        lk_writer_string(&out, "null");
+    lk_writer_string(&out, "}");
     free(ids);
     return lk_exchange_send(x, 200, "application/json", &out);
 }
@@ -67,10 +67,10 @@ enum MHD_Result lk_detokenize_handle(lk_exchange *x)
         lk_api_fail_from(&e, &err, "tokens");
         return lk_exchange_fail(x, &e);
     }
-    lk_text out = {0};
-    lk_text_string(&out, "{\"prompt\":");
-    lk_text_json(&out, text, size);
-    lk_text_string(&out, "}");
+    lk_writer out = {0};
+    lk_writer_string(&out, "{\"prompt\":");
+    lk_writer_json(&out, text, size);
+    lk_writer_string(&out, "}");
     free(text);
     return lk_exchange_send(x, 200, "application/json", &out);
 }

@@ -14,10 +14,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     lk_api_error e = {0};
     lk_openai_kind kind = data[0] % 4;
     if (lk_openai_parse(&request, kind, (const char *)data + 1, size - 1, &limits, &e)) {
-        lk_text out = {0};
+        lk_writer out = {0};
         lk_api_error_json(&out, &e);
         if (e.http != 400 || !e.message[0] || out.failed) abort();
-        lk_text_free(&out);
+        lk_writer_free(&out);
         return 0;
     }
     bool chat = request.messages != NULL;

@@ -238,23 +238,23 @@ static void bombs(void **state)
 /* ------------------------------------------------------------------------------------------------ stop strings */
 
 /* Cuts text into pieces of `step` bytes, and returns what came out. */
-static bool through_gate(const char *text, size_t step, const char *const *stops, int n_stops, lk_text *out)
+static bool through_gate(const char *text, size_t step, const char *const *stops, int n_stops, lk_writer *out)
 {
     lk_text_gate gate;
     lk_text_gate_init(&gate, stops, n_stops);
-    lk_text_clear(out);
-    lk_text_string(out, "");
+    lk_writer_clear(out);
+    lk_writer_string(out, "");
     bool matched = false;
     const char *piece;
     size_t size, length = strlen(text);
     for (size_t i = 0; i < length && !matched; i += step) {
         matched = lk_text_gate_push(&gate, text + i, step < length - i ? step : length - i, true);
         lk_text_gate_take(&gate, matched, &piece, &size);
-        lk_text_add(out, piece, size);
+        lk_writer_add(out, piece, size);
         assert_int_equal(lk_text_gate_position(&gate), out->size);
     }
     lk_text_gate_take(&gate, true, &piece, &size);
-    lk_text_add(out, piece, size);
+    lk_writer_add(out, piece, size);
     lk_text_gate_free(&gate);
     return matched;
 }
@@ -280,14 +280,14 @@ static void stop_strings(void **state)
         {"na\xc3\xafve \xe2\x82\xac 5", {"\xe2\x82\xac"}, 1, "na\xc3\xafve ", true},
         {"nothing to stop at", {"zz", "q"}, 2, "nothing to stop at", false},
     };
-    lk_text out = {0};
+    lk_writer out = {0};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (size_t step = 1; step <= 8; step++) {
             bool matched = through_gate(rows[i].text, step, rows[i].stops, rows[i].n, &out);
             if (matched != rows[i].matched || strcmp(out.data, rows[i].want))
                 fail_msg("row %zu, pieces of %zu: got '%s' %d want '%s' %d", i, step, out.data, matched, rows[i].want, rows[i].matched);
         }
-    lk_text_free(&out);
+    lk_writer_free(&out);
 }
 
 /* Before min_tokens a stop string does not count, nor one that began then. */
@@ -316,7 +316,7 @@ static void stop_strings_random(void **state)
 {
     (void)state;
     check_random r = {7};
-    lk_text got = {0}, want = {0};
+    lk_writer got = {0}, want = {0};
     for (int round = 0; round < 3000; round++) {
         char text[24], words[2][6];
         const char *stops[2] = {words[0], words[1]};
@@ -334,8 +334,8 @@ static void stop_strings_random(void **state)
         bool occurs = strstr(text, words[0]) || strstr(text, words[1]);
         if (a != occurs || strncmp(text, want.data, want.size)) fail_msg("round %d: '%s' gave '%s'", round, text, want.data);
     }
-    lk_text_free(&got);
-    lk_text_free(&want);
+    lk_writer_free(&got);
+    lk_writer_free(&want);
 }
 
 /* ------------------------------------------------------------------------------------------------ text, errors, keys, metrics */
@@ -343,32 +343,32 @@ static void stop_strings_random(void **state)
 static void json_text(void **state)
 {
     (void)state;
-    lk_text out = {0};
-    lk_text_json(&out, "a\"\\\n\x01\xc3\xa9\xff\xe2\x82", 10);
+    lk_writer out = {0};
+    lk_writer_json(&out, "a\"\\\n\x01\xc3\xa9\xff\xe2\x82", 10);
     assert_string_equal(out.data, "\"a\\\"\\\\\\n\\u0001\xc3\xa9\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\"");
-    lk_text_clear(&out);
+    lk_writer_clear(&out);
     static const float numbers[] = {0.0f, -1.5f, 0.1f, -13.815511f, 3e-10f, 1e20f};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        lk_text_clear(&out);
-        lk_text_float(&out, numbers[i]);
+        lk_writer_clear(&out);
+        lk_writer_float(&out, numbers[i]);
         assert_true(strtof(out.data, NULL) == numbers[i]);
     }
-    lk_text_clear(&out);
-    lk_text_float(&out, -INFINITY);
+    lk_writer_clear(&out);
+    lk_writer_float(&out, -INFINITY);
     assert_string_equal(out.data, "-9999.0");
     lk_api_error e;
     lk_api_fail_code(&e, 404, "model_not_found", "model", "no '%s'", "x\"y");
-    lk_text_clear(&out);
+    lk_writer_clear(&out);
     lk_api_error_json(&out, &e);
     assert_string_equal(
         out.data,
         "{\"error\":{\"message\":\"no 'x\\\"y'\",\"type\":\"invalid_request_error\",\"param\":\"model\",\"code\":\"model_not_found\"}}");
     lk_api_fail(&e, 429, NULL, "busy");
     assert_int_equal(e.retry_after_s, 1);
-    lk_text_clear(&out);
+    lk_writer_clear(&out);
     lk_api_error_json(&out, &e);
     assert_string_equal(out.data, "{\"error\":{\"message\":\"busy\",\"type\":\"rate_limit_error\",\"param\":null,\"code\":429}}");
-    lk_text_free(&out);
+    lk_writer_free(&out);
 }
 
 static void api_keys(void **state)
@@ -411,7 +411,7 @@ static void metrics(void **state)
     };
     lk_metrics_facts facts = {.model_name = "base", .base_digest = "d", .max_adapters = 4, .now_unix = 12.5};
     facts.responses[404] = 7;
-    lk_text out = {0};
+    lk_writer out = {0};
     lk_metrics_write(&out, &stats, adapters, 3, &facts);
     static const char *const lines[] = {
         "\nvllm:num_requests_running{model_name=\"base\"} 3\n",
@@ -431,7 +431,7 @@ static void metrics(void **state)
     };
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         if (!strstr(out.data, lines[i])) fail_msg("no line %s in\n%s", lines[i], out.data);
-    lk_text_free(&out);
+    lk_writer_free(&out);
 }
 
 int main(void)

@@ -1,4 +1,4 @@
-#include "serve/text.h"
+#include "serve/writer.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -8,7 +8,7 @@
 #include <string.h>
 
 /* Room for `more` bytes and the final zero. */
-static bool reserve(lk_text *text, size_t more)
+static bool reserve(lk_writer *text, size_t more)
 {
     if (text->failed) return false;
     if (more < text->capacity - text->size) return true;
@@ -28,7 +28,7 @@ static bool reserve(lk_text *text, size_t more)
     return true;
 }
 
-void lk_text_add(lk_text *text, const char *bytes, size_t size)
+void lk_writer_add(lk_writer *text, const char *bytes, size_t size)
 {
     if (!reserve(text, size)) return;
     if (size) memcpy(text->data + text->size, bytes, size);
@@ -36,9 +36,9 @@ void lk_text_add(lk_text *text, const char *bytes, size_t size)
     text->data[text->size] = 0;
 }
 
-void lk_text_string(lk_text *text, const char *string) { lk_text_add(text, string, strlen(string)); }
+void lk_writer_string(lk_writer *text, const char *string) { lk_writer_add(text, string, strlen(string)); }
 
-void lk_text_printf(lk_text *text, const char *format, ...)
+void lk_writer_printf(lk_writer *text, const char *format, ...)
 {
     va_list args, again;
     va_start(args, format);
@@ -68,21 +68,21 @@ int lk_utf8_length(const char *text, size_t room)
     return n;
 }
 
-static void escape(lk_text *text, unsigned char c)
+static void escape(lk_writer *text, unsigned char c)
 {
     switch (c) {
-    case '"': lk_text_add(text, "\\\"", 2); break;
-    case '\\': lk_text_add(text, "\\\\", 2); break;
-    case '\n': lk_text_add(text, "\\n", 2); break;
-    case '\r': lk_text_add(text, "\\r", 2); break;
-    case '\t': lk_text_add(text, "\\t", 2); break;
-    default: lk_text_printf(text, "\\u%04x", c);
+    case '"': lk_writer_add(text, "\\\"", 2); break;
+    case '\\': lk_writer_add(text, "\\\\", 2); break;
+    case '\n': lk_writer_add(text, "\\n", 2); break;
+    case '\r': lk_writer_add(text, "\\r", 2); break;
+    case '\t': lk_writer_add(text, "\\t", 2); break;
+    default: lk_writer_printf(text, "\\u%04x", c);
     }
 }
 
-void lk_text_json(lk_text *text, const char *bytes, size_t size)
+void lk_writer_json(lk_writer *text, const char *bytes, size_t size)
 {
-    lk_text_add(text, "\"", 1);
+    lk_writer_add(text, "\"", 1);
     size_t plain = 0; /* start of the bytes not yet copied */
     for (size_t i = 0; i < size;) {
         unsigned char c = (unsigned char)bytes[i];
@@ -91,29 +91,29 @@ void lk_text_json(lk_text *text, const char *bytes, size_t size)
             i += (size_t)n;
             continue;
         }
-        lk_text_add(text, bytes + plain, i - plain);
+        lk_writer_add(text, bytes + plain, i - plain);
         if (n == 0)
-            lk_text_string(text, "\xef\xbf\xbd");
+            lk_writer_string(text, "\xef\xbf\xbd");
         else
             escape(text, c);
         plain = ++i;
     }
-    lk_text_add(text, bytes + plain, size - plain);
-    lk_text_add(text, "\"", 1);
+    lk_writer_add(text, bytes + plain, size - plain);
+    lk_writer_add(text, "\"", 1);
 }
 
-void lk_text_json_string(lk_text *text, const char *string)
+void lk_writer_json_string(lk_writer *text, const char *string)
 {
     if (string)
-        lk_text_json(text, string, strlen(string));
+        lk_writer_json(text, string, strlen(string));
     else
-        lk_text_string(text, "null");
+        lk_writer_string(text, "null");
 }
 
-void lk_text_float(lk_text *text, float value)
+void lk_writer_float(lk_writer *text, float value)
 {
     if (!isfinite(value)) {
-        lk_text_string(text, "-9999.0");
+        lk_writer_string(text, "-9999.0");
         return;
     }
     char number[32];
@@ -121,20 +121,20 @@ void lk_text_float(lk_text *text, float value)
         snprintf(number, sizeof number, "%.*g", digits, (double)value);
         if (strtof(number, NULL) == value) break;
     }
-    lk_text_string(text, number);
+    lk_writer_string(text, number);
     /* "-0" and "3" are JSON numbers too, but typed clients expect a fraction where the field is a float. */
-    if (!strpbrk(number, ".e")) lk_text_string(text, ".0");
+    if (!strpbrk(number, ".e")) lk_writer_string(text, ".0");
 }
 
-void lk_text_clear(lk_text *text)
+void lk_writer_clear(lk_writer *text)
 {
     text->size = 0;
     text->failed = false;
     if (text->data) text->data[0] = 0;
 }
 
-void lk_text_free(lk_text *text)
+void lk_writer_free(lk_writer *text)
 {
     free(text->data);
-    *text = (lk_text){0};
+    *text = (lk_writer){0};
 }
