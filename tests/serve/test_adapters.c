@@ -298,6 +298,29 @@ static void test_no_place(void **state)
     lk_engine_stop(engine);
 }
 
+/* Thirty requests for one adapter were there first; two for another must not wait for them all. */
+static void test_a_flood_does_not_starve(void **state)
+{
+    fixture *f = *state;
+    lk_error err = {0};
+    lk_engine_options o;
+    lk_engine_options_default(&o);
+    o.max_running = 2;
+    lk_engine *engine;
+    CHECK_OK(lk_engine_start(&engine, f->m.model, &o, &err), &err);
+    load(f, engine, "flood", 0);
+    load(f, engine, "quiet", 1);
+    lk_request *flood[30], *quiet[2];
+    for (int i = 0; i < 30; i++) flood[i] = submit(f, engine, "flood");
+    for (int i = 0; i < 2; i++) quiet[i] = submit(f, engine, "quiet");
+    for (int i = 0; i < 2; i++) collect(f, quiet[i], 1);
+    lk_engine_stats stats;
+    lk_engine_get_stats(engine, &stats);
+    assert_true(stats.waiting > 10); /* most of the flood is still to come */
+    for (int i = 0; i < 30; i++) collect(f, flood[i], 0);
+    lk_engine_stop(engine);
+}
+
 /* What comes back from disk must be what was pinned. */
 static void test_folder_changed_behind_our_back(void **state)
 {
@@ -460,6 +483,7 @@ int main(void)
         cmocka_unit_test(test_bad_loads_change_nothing),
         cmocka_unit_test(test_more_adapters_than_places),
         cmocka_unit_test(test_no_place),
+        cmocka_unit_test(test_a_flood_does_not_starve),
         cmocka_unit_test(test_folder_changed_behind_our_back),
         cmocka_unit_test(test_broken_weights_end_only_their_requests),
         cmocka_unit_test(test_churn),
