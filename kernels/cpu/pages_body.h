@@ -28,23 +28,26 @@ LK_INLINE void score_tiles(float *s, const float *q, const lk_page_block *b, int
         for (int i = 0; i < tiles * ACROSS; i++) vf_store(s + r * BLOCK_KEYS + tile * TILE + i * LK_LANES, sum[r * tiles * ACROSS + i]);
 }
 
-/* As many accumulators as registers allow: with few queries several tiles at once hide the latency of the chain. */
-enum { SUMS = LK_LANES == 16 ? 16 : 8, TILES_OF_ONE = SUMS / ACROSS > 4 ? 4 : SUMS / ACROSS, MOST = SUMS / ACROSS > LK_QUERIES ? LK_QUERIES : SUMS / ACROSS };
+/* Accumulators in registers at once: enough chains to hide the latency of each. */
+enum { SUMS = LK_LANES == 16 ? 16 : 8, MOST_ROWS = SUMS / ACROSS < LK_QUERIES ? SUMS / ACROSS : LK_QUERIES };
+
+LK_INLINE void score_rows(float *s, const float *q, const lk_page_block *b, int count, int begin, int end, lk_dtype type)
+{
+    const int fit = SUMS / (count * ACROSS), at_once = fit > 4 ? 4 : fit;
+    int t = begin;
+    for (; t + at_once <= end; t += at_once) score_tiles(s, q, b, count, t, at_once, type);
+    for (; t < end; t++) score_tiles(s, q, b, count, t, 1, type);
+}
 
 LK_INLINE void scores_of(float *s, const float *q, int n, const lk_page_block *b, lk_dtype type)
 {
-    int tiles = 4;
-    while (tiles > 0 && !b->keys[tiles - 1]) tiles--;
-    int begin = 0;
-    while (begin < tiles && !b->keys[begin]) begin++;
-    int r = 0;
-    for (; r + MOST <= n; r += MOST)
-        for (int t = begin; t < tiles; t++) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, MOST, t, 1, type);
-    for (; r < n; r++) {
-        int t = begin;
-        for (; t + TILES_OF_ONE <= tiles; t += TILES_OF_ONE) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 1, t, TILES_OF_ONE, type);
-        for (; t < tiles; t++) score_tiles(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 1, t, 1, type);
-    }
+    int begin = 0, end = 4, r = 0;
+    while (end > 0 && !b->keys[end - 1]) end--;
+    while (begin < end && !b->keys[begin]) begin++;
+    for (; MOST_ROWS >= 8 && r + 8 <= n; r += 8) score_rows(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 8, begin, end, type);
+    for (; MOST_ROWS >= 4 && r + 4 <= n; r += 4) score_rows(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 4, begin, end, type);
+    for (; r + 2 <= n; r += 2) score_rows(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 2, begin, end, type);
+    for (; r < n; r++) score_rows(s + r * BLOCK_KEYS, q + r * b->head_dim, b, 1, begin, end, type);
 }
 
 LK_TARGET static void scores(float *s, const float *q, int n, const lk_page_block *b)
@@ -60,11 +63,15 @@ LK_INLINE void weigh_part(float *o, const float *p, const lk_page_block *b, int 
     int64_t D = b->head_dim;
     for (int r = 0; r < count; r++)
         for (int i = 0; i < vectors; i++) sum[r * vectors + i] = vf_load(o + r * D + at + i * LK_LANES);
-    for (int j = from; j < to; j++)
-        for (int i = 0; i < vectors; i++) {
-            vf value = load_cached(b->values[j / TILE], (int64_t)(j % TILE) * D + at + i * LK_LANES, type);
-            for (int r = 0; r < count; r++) sum[r * vectors + i] = vf_fma(vf_set(p[r * BLOCK_KEYS + j]), value, sum[r * vectors + i]);
-        }
+    for (int tile = from / TILE; tile * TILE < to; tile++) {
+        int begin = tile * TILE < from ? from : tile * TILE, end = (tile + 1) * TILE > to ? to : (tile + 1) * TILE;
+        int64_t row = (int64_t)(begin - tile * TILE) * D + at;
+        for (int j = begin; j < end; j++, row += D)
+            for (int i = 0; i < vectors; i++) {
+                vf value = load_cached(b->values[tile], row + i * LK_LANES, type);
+                for (int r = 0; r < count; r++) sum[r * vectors + i] = vf_fma(vf_set(p[r * BLOCK_KEYS + j]), value, sum[r * vectors + i]);
+            }
+    }
     for (int r = 0; r < count; r++)
         for (int i = 0; i < vectors; i++) vf_store(o + r * D + at + i * LK_LANES, sum[r * vectors + i]);
 }
@@ -82,24 +89,25 @@ LK_INLINE void weigh_rest(float *o, const float *p, const lk_page_block *b, int 
     vf_store_part(o + at, sum, left);
 }
 
+LK_INLINE void weigh_rows(float *o, const float *p, const lk_page_block *b, int count, int from, int to, lk_dtype type)
+{
+    const int fit = SUMS / count, at_once = fit > 4 ? 4 : fit;
+    int64_t D = b->head_dim, at = 0;
+    for (; at + at_once * LK_LANES <= D; at += at_once * LK_LANES) weigh_part(o, p, b, count, from, to, at, at_once, type);
+    for (; at + LK_LANES <= D; at += LK_LANES) weigh_part(o, p, b, count, from, to, at, 1, type);
+    for (int r = 0; r < count && at < D; r++) weigh_rest(o + r * D, p + r * BLOCK_KEYS, b, from, to, at, type);
+}
+
 /* Keys [from, to) for queries that all see them. */
 LK_INLINE void weigh_common(float *o, const float *p, const lk_page_block *b, int n, int from, int to, lk_dtype type)
 {
     int64_t D = b->head_dim;
-    if (from >= to) return;
     int r = 0;
-    for (; r + 4 <= n; r += 4) {
-        int64_t at = 0;
-        for (; at + 2 * LK_LANES <= D; at += 2 * LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 4, from, to, at, 2, type);
-        for (; at + LK_LANES <= D; at += LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 4, from, to, at, 1, type);
-        for (int i = r; i < r + 4 && at < D; i++) weigh_rest(o + i * D, p + i * BLOCK_KEYS, b, from, to, at, type);
-    }
-    for (; r < n; r++) {
-        int64_t at = 0;
-        for (; at + 4 * LK_LANES <= D; at += 4 * LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 1, from, to, at, 4, type);
-        for (; at + LK_LANES <= D; at += LK_LANES) weigh_part(o + r * D, p + r * BLOCK_KEYS, b, 1, from, to, at, 1, type);
-        if (at < D) weigh_rest(o + r * D, p + r * BLOCK_KEYS, b, from, to, at, type);
-    }
+    if (from >= to) return;
+    for (; SUMS >= 16 && r + 8 <= n; r += 8) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 8, from, to, type);
+    for (; r + 4 <= n; r += 4) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 4, from, to, type);
+    for (; r + 2 <= n; r += 2) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 2, from, to, type);
+    for (; r < n; r++) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 1, from, to, type);
 }
 
 /* Keys that every query sees go jointly; those before and after, at the edges of the causal triangle and of the window, one query at a
@@ -113,12 +121,12 @@ LK_INLINE void weigh_of(float *o, const float *p, int n, const int *first, const
         if (last[r] < end) end = last[r];
     }
     if (begin >= end) {
-        for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], last[r], type);
+        for (int r = 0; r < n; r++) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], last[r], type);
         return;
     }
-    for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], begin, type);
+    for (int r = 0; r < n; r++) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 1, first[r], begin, type);
     weigh_common(o, p, b, n, begin, end, type);
-    for (int r = 0; r < n; r++) weigh_common(o + r * D, p + r * BLOCK_KEYS, b, 1, end, last[r], type);
+    for (int r = 0; r < n; r++) weigh_rows(o + r * D, p + r * BLOCK_KEYS, b, 1, end, last[r], type);
 }
 
 LK_TARGET static void weigh(float *o, const float *p, int n, const int *first, const int *last, const lk_page_block *b)

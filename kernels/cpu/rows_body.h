@@ -207,39 +207,41 @@ LK_TARGET static float softmax_step(float *s, int first, int last, float factor,
         blank(s, 0, 0, 0.0f);
         return 1.0f;
     }
-    blank(s, first, last, -INFINITY);
-    vf by = vf_set(factor), best = vf_set(-INFINITY), total = vf_set(0.0f);
-    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
-        vf x = vf_mul(vf_load(s + i), by);
-        vf_store(s + i, x);
-        best = vf_max(x, best);
+    if (first > 0 || last < SOFTMAX_BLOCK) blank(s, first, last, -INFINITY);
+    enum { VECTORS = SOFTMAX_BLOCK / LK_LANES };
+    vf x[VECTORS], by = vf_set(factor), best = vf_set(-INFINITY), total = vf_set(0.0f);
+    for (int i = 0; i < VECTORS; i++) {
+        x[i] = vf_mul(vf_load(s + i * LK_LANES), by);
+        best = vf_max(x[i], best);
     }
-    float before = *top, now = vf_top(best);
+    float before = *top, now = vf_top(best), shrink = 1.0f;
     if (before > now) now = before;
     vf shift = vf_set(now);
-    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
-        vf e = vf_exp(vf_sub(vf_load(s + i), shift));
-        vf_store(s + i, e);
-        total = vf_add(total, e);
+    for (int i = 0; i < VECTORS; i++) {
+        x[i] = vf_exp(vf_sub(x[i], shift));
+        vf_store(s + i * LK_LANES, x[i]);
+        total = vf_add(total, x[i]);
     }
-    float lanes[LK_LANES], shrink = 1.0f;
-    if (before < now) {
+    if (before < now) { /* mostly in the first blocks */
+        float lanes[LK_LANES];
         vf_store(lanes, vf_exp(vf_set(before - now)));
         shrink = lanes[0];
+        *top = now;
     }
-    *top = now;
     *sum = *sum * shrink + vf_sum(total);
     return shrink;
 }
 
 LK_TARGET static void softmax_back(float *s, float *dp, int first, int last, float factor, float lse, float delta)
 {
-    blank(s, first, last, -INFINITY);
-    blank(dp, first, last, 0.0f);
     if (last <= first) {
         blank(s, 0, 0, 0.0f);
         blank(dp, 0, 0, 0.0f);
         return;
+    }
+    if (first > 0 || last < SOFTMAX_BLOCK) {
+        blank(s, first, last, -INFINITY);
+        blank(dp, first, last, 0.0f);
     }
     vf by = vf_set(factor), shift = vf_set(lse), less = vf_set(delta);
     for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {

@@ -130,23 +130,44 @@ LK_INLINE vf vf_scale2(vf x, vf n)
 
 #endif
 
-/* Sums and maxima over the lanes, always in this tree. */
+/* Sums and maxima over the lanes, always by halves: lane i and lane i + n/2 first. */
+#if defined(LK_VECTOR_AVX512) || defined(LK_VECTOR_AVX2)
+LK_INLINE __m256 vf_fold_sum(vf x)
+{
+#if defined(LK_VECTOR_AVX512)
+    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+#else
+    return x;
+#endif
+}
+LK_INLINE __m256 vf_fold_top(vf x)
+{
+#if defined(LK_VECTOR_AVX512)
+    return _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+#else
+    return x;
+#endif
+}
 LK_INLINE float vf_sum(vf x)
 {
-    float lanes[LK_LANES];
-    vf_store(lanes, x);
-    for (int width = LK_LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+    __m256 eight = vf_fold_sum(x);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 LK_INLINE float vf_top(vf x)
 {
-    float lanes[LK_LANES];
-    vf_store(lanes, x);
-    for (int width = LK_LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-    return lanes[0];
+    __m256 eight = vf_fold_top(x);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
+#else
+LK_INLINE float vf_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+LK_INLINE float vf_top(vf x)
+{
+    float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
+    return a > b ? a : b;
+}
+#endif
 
 /* exp(x) within 2 ulp for -87 <= x <= 88, 0 below, 1.6e38 above; NaN gives a number (callers mask beforehand). x = n ln2 + r with n rounded
  * by adding and subtracting 1.5 * 2^23; exp(r) by the Taylor series, whose eighth term is below 1e-8 for |r| <= ln2 / 2. */
