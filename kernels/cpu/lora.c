@@ -17,6 +17,7 @@ enum {
 
 typedef struct lora_args {
     const lk_gemm *gemm;
+    lk_cpu_tier tier;
     const lk_batch *batch;
     int32_t site;
     const lk_tensor *x, *y, *h, *dx; /* y is dy in backward */
@@ -119,7 +120,7 @@ static void shrink(const lora_args *a, const block *b)
     if (a->dropout) {
         float *dropped = dropout_buffer(a, b->thread), *factors = dropped + ROWS * width;
         for (int64_t i = 0; i < b->rows; i++) {
-            lk_dropout_factors(factors, a->dropout, a->site, b->row + i, width);
+            lk_dropout_factors(factors, a->tier, a->dropout, a->site, b->row + i, width, 0, width);
             for (int64_t k = 0; k < width; k++) dropped[i * width + k] = lk_row_of(a->x, b->row + i)[k] * factors[k];
         }
         x = lk_factor_rows(dropped, LK_F32, width);
@@ -141,7 +142,8 @@ static void expand(const lora_args *a, const block *b)
 static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t dh_floats)
 {
     void *rest;
-    a->gemm = lk_gemm_get(lk_cpu_of(be)->tier, be->compute);
+    a->tier = lk_cpu_of(be)->tier;
+    a->gemm = lk_gemm_get(a->tier, be->compute);
     a->dropout = lk_dropout_active(a->dropout) ? a->dropout : NULL;
     a->thread_bytes = thread_bytes(a->gemm, a->x->cols, a->dropout != NULL);
     LK_TRY(lk_cpu_scratch(be, op, lk_carved((size_t)dh_floats * 4) + (size_t)be->threads * a->thread_bytes, &rest));
@@ -186,8 +188,8 @@ static void expand_back(const lora_args *a, const block *b)
     lk_gemm_product(a->gemm, product, b->columns, b->rows, b->columns, b->l->rank, dh, columns, LK_GEMM_SET, gemm_scratch(a, b->thread));
     for (int64_t i = 0; i < b->rows; i++) {
         float *out = lk_row_of(a->dx, b->row + i) + b->column;
-        lk_dropout_factors(factors, a->dropout, a->site, b->row + i, width);
-        for (int64_t k = 0; k < b->columns; k++) out[k] += product[i * b->columns + k] * factors[b->column + k];
+        lk_dropout_factors(factors, a->tier, a->dropout, a->site, b->row + i, width, b->column, b->columns);
+        for (int64_t k = 0; k < b->columns; k++) out[k] += product[i * b->columns + k] * factors[k];
     }
 }
 
@@ -209,8 +211,8 @@ static void own_da(const lora_args *a, const lk_lora *l, const lk_segment *g, in
         if (a->dropout) {
             float *dropped = dropout_buffer(a, thread), *factors = dropped + DEPTH * OWNED;
             for (int64_t i = 0; i < rows; i++) {
-                lk_dropout_factors(factors, a->dropout, a->site, row + i, a->x->cols);
-                for (int64_t j = 0; j < count; j++) dropped[i * OWNED + j] = lk_row_of(a->x, row + i)[k + j] * factors[k + j];
+                lk_dropout_factors(factors, a->tier, a->dropout, a->site, row + i, a->x->cols, k, count);
+                for (int64_t j = 0; j < count; j++) dropped[i * OWNED + j] = lk_row_of(a->x, row + i)[k + j] * factors[j];
             }
             x = lk_factor_columns(dropped, LK_F32, OWNED);
         }

@@ -29,7 +29,7 @@ static float factor(const lk_backend *be, const lk_lora *l, const void *matrix, 
 static void dropped(const lk_backend *be, const row_buffers *b, const float *x, int64_t k, const lk_dropout *dropout, int32_t site, int64_t t)
 {
     for (int64_t i = 0; i < k; i++) b->factors[i] = 1.0f;
-    if (lk_dropout_active(dropout)) lk_dropout_factors(b->factors, dropout, site, t, k);
+    if (lk_dropout_active(dropout)) lk_dropout_factors(b->factors, LK_CPU_REFERENCE, dropout, site, t, k, 0, k);
     for (int64_t i = 0; i < k; i++) b->x[i] = lk_cpu_round(be, x[i] * b->factors[i]);
 }
 
