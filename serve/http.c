@@ -372,6 +372,21 @@ static lk_status copy_options(lk_server *server, const lk_server_options *o, lk_
     return LK_OK;
 }
 
+/* An adapter may not hide behind the base's name in the API, which need not be the one the engine knows. */
+static lk_status check_names(const lk_server *server, lk_error *err)
+{
+    lk_adapter_info *list = NULL;
+    int64_t n = 0;
+    LK_TRY(lk_engine_list_adapters(server->place.engine, &list, &n, err));
+    lk_status status = LK_OK;
+    for (int64_t i = 0; i < n && !status; i++)
+        if (!strcmp(list[i].name, server->model_name))
+            status =
+                lk_fail(err, LK_ERR_ARGUMENT, "an adapter has the name of the base, '%s'; give one of them another", server->model_name);
+    free(list);
+    return status;
+}
+
 static void destroy(lk_server *server)
 {
     if (server->listener >= 0) close(server->listener);
@@ -396,6 +411,7 @@ lk_status lk_server_start(lk_server **out, lk_engine *engine, const lk_tokenizer
     pthread_mutex_init(&server->loading, NULL);
     pthread_mutex_init(&server->watch, NULL);
     lk_status status = copy_options(server, options, err);
+    if (!status) status = check_names(server, err);
     if (!status && options->api_keys_file) status = lk_api_keys_read(&server->keys, options->api_keys_file, err);
     if (!status) status = listen_on(server, err);
     if (!status) status = start_daemon(server, err);

@@ -345,6 +345,9 @@ static void wrong_options(void **state)
     options.host = "256.1.1.1.1";
     CHECK_FAILS(lk_server_start(&server, f.engine, f.tk, f.chat, &options, &err), LK_ERR_ARGUMENT, "256.1.1.1.1", &err);
     options.host = "127.0.0.1";
+    options.model_name = "chat_b";
+    CHECK_FAILS(lk_server_start(&server, f.engine, f.tk, f.chat, &options, &err), LK_ERR_ARGUMENT, "chat_b", &err);
+    options.model_name = NULL;
     options.api_keys_file = "/no/such/file";
     CHECK_FAILS(lk_server_start(&server, f.engine, f.tk, f.chat, &options, &err), LK_ERR_IO, "/no/such/file", &err);
     assert_null(server);
