@@ -251,6 +251,7 @@ static void step(lk_engine *e, const lk_plan *plan)
     lk_scheduler_commit(&e->scheduler);
     for (int32_t i = 0; i < b->n_rows; i++) deliver(e, b->requests[i], &e->results[i]);
     e->stats.mine.iterations++;
+    if (b->batch.n_sequences > e->stats.mine.largest_batch) e->stats.mine.largest_batch = b->batch.n_sequences;
 }
 
 static void publish(lk_engine *e)

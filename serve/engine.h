@@ -133,6 +133,7 @@ typedef struct lk_engine_stats {
     int64_t running, waiting;
     int32_t pages_total, pages_used, page_tokens;
     int64_t prompt_tokens, generated_tokens, preemptions, iterations;
+    int64_t largest_batch; /* most requests that were ever in one forward */
     int64_t finished_stop, finished_length, finished_cancelled, finished_error, refused;
     int64_t adapter_loads, adapter_evictions;
     lk_histogram first_token, inter_token, end_to_end, queue;

@@ -84,6 +84,7 @@ static void engine(const writer *w, const lk_engine_stats *s)
     head(w, "vllm:cache_config_info", "gauge", "KV pages.");
     lk_writer_printf(w->out, "vllm:cache_config_info{block_size=\"%d\",num_gpu_blocks=\"%d\"} 1\n", s->page_tokens, s->pages_total);
     counter(w, "lorikeet_iterations_total", "Forward passes.", s->iterations);
+    gauge(w, "lorikeet_batch_requests_max", "Most requests that were ever in one forward pass.", (double)s->largest_batch);
     counter(w, "lorikeet_requests_refused_total", "Requests refused because the queue was full.", s->refused);
     counter(w, "lorikeet_adapter_loads_total", "Adapter versions brought into memory.", s->adapter_loads);
     counter(w, "lorikeet_adapter_evictions_total", "Adapter versions put out of memory for others.", s->adapter_evictions);

@@ -145,7 +145,7 @@ def main():
         all_checks(a.url.rstrip("/"), [n for n in a.adapters.split(",") if n], False)
     else:
         adapters = {n: GOLDEN / "adapters" / n for n in ("chat_a", "chat_b")}
-        with e2e.server(a.lorikeet, GOLDEN / "models" / "chat-tiny", adapters, "--quant", "nf4") as url:
+        with e2e.server(a.lorikeet, GOLDEN / "models" / "chat-tiny", adapters, "--quant", "nf4", "--dtype", "f32") as url:
             all_checks(url, list(adapters), True)
     return report.done()
 

@@ -1,0 +1,152 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "cli/commands.h"
+#include "data/peft.h"
+#include "data/safetensors.h"
+#include "model/bnb.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
+{
+    lk_config c;
+    LK_TRY(lk_config_read(&c, path, err));
+    lk_safetensors *st;
+    LK_TRY(lk_safetensors_open(&st, path, err));
+    lk_pool *pool = NULL;
+    char identity[65];
+    lk_status status = lk_pool_create(&pool, 0, err);
+    if (!status) status = lk_weights_identity(st, &c, pool, identity, err);
+    if (!status) {
+        cJSON_AddStringToObject(out, "kind", "model");
+        cJSON_AddStringToObject(out, "model_type", c.model_type);
+        cJSON_AddNumberToObject(out, "parameters", (double)lk_config_params(&c));
+        cJSON_AddNumberToObject(out, "layers", (double)c.layers);
+        cJSON_AddNumberToObject(out, "hidden_size", (double)c.hidden);
+        cJSON_AddNumberToObject(out, "heads", (double)c.heads);
+        cJSON_AddNumberToObject(out, "kv_heads", (double)c.kv_heads);
+        cJSON_AddNumberToObject(out, "vocab_size", (double)c.vocab);
+        cJSON_AddNumberToObject(out, "max_positions", (double)c.max_positions);
+        cJSON_AddStringToObject(out, "quantization", lk_bnb_any(st) ? "nf4" : "none");
+        cJSON_AddStringToObject(out, "identity", identity);
+    }
+    lk_pool_destroy(pool);
+    lk_safetensors_close(st);
+    return status;
+}
+
+static void add_metadata(cJSON *out, const lk_peft *peft, const char *key, const char *field)
+{
+    const char *value = lk_peft_metadata(peft, key);
+    if (value) cJSON_AddStringToObject(out, field, value);
+}
+
+static lk_status inspect_adapter(cJSON *out, const char *path, lk_error *err)
+{
+    lk_peft *peft;
+    LK_TRY(lk_peft_open(&peft, path, err));
+    cJSON_AddStringToObject(out, "kind", "adapter");
+    cJSON_AddStringToObject(out, "base", lk_peft_base(peft));
+    cJSON_AddStringToObject(out, "digest", lk_peft_digest(peft));
+    add_metadata(out, peft, "lorikeet.base_identity", "base_identity");
+    add_metadata(out, peft, "lorikeet.base_digest", "base_digest");
+    add_metadata(out, peft, "lorikeet.quantization", "quantization");
+    int64_t parameters = 0;
+    cJSON *modules = cJSON_AddArrayToObject(out, "modules");
+    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
+        const lk_peft_module *m = lk_peft_at(peft, i);
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddStringToObject(item, "name", m->name);
+        cJSON_AddNumberToObject(item, "rank", m->rank);
+        lk_json_add_number(item, "scale", m->scale);
+        cJSON_AddItemToArray(modules, item);
+        parameters += m->a->n_elements + m->b->n_elements;
+    }
+    cJSON_AddNumberToObject(out, "parameters", (double)parameters);
+    lk_peft_close(peft);
+    return LK_OK;
+}
+
+static lk_status inspect_file(cJSON *out, const char *path, lk_error *err)
+{
+    lk_safetensors *st;
+    LK_TRY(lk_safetensors_open(&st, path, err));
+    char hex[65];
+    lk_status status = lk_safetensors_digest(st, hex, err);
+    cJSON_AddStringToObject(out, "kind", "safetensors");
+    cJSON_AddStringToObject(out, "digest", hex);
+    cJSON *tensors = cJSON_AddArrayToObject(out, "tensors");
+    for (int64_t i = 0; i < lk_safetensors_count(st); i++) {
+        const lk_st_tensor *t = lk_safetensors_at(st, i);
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddStringToObject(item, "name", t->name);
+        cJSON_AddStringToObject(item, "type", lk_dtype_name(t->type));
+        cJSON *shape = cJSON_AddArrayToObject(item, "shape");
+        for (int d = 0; d < t->n_dims; d++) cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t->shape[d]));
+        cJSON_AddItemToArray(tensors, item);
+    }
+    lk_safetensors_close(st);
+    return status;
+}
+
+/* Scalars one a line; of lists only how long they are and their first entries. */
+static void print_text(const cJSON *out)
+{
+    const cJSON *item;
+    cJSON_ArrayForEach(item, out)
+    {
+        if (!cJSON_IsArray(item)) {
+            char *text = cJSON_IsString(item) ? NULL : cJSON_PrintUnformatted(item);
+            printf("%-16s %s\n", item->string, text ? text : item->valuestring);
+            free(text);
+            continue;
+        }
+        printf("%-16s %d\n", item->string, cJSON_GetArraySize(item));
+        const cJSON *entry;
+        cJSON_ArrayForEach(entry, item)
+        {
+            char *text = cJSON_PrintUnformatted(entry);
+            printf("  %s\n", text ? text : "");
+            free(text);
+        }
+    }
+}
+
+static int run(const cli_command *self, int argc, char **argv)
+{
+    cli_common common;
+    const char *path;
+    bool json = false;
+    int n;
+    const cli_option options[] = {{"--json", CLI_FLAG, &json, NULL, "for machines"}, {0}};
+    int rc = cli_parse(self, options, &common, argc, argv, &path, 1, 1, &n);
+    if (rc >= 0) return rc;
+    lk_error err = {0};
+    char config[4200], adapter[4200];
+    snprintf(config, sizeof config, "%s/config.json", path);
+    snprintf(adapter, sizeof adapter, "%s/adapter_config.json", path);
+    cJSON *out = cJSON_CreateObject();
+    cJSON_AddStringToObject(out, "path", path);
+    lk_status status;
+    if (lk_path_exists(adapter)) status = inspect_adapter(out, path, &err);
+    else if (lk_path_exists(config)) status = inspect_model(out, path, &err);
+    else if (lk_path_exists(path) && !lk_path_is_folder(path)) status = inspect_file(out, path, &err);
+    else status = lk_fail(&err, LK_ERR_NOT_FOUND, "%s is neither a model folder, nor an adapter folder, nor a safetensors file", path);
+    if (status) {
+        rc = cli_fail(self, CLI_FAILED, "%s", err.message);
+    } else {
+        char *text = json ? cJSON_PrintUnformatted(out) : NULL;
+        if (json) printf("%s\n", text ? text : "");
+        else print_text(out);
+        free(text);
+        rc = CLI_DONE;
+    }
+    cJSON_Delete(out);
+    return rc;
+}
+
+const cli_command cli_inspect = {"inspect", "PATH [--json]", "what a model folder, adapter folder or safetensors file holds", NULL, run};
