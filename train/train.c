@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "data/hdf5.h"
 #include "train/dataset.h"
 #include "train/loop.h"
 
@@ -89,20 +90,31 @@ static lk_status open_dataset(session *s, lk_dataset *d, const char *what, const
     return LK_OK;
 }
 
-static lk_status open_data(session *s)
+static lk_status open_tokenizer(session *s)
 {
     const lk_recipe *r = s->recipe;
     LK_TRY(lk_tokenizer_open(&s->tokenizer, r->base_path, s->err));
-    LK_TRY(r->chat_format ? lk_chat_open_named(&s->chat, s->tokenizer, r->chat_format, s->err) : lk_chat_open(&s->chat, s->tokenizer, s->err));
-    LK_TRY(open_dataset(s, &s->train, "data.train", "train.h5", r->train, r->n_train));
-    if (r->n_eval) LK_TRY(open_dataset(s, &s->eval, "data.eval", "eval.h5", r->eval, r->n_eval));
-    lk_chat_close(s->chat);
-    lk_tokenizer_close(s->tokenizer);
+    return r->chat_format ? lk_chat_open_named(&s->chat, s->tokenizer, r->chat_format, s->err) : lk_chat_open(&s->chat, s->tokenizer, s->err);
+}
+
+static void close_tokenizer(session *s)
+{
+    if (s->chat) lk_chat_close(s->chat);
+    if (s->tokenizer) lk_tokenizer_close(s->tokenizer);
     s->chat = NULL;
     s->tokenizer = NULL;
 #ifdef __GLIBC__
-    malloc_trim(0); /* the tokenizer's memory back to the system: the plan counts what stays */
+    malloc_trim(0); /* its memory back to the system: the plan counts what stays */
 #endif
+}
+
+static lk_status open_data(session *s)
+{
+    const lk_recipe *r = s->recipe;
+    LK_TRY(open_tokenizer(s));
+    LK_TRY(open_dataset(s, &s->train, "data.train", "train.h5", r->train, r->n_train));
+    if (r->n_eval) LK_TRY(open_dataset(s, &s->eval, "data.eval", "eval.h5", r->eval, r->n_eval));
+    close_tokenizer(s);
     lk_batches_options o = {.rows = r->rows, .accumulate = r->accumulate, .max_length = r->max_length, .seed = r->seed, .shuffle = true};
     LK_TRY(lk_batches_create(&s->batches, s->train.store, &o, s->err));
     s->result->steps = r->steps;
@@ -280,8 +292,7 @@ static void close_session(session *s)
     lk_batches_destroy(s->batches);
     lk_dataset_close(&s->train);
     lk_dataset_close(&s->eval);
-    if (s->chat) lk_chat_close(s->chat);
-    if (s->tokenizer) lk_tokenizer_close(s->tokenizer);
+    close_tokenizer(s);
     lk_backend_close(s->be);
     lk_run_close(&s->run);
     lk_recipe_free(s->recipe);
@@ -298,12 +309,16 @@ lk_status lk_train_run(lk_train_result *result, const lk_train_options *options,
     return status;
 }
 
+/* The libraries that a run brings into memory before it plans are used here once too, so that "resident now" means the same. */
 static lk_status plan_only(session *s, lk_plan *plan)
 {
     const lk_recipe *r;
     int64_t train_documents, eval_documents;
     LK_TRY(open_recipe(s));
     r = s->recipe;
+    LK_TRY(open_tokenizer(s));
+    close_tokenizer(s);
+    lk_h5_begin();
     LK_TRY(lk_dataset_estimate(r->train, r->n_train, r->max_length, &train_documents, s->err));
     LK_TRY(lk_dataset_estimate(r->eval, r->n_eval, r->max_length, &eval_documents, s->err));
     return make_plan(s, plan, train_documents, eval_documents);
