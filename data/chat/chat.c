@@ -14,7 +14,8 @@ static lk_status add_mark(lk_chat *chat, const char *text, int32_t *id, lk_error
 {
     *id = lk_tokenizer_id(chat->tk, text);
     if (*id < 0)
-        return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: the tokenizer has no token %s, which the format is made of", chat->format->name, text);
+        return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: the tokenizer has no token %s, which the format is made of",
+                       chat->format->name, text);
     chat->marks[chat->n_marks++] = *id;
     return LK_OK;
 }
@@ -30,14 +31,16 @@ static lk_status find_marks(lk_chat *chat, lk_error *err)
     if (eos >= 0) chat->marks[chat->n_marks++] = eos;
     chat->end_of_turn = -1;
     if ((f->family == LK_CHAT_LLAMA2 || f->family == LK_CHAT_LLAMA3) && !chat->bos)
-        return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: tokenizer_config.json names no bos_token, with which the format begins", f->name);
+        return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: tokenizer_config.json names no bos_token, with which the format begins",
+                       f->name);
     switch (f->family) {
     case LK_CHAT_PLAIN: return LK_OK;
     case LK_CHAT_CHATML:
         LK_TRY(add_mark(chat, "<|im_start|>", &ignored, err));
         return add_mark(chat, "<|im_end|>", &chat->end_of_turn, err);
     case LK_CHAT_LLAMA2:
-        if (!chat->eos) return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: tokenizer_config.json names no eos_token, which ends a turn", f->name);
+        if (!chat->eos)
+            return lk_fail(err, LK_ERR_MISMATCH, "chat format %s: tokenizer_config.json names no eos_token, which ends a turn", f->name);
         chat->end_of_turn = eos;
         return LK_OK;
     case LK_CHAT_LLAMA3:
@@ -59,16 +62,20 @@ static lk_status open_format(lk_chat **out, const lk_tokenizer *tk, const lk_cha
     lk_status status = LK_OK;
     if (system && !(chat->system = lk_arena_strdup(&chat->arena, system))) status = lk_fail(err, LK_ERR_MEMORY, "chat: no memory");
     if (!status) status = find_marks(chat, err);
-    if (status) lk_chat_close(chat);
-    else *out = chat;
+    if (status)
+        lk_chat_close(chat);
+    else
+        *out = chat;
     return status;
 }
 
 static lk_status refuse(const char *why, const char *digest, lk_error *err)
 {
     return lk_fail(err, LK_ERR_UNSUPPORTED,
-                   "the model's chat template cannot be honoured: %s. Full Jinja is not supported; recognised are ChatML (Qwen2, Qwen2.5, Qwen3, SmolLM "
-                   "and others), Llama-2 and Llama-3 as published. To use a format all the same, choose chatml, qwen3, llama2, llama3, llama3.1 or plain "
+                   "the model's chat template cannot be honoured: %s. Full Jinja is not supported; recognised are ChatML (Qwen2, Qwen2.5, "
+                   "Qwen3, SmolLM "
+                   "and others), Llama-2 and Llama-3 as published. To use a format all the same, choose chatml, qwen3, llama2, llama3, "
+                   "llama3.1 or plain "
                    "with data.chat_format in the recipe or --chat-format (canonical form %.12s)",
                    why, digest);
 }
@@ -88,10 +95,12 @@ lk_status lk_chat_open(lk_chat **chat, const lk_tokenizer *tk, lk_error *err)
     } else if (!status) {
         lk_sha256_bytes(canonical, strlen(canonical), digest);
         const lk_chat_format *format = lk_chat_format_known(digest);
-        if (format && format->needs_default == (system != NULL)) status = open_format(chat, tk, format, system, err);
+        if (format && format->needs_default == (system != NULL))
+            status = open_format(chat, tk, format, system, err);
         else if (strstr(template, "strftime_now"))
             status = refuse("it puts today's date into the text, so the same conversation would be other tokens tomorrow", digest, err);
-        else status = refuse("it is none of the templates known here, or a changed one", digest, err);
+        else
+            status = refuse("it is none of the templates known here, or a changed one", digest, err);
     }
     lk_arena_free(&arena);
     return status;
@@ -102,7 +111,8 @@ lk_status lk_chat_open_named(lk_chat **chat, const lk_tokenizer *tk, const char 
     const lk_chat_format *format = lk_chat_format_named(name);
     *chat = NULL;
     if (!format)
-        return lk_fail(err, LK_ERR_ARGUMENT, "chat format \"%.60s\" is not one of chatml, qwen3, minimind, llama2, llama3, llama3.1, plain", name);
+        return lk_fail(err, LK_ERR_ARGUMENT, "chat format \"%.60s\" is not one of chatml, qwen3, minimind, llama2, llama3, llama3.1, plain",
+                       name);
     return open_format(chat, tk, format, NULL, err);
 }
 
@@ -117,7 +127,8 @@ const char *lk_chat_name(const lk_chat *chat) { return chat->format->name; }
 
 int32_t lk_chat_end_of_turn(const lk_chat *chat) { return chat->end_of_turn; }
 
-lk_status lk_chat_render(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, char **text, lk_error *err)
+lk_status lk_chat_render(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, char **text,
+                         lk_error *err)
 {
     lk_rendering r;
     *text = NULL;
@@ -139,7 +150,8 @@ static void fill_mask(const lk_rendering *r, const int64_t *starts, int64_t n, u
     }
 }
 
-lk_status lk_chat_encode(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, lk_chat_tokens *out, lk_error *err)
+lk_status lk_chat_encode(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, lk_chat_tokens *out,
+                         lk_error *err)
 {
     lk_rendering r;
     int64_t *starts = NULL;

@@ -52,8 +52,10 @@ const char *lk_chat_name(const lk_chat *chat);
 
 /* Roles other than system, user and assistant, an empty conversation, and orders the format cannot write are LK_ERR_ARGUMENT.
  * The text as the template renders it (what transformers' apply_chat_template(tokenize=False) gives); free(*text). */
-lk_status lk_chat_render(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, char **text, lk_error *err);
-lk_status lk_chat_encode(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, lk_chat_tokens *out, lk_error *err);
+lk_status lk_chat_render(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, char **text,
+                         lk_error *err);
+lk_status lk_chat_encode(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, lk_chat_tokens *out,
+                         lk_error *err);
 void lk_chat_tokens_free(lk_chat_tokens *out);
 /* The token that ends an assistant turn (<|im_end|>, <|eot_id|>, </s>): generation stops at it. -1 for plain. */
 int32_t lk_chat_end_of_turn(const lk_chat *chat);

@@ -39,7 +39,8 @@ static const struct {
     const char *digest;
     int format;
 } known[] = {
-    /* ChatML without a default system prompt: teknium's OpenHermes, HuggingFaceTB's SmolLM-Instruct, the one in transformers' documentation */
+    /* ChatML without a default system prompt: teknium's OpenHermes, HuggingFaceTB's SmolLM-Instruct, the one in transformers' documentation
+     */
     {"0592b275895886e35132df1675e3480db17044da28bcde239f032f3ae4dd765b", CHATML},
     /* Qwen1.5, Qwen2, SmolLM2: a default system prompt in front when the first message is none */
     {"1044c93bd518efaaed943b623a01890bc45702f989324241a6d2c843eef8b9c5", CHATML_DEFAULT},
@@ -250,10 +251,14 @@ static lk_status check_alternation(const lk_chat_message *m, int64_t n, lk_error
     for (int64_t i = first; i < n; i++) {
         const char *want = (i - first) % 2 == 0 ? "user" : "assistant";
         if (strcmp(m[i].role, want))
-            return lk_fail(err, LK_ERR_ARGUMENT, "messages[%lld]: the role is %s where the Llama-2 format wants %s (an optional system message, then "
-                           "user and assistant in turn)", (long long)i, m[i].role, want);
+            return lk_fail(err, LK_ERR_ARGUMENT,
+                           "messages[%lld]: the role is %s where the Llama-2 format wants %s (an optional system message, then "
+                           "user and assistant in turn)",
+                           (long long)i, m[i].role, want);
     }
-    return n > first ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "messages: the Llama-2 format puts the system text into the first user message, and there is none");
+    return n > first ? LK_OK
+                     : lk_fail(err, LK_ERR_ARGUMENT,
+                               "messages: the Llama-2 format puts the system text into the first user message, and there is none");
 }
 
 /* The published template strips the concatenation of system and user text, so the user's own leading white space stays. */
@@ -266,8 +271,10 @@ static void llama2_user(const lk_chat *chat, const char *system, span user, lk_r
         mark(r, "<<SYS>>\n", false);
         say(r, chat->format->strip_parts ? strip(s) : s, false);
         mark(r, "\n<</SYS>>\n\n", false);
-        if (!chat->format->strip_parts) user.n = rest.n ? (size_t)(rest.p + rest.n - user.p) : 0;
-        else user = rest;
+        if (!chat->format->strip_parts)
+            user.n = rest.n ? (size_t)(rest.p + rest.n - user.p) : 0;
+        else
+            user = rest;
         /* nothing but white space after the system text: the strip reaches back over the blank lines */
         if (user.n == 0 && !chat->format->strip_parts && !r->no_memory) {
             r->n -= 2;
@@ -348,7 +355,8 @@ lk_status lk_chat_render_segments(const lk_chat *chat, const lk_chat_message *me
     LK_TRY(check_messages(messages, n, err));
     switch (chat->format->family) {
     case LK_CHAT_PLAIN:
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "this model has no chat template, so messages cannot be turned into text; use plain prompts, or choose "
+        return lk_fail(err, LK_ERR_UNSUPPORTED,
+                       "this model has no chat template, so messages cannot be turned into text; use plain prompts, or choose "
                        "chatml, llama2 or llama3 with data.chat_format in the recipe or --chat-format");
     case LK_CHAT_CHATML: render_chatml(chat, messages, n, generation_prompt, r); break;
     case LK_CHAT_LLAMA2:

@@ -31,7 +31,7 @@ typedef struct lk_chat_format {
 struct lk_chat {
     const lk_tokenizer *tk;
     const lk_chat_format *format;
-    char *system; /* the default system prompt, or NULL */
+    char *system;          /* the default system prompt, or NULL */
     const char *bos, *eos; /* the texts of the tokenizer's tokens, or NULL */
     int32_t end_of_turn;
     int32_t marks[6]; /* the format's own tokens: never recognised in contents, special or not */

@@ -172,11 +172,16 @@ static lk_status read_string(reader *r, token *t)
         char c = r->text[r->at];
         if (c == '\\') {
             char e = ++r->at < r->size ? r->text[r->at] : 0;
-            if (e == 'n') c = '\n';
-            else if (e == 't') c = '\t';
-            else if (e == 'r') c = '\r';
-            else if (e == '\\' || e == '\'' || e == '"') c = e;
-            else return bad(r, "an escape in a string that is not read");
+            if (e == 'n')
+                c = '\n';
+            else if (e == 't')
+                c = '\t';
+            else if (e == 'r')
+                c = '\r';
+            else if (e == '\\' || e == '\'' || e == '"')
+                c = e;
+            else
+                return bad(r, "an escape in a string that is not read");
         }
         to[t->n++] = c;
     }
@@ -241,8 +246,10 @@ static lk_status read_data(reader *r, char *kind)
     *kind = 0;
     for (; end + 1 < r->size; end++)
         if (r->text[end] == '{' && strchr("{%#", r->text[end + 1])) break;
-    if (end + 1 >= r->size) end = r->size;
-    else *kind = r->text[end + 1];
+    if (end + 1 >= r->size)
+        end = r->size;
+    else
+        *kind = r->text[end + 1];
     size_t stop = end, next = end + 2;
     char sign = *kind && next < r->size ? r->text[next] : 0;
     if (sign == '-') {
@@ -254,8 +261,10 @@ static lk_status read_data(reader *r, char *kind)
         if (sign != '+' && (line == 0 || r->text[line - 1] == '\n')) stop = line;
     }
     LK_TRY(put_literal(r, r->text + begin, stop - begin));
-    if (*kind) r->at = next + (sign == '-' || (sign == '+' && *kind != '{'));
-    else r->at = r->size;
+    if (*kind)
+        r->at = next + (sign == '-' || (sign == '+' && *kind != '{'));
+    else
+        r->at = r->size;
     return LK_OK;
 }
 
@@ -278,7 +287,8 @@ static lk_status read_template(reader *r)
         }
         if (trim)
             while (r->at < r->size && isspace((unsigned char)r->text[r->at])) r->at++;
-        else if (kind != '{' && !keep && r->at < r->size && r->text[r->at] == '\n') r->at++;
+        else if (kind != '{' && !keep && r->at < r->size && r->text[r->at] == '\n')
+            r->at++;
     }
 }
 
@@ -295,8 +305,10 @@ static void unescape(char *text)
 {
     char *to = text;
     for (const char *p = text; *p; p++) {
-        if (*p == '\\' && p[1]) p++, *to++ = *p == 'n' ? '\n' : *p;
-        else *to++ = *p;
+        if (*p == '\\' && p[1])
+            p++, *to++ = *p == 'n' ? '\n' : *p;
+        else
+            *to++ = *p;
     }
     *to = 0;
 }

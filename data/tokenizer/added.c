@@ -1,6 +1,6 @@
-/* Added tokens: strings that are recognised in the text before the model sees it. Two passes, as huggingface/tokenizers makes them: tokens with
- * normalized=false on the raw text, then the others on the normalised pieces between. Each pass takes the leftmost match and, there, the
- * longest. single_word tokens count only between characters that are no words; lstrip and rstrip swallow white space around.
+/* Added tokens: strings that are recognised in the text before the model sees it. Two passes, as huggingface/tokenizers makes them: tokens
+ * with normalized=false on the raw text, then the others on the normalised pieces between. Each pass takes the leftmost match and, there,
+ * the longest. single_word tokens count only between characters that are no words; lstrip and rstrip swallow white space around.
  *
  * The set is sorted by bytes and searched by narrowing a range of it one byte at a time: no automaton to build, and text
  * whose characters begin no token costs one table look-up a byte. */
@@ -21,7 +21,8 @@ lk_status lk_added_read(lk_tokenizer *tk, const cJSON *list, lk_error *err)
     cJSON_ArrayForEach(node, list) n++;
     tk->added = lk_arena_alloc(&tk->arena, (size_t)n * sizeof *tk->added);
     if (!tk->added) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    cJSON_ArrayForEach(node, list) {
+    cJSON_ArrayForEach(node, list)
+    {
         lk_added *a = &tk->added[tk->n_added];
         char place[64];
         const char *content;
@@ -109,8 +110,10 @@ static int32_t lower(const lk_added_set *set, int32_t low, int32_t high, size_t 
         int32_t mid = low + (high - low) / 2;
         const lk_added *a = &set->tokens[mid];
         int have = depth < a->match_size ? (unsigned char)a->match[depth] : -1;
-        if (have < byte) low = mid + 1;
-        else high = mid;
+        if (have < byte)
+            low = mid + 1;
+        else
+            high = mid;
     }
     return low;
 }

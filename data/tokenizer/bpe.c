@@ -75,7 +75,8 @@ static uint64_t pair_of(int32_t left, int32_t right) { return (uint64_t)(uint32_
 static lk_merge *merge_slot(const lk_bpe *bpe, uint64_t pair)
 {
     uint64_t i = (pair * 0x9e3779b97f4a7c15u) >> 32;
-    for (i &= bpe->merge_mask; bpe->merges[i].pair != UINT64_MAX && bpe->merges[i].pair != pair; i = (i + 1) & bpe->merge_mask) {}
+    for (i &= bpe->merge_mask; bpe->merges[i].pair != UINT64_MAX && bpe->merges[i].pair != pair; i = (i + 1) & bpe->merge_mask) {
+    }
     return &bpe->merges[i];
 }
 
@@ -87,7 +88,10 @@ static const lk_merge *find_merge(const lk_bpe *bpe, int32_t left, int32_t right
 
 /* ---- reading ---- */
 
-static uint32_t join_hash(uint32_t last, uint32_t first) { return (last * 0x9e3779b1u ^ first * 0x85ebca6bu) * 0xc2b2ae35u >> (32 - JOIN_BITS); }
+static uint32_t join_hash(uint32_t last, uint32_t first)
+{
+    return (last * 0x9e3779b1u ^ first * 0x85ebca6bu) * 0xc2b2ae35u >> (32 - JOIN_BITS);
+}
 
 static uint32_t first_char(const lk_bpe *bpe, const lk_piece *k)
 {
@@ -111,7 +115,8 @@ static bool merge_parts(const cJSON *node, lk_piece *left, lk_piece *right)
         *left = (lk_piece){text, (uint32_t)(space - text)};
         *right = (lk_piece){space + 1, (uint32_t)strlen(space + 1)};
     } else {
-        if (cJSON_GetArraySize(node) != 2 || !cJSON_IsArray(node) || !cJSON_IsString(node->child) || !cJSON_IsString(node->child->next)) return false;
+        if (cJSON_GetArraySize(node) != 2 || !cJSON_IsArray(node) || !cJSON_IsString(node->child) || !cJSON_IsString(node->child->next))
+            return false;
         *left = (lk_piece){node->child->valuestring, (uint32_t)strlen(node->child->valuestring)};
         *right = (lk_piece){node->child->next->valuestring, (uint32_t)strlen(node->child->next->valuestring)};
     }
@@ -126,7 +131,8 @@ static lk_status add_merge(lk_tokenizer *tk, const cJSON *node, uint32_t rank, l
     lk_bpe *bpe = &tk->bpe;
     lk_piece left, right;
     if (!merge_parts(node, &left, &right))
-        return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges[%u] must be \"a b\" or [\"a\", \"b\"] with two non-empty parts", tk->where, rank);
+        return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges[%u] must be \"a b\" or [\"a\", \"b\"] with two non-empty parts", tk->where,
+                       rank);
     joined->n = 0;
     LK_TRY(lk_text_add(joined, left.p, left.n, 0, err));
     LK_TRY(lk_text_add(joined, right.p, right.n, 0, err));
@@ -134,8 +140,8 @@ static lk_status add_merge(lk_tokenizer *tk, const cJSON *node, uint32_t rank, l
             id = lk_piece_table_find(&tk->contents, joined->p, joined->n);
     if (a < 0 || b < 0 || id < 0) {
         lk_piece missing = a < 0 ? left : b < 0 ? right : (lk_piece){joined->p, (uint32_t)joined->n};
-        return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges[%u], \"%.*s\" and \"%.*s\": \"%.*s\" is not in the vocabulary", tk->where, rank,
-                       shown(left.n), left.p, shown(right.n), right.p, shown(missing.n), missing.p);
+        return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges[%u], \"%.*s\" and \"%.*s\": \"%.*s\" is not in the vocabulary", tk->where,
+                       rank, shown(left.n), left.p, shown(right.n), right.p, shown(missing.n), missing.p);
     }
     lk_merge *m = merge_slot(bpe, pair_of(a, b));
     *m = (lk_merge){pair_of(a, b), rank, id}; /* of two equal entries the later counts, as in the library */
@@ -163,7 +169,8 @@ static lk_status read_merges(lk_tokenizer *tk, const cJSON *list, lk_error *err)
     lk_text joined = {0};
     lk_status status = LK_OK;
     uint32_t rank = 0;
-    cJSON_ArrayForEach(node, list) {
+    cJSON_ArrayForEach(node, list)
+    {
         if ((status = add_merge(tk, node, rank++, &joined, err))) break;
     }
     lk_text_free(&joined);
@@ -175,12 +182,14 @@ static lk_status read_vocab(lk_tokenizer *tk, const cJSON *vocab, lk_error *err)
     lk_bpe *bpe = &tk->bpe;
     const cJSON *node;
     char bytes[512];
-    cJSON_ArrayForEach(node, vocab) {
+    cJSON_ArrayForEach(node, vocab)
+    {
         int32_t id = (int32_t)node->valuedouble; /* checked when the ids were counted */
         size_t n = strlen(node->string), size = 0;
         lk_piece *piece = &tk->pieces[id], *key = &bpe->keys[id];
         if (piece->p)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: \"%.100s\" and \"%.100s\" both have id %d", tk->where, piece->p, node->string, id);
+            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: \"%.100s\" and \"%.100s\" both have id %d", tk->where, piece->p,
+                           node->string, id);
         piece->p = lk_arena_strndup(&tk->arena, node->string, n);
         piece->n = (uint32_t)n;
         if (!piece->p) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
@@ -211,8 +220,10 @@ static lk_status read_options(lk_tokenizer *tk, const cJSON *model, const char *
     if (!cJSON_IsObject(model)) return lk_fail(err, LK_ERR_FORMAT, "%s: model must be an object", where);
     LK_TRY(lk_json_opt_string(model, "type", &type, where, err));
     if (strcmp(type, "BPE")) return lk_refuse(where, "model", type, "BPE", err);
-    LK_TRY(lk_only_keys(model, (const char *const[]){"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                                                     "byte_fallback", "ignore_merges", "vocab", "merges", NULL}, where, "model BPE", err));
+    LK_TRY(lk_only_keys(model,
+                        (const char *const[]){"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
+                                              "byte_fallback", "ignore_merges", "vocab", "merges", NULL},
+                        where, "model BPE", err));
     LK_TRY(lk_json_opt_number(model, "dropout", 0, 1, &dropout, where, err));
     LK_TRY(lk_json_opt_string(model, "continuing_subword_prefix", &prefix, where, err));
     LK_TRY(lk_json_opt_string(model, "end_of_word_suffix", &suffix, where, err));
@@ -236,11 +247,12 @@ lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, lk_error *err)
     size_t count = (size_t)tk->n_added;
     for (int32_t i = 0; i < tk->n_added; i++)
         if (tk->added[i].id >= tk->n_ids) tk->n_ids = tk->added[i].id + 1;
-    cJSON_ArrayForEach(node, vocab) {
+    cJSON_ArrayForEach(node, vocab)
+    {
         double id = node->valuedouble;
         if (!cJSON_IsNumber(node) || !(id >= 0 && id < LK_TK_MAX_IDS) || id != (double)(int32_t)id)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: the id of \"%.100s\" must be a whole number from 0 to %d", where, node->string,
-                           LK_TK_MAX_IDS - 1);
+            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: the id of \"%.100s\" must be a whole number from 0 to %d", where,
+                           node->string, LK_TK_MAX_IDS - 1);
         if ((int32_t)id >= tk->n_ids) tk->n_ids = (int32_t)id + 1;
         count++;
     }
@@ -250,7 +262,8 @@ lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, lk_error *err)
     tk->bytes = lk_arena_alloc(&tk->arena, n * sizeof *tk->bytes);
     tk->special = lk_arena_alloc(&tk->arena, n);
     bpe->keys = lk_arena_alloc(&tk->arena, n * sizeof *bpe->keys);
-    if (!tk->pieces || !tk->forms || !tk->bytes || !tk->special || !bpe->keys) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %zu ids", where, n);
+    if (!tk->pieces || !tk->forms || !tk->bytes || !tk->special || !bpe->keys)
+        return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %zu ids", where, n);
     LK_TRY(lk_piece_table_init(&tk->contents, &tk->arena, tk->pieces, count, err));
     LK_TRY(lk_piece_table_init(&bpe->table, &tk->arena, bpe->keys, count, err));
     memset(bpe->single, 0xff, sizeof bpe->single);
@@ -451,8 +464,10 @@ static lk_status merge_word(lk_encoder *e, lk_view word)
         e->symbol_room = room;
     }
     int32_t n = load_symbols(e, word);
-    if (n <= SCAN_SYMBOLS) n = merge_scan(&e->tk->bpe, e->symbols, n);
-    else LK_TRY(merge_heap(e, &n));
+    if (n <= SCAN_SYMBOLS)
+        n = merge_scan(&e->tk->bpe, e->symbols, n);
+    else
+        LK_TRY(merge_heap(e, &n));
     for (int32_t i = 0; i < n; i++) LK_TRY(lk_encoder_emit(e, e->symbols[i].id, lk_view_source(&word, e->symbols[i].start)));
     return LK_OK;
 }

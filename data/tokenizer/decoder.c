@@ -40,7 +40,10 @@ bool lk_byte_level_undo(const char *p, size_t n, char *out, size_t *size)
     return true;
 }
 
-static int hex(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
+static int hex(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
 
 int lk_byte_piece(const char *p, size_t n)
 {
@@ -101,7 +104,8 @@ static lk_status read_metaspace(lk_tokenizer *tk, const cJSON *node, lk_decode_s
 static lk_status read_byte_level(lk_tokenizer *tk, const cJSON *node, lk_decode_step *step, lk_error *err)
 {
     step->kind = LK_DEC_BYTE_LEVEL; /* the options are the pre-tokeniser's and mean nothing here */
-    return lk_only_keys(node, (const char *const[]){"type", "add_prefix_space", "trim_offsets", "use_regex", NULL}, tk->where, "decoder ByteLevel", err);
+    return lk_only_keys(node, (const char *const[]){"type", "add_prefix_space", "trim_offsets", "use_regex", NULL}, tk->where,
+                        "decoder ByteLevel", err);
 }
 
 static lk_status read_byte_fallback(lk_tokenizer *tk, const cJSON *node, lk_decode_step *step, lk_error *err)
@@ -122,8 +126,8 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
         const char *type;
         lk_status (*read)(lk_tokenizer *, const cJSON *, lk_decode_step *, lk_error *);
         bool per_token; /* has no meaning we could stream once the tokens are one string */
-    } kinds[] = {{"Replace", read_replace, false},     {"ByteFallback", read_byte_fallback, true}, {"Fuse", read_fuse, false},
-                 {"Strip", read_strip, false},         {"ByteLevel", read_byte_level, true},       {"Metaspace", read_metaspace, true}};
+    } kinds[] = {{"Replace", read_replace, false}, {"ByteFallback", read_byte_fallback, true}, {"Fuse", read_fuse, false},
+                 {"Strip", read_strip, false},     {"ByteLevel", read_byte_level, true},       {"Metaspace", read_metaspace, true}};
     const char *type;
     if (!cJSON_IsObject(node)) return lk_fail(err, LK_ERR_FORMAT, "%s: a decoder must be an object", tk->where);
     LK_TRY(lk_json_string(node, "type", &type, tk->where, err));
@@ -155,8 +159,8 @@ lk_status lk_decoder_read(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 }
 
 /* p[0..n) with every pattern replaced, appended to out. */
-static lk_status replace_all(const char *p, size_t n, const lk_decode_step *step, const char *content, size_t content_size, bool content_is_pattern,
-                             lk_text *out, lk_error *err)
+static lk_status replace_all(const char *p, size_t n, const lk_decode_step *step, const char *content, size_t content_size,
+                             bool content_is_pattern, lk_text *out, lk_error *err)
 {
     const char *pattern = content_is_pattern ? step->content : step->pattern;
     size_t pattern_size = content_is_pattern ? step->content_size : step->pattern_size;
@@ -210,7 +214,8 @@ lk_status lk_decoder_bytes(lk_tokenizer *tk, lk_error *err)
         if ((status = bytes_of(tk, id, text, &now, err))) break;
         if (now.p == tk->pieces[id].p) continue;
         tk->bytes[id].n = now.n;
-        if (!(tk->bytes[id].p = lk_arena_strndup(&tk->arena, now.p, now.n))) status = lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
+        if (!(tk->bytes[id].p = lk_arena_strndup(&tk->arena, now.p, now.n)))
+            status = lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
     }
     lk_text_free(&text[0]);
     lk_text_free(&text[1]);

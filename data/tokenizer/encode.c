@@ -101,7 +101,8 @@ static lk_status encode(lk_encoder *e, const char *text, size_t size, int flags)
     lk_view view = {size ? text : "", size, NULL, 0};
     const lk_post_item as_is = {-1}, *items = &as_is;
     int n_items = 1;
-    if (size > LK_TK_MAX_TEXT) return lk_fail(e->err, LK_ERR_ARGUMENT, "tokenizer: %zu bytes in one call, at most %d", size, LK_TK_MAX_TEXT);
+    if (size > LK_TK_MAX_TEXT)
+        return lk_fail(e->err, LK_ERR_ARGUMENT, "tokenizer: %zu bytes in one call, at most %d", size, LK_TK_MAX_TEXT);
     LK_TRY(encoder_init(e, size));
     LK_TRY(repair(e, &view));
     if ((flags & LK_TK_SPECIALS) && tk->n_post) {
@@ -110,8 +111,10 @@ static lk_status encode(lk_encoder *e, const char *text, size_t size, int flags)
     }
     bool after = false;
     for (int i = 0; i < n_items; i++) {
-        if (items[i].id >= 0) LK_TRY(lk_encoder_emit(e, items[i].id, after ? size : 0));
-        else LK_TRY(lk_added_split(e, &tk->raw, view, run_normalized));
+        if (items[i].id >= 0)
+            LK_TRY(lk_encoder_emit(e, items[i].id, after ? size : 0));
+        else
+            LK_TRY(lk_added_split(e, &tk->raw, view, run_normalized));
         after |= items[i].id < 0;
     }
     return LK_OK;
@@ -144,10 +147,16 @@ lk_status lk_tokenizer_encode(const lk_tokenizer *tk, const char *text, size_t s
     return status;
 }
 
-lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags, int32_t **ids,
-                                    int64_t **starts, int64_t *n, lk_error *err)
+lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags,
+                                    int32_t **ids, int64_t **starts, int64_t *n, lk_error *err)
 {
-    lk_encoder e = {.tk = tk, .parts = parts, .n_parts = n_parts, .marks = marks, .plain = flags & LK_TK_PLAIN_TEXT, .track = starts != NULL, .err = err};
+    lk_encoder e = {.tk = tk,
+                    .parts = parts,
+                    .n_parts = n_parts,
+                    .marks = marks,
+                    .plain = flags & LK_TK_PLAIN_TEXT,
+                    .track = starts != NULL,
+                    .err = err};
     lk_status status = LK_OK;
     lk_text joined = {0};
     *ids = NULL;

@@ -14,12 +14,20 @@
 #include "data/tokenizer/utf8.h"
 
 enum {
-    LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
-    LK_TK_MAX_STEPS = 16,      /* components in one Sequence */
-    LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
+    LK_TK_MAX_IDS = 1 << 22,  /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
+    LK_TK_MAX_STEPS = 16,     /* components in one Sequence */
+    LK_TK_MAX_TEXT = 1 << 30, /* bytes in one call: symbols are counted in 32 bits */
 };
 
 /* ---- text.c: texts that remember where their bytes came from (and what utf8.h declares) ---- */
+
+/* ---- unicode.c: characters newer than the libraries' Unicode ---- */
+
+typedef struct lk_new_range {
+    uint32_t first, last;
+    char category[3];
+} lk_new_range;
+const lk_new_range *lk_unicode_added(size_t *n); /* sorted */
 
 /* Bytes and their source: byte i came from source position from[i], or base + i when from is NULL. */
 typedef struct lk_view {
@@ -103,10 +111,10 @@ typedef struct lk_bpe {
     lk_piece_table table; /* keys to ids, the model's own vocabulary only */
     lk_merge *merges;
     uint64_t merge_mask;
-    uint8_t *joins;       /* a filter over (last char of left, first char of right) of all merges: bpe.c */
-    int32_t single[256];  /* ids of one-byte keys; -1 */
-    int32_t byte[256];    /* ids of <0x..>; -1 */
-    int32_t unk;          /* -1 when there is none */
+    uint8_t *joins;      /* a filter over (last char of left, first char of right) of all merges: bpe.c */
+    int32_t single[256]; /* ids of one-byte keys; -1 */
+    int32_t byte[256];   /* ids of <0x..>; -1 */
+    int32_t unk;         /* -1 when there is none */
     bool byte_level, byte_fallback, fuse_unk, ignore_merges;
 } lk_bpe;
 
@@ -193,10 +201,10 @@ struct lk_tokenizer {
     lk_arena arena; /* owns every string and table below except regexes */
     char *where;    /* the file, for messages */
     int32_t n_ids;
-    lk_piece *pieces; /* [n_ids] as written; added tokens included */
-    lk_piece *forms;  /* [n_ids] what decoding starts from: the piece, normalised for added tokens that are */
-    lk_piece *bytes;  /* [n_ids] decoded on their own */
-    uint8_t *special; /* [n_ids] */
+    lk_piece *pieces;        /* [n_ids] as written; added tokens included */
+    lk_piece *forms;         /* [n_ids] what decoding starts from: the piece, normalised for added tokens that are */
+    lk_piece *bytes;         /* [n_ids] decoded on their own */
+    uint8_t *special;        /* [n_ids] */
     lk_piece_table contents; /* pieces to ids */
     lk_bpe bpe;
     lk_added *added;

@@ -23,7 +23,8 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
         cJSON_ArrayForEach(child, list) LK_TRY(read_step(tk, child, err));
         return LK_OK;
     }
-    if (tk->n_normalizer == LK_TK_MAX_STEPS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d normalizers", where, LK_TK_MAX_STEPS);
+    if (tk->n_normalizer == LK_TK_MAX_STEPS)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d normalizers", where, LK_TK_MAX_STEPS);
     lk_normalizer_step step = {0};
     const char *content = "", *pattern = "";
     if (!strcmp(type, "Prepend")) {
@@ -126,8 +127,10 @@ static lk_status nfc_run(const lk_view *in, size_t begin, size_t end, lk_text *o
         utf8proc_ssize_t k = length ? utf8proc_decompose_char((utf8proc_int32_t)c, chars + n, (utf8proc_ssize_t)(room - n),
                                                               UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary)
                                     : -1;
-        if (k < 0 || (size_t)k > room - n) status = lk_fail(err, LK_ERR_INTERNAL, "tokenizer: normalisation failed");
-        else n += (size_t)k;
+        if (k < 0 || (size_t)k > room - n)
+            status = lk_fail(err, LK_ERR_INTERNAL, "tokenizer: normalisation failed");
+        else
+            n += (size_t)k;
         i += (size_t)length;
     }
     for (size_t i = 0; i < n && !status;) {

@@ -14,7 +14,8 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err);
 
 static lk_status add_step(lk_tokenizer *tk, lk_pre_step **step, lk_error *err)
 {
-    if (tk->n_pre == LK_TK_MAX_STEPS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d pre_tokenizers", tk->where, LK_TK_MAX_STEPS);
+    if (tk->n_pre == LK_TK_MAX_STEPS)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d pre_tokenizers", tk->where, LK_TK_MAX_STEPS);
     if (tk->n_pre > 0 && tk->pre[tk->n_pre - 1].kind == LK_PRE_BYTE_LEVEL)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: a pre_tokenizer after ByteLevel is not supported", tk->where);
     *step = &tk->pre[tk->n_pre++]; /* counted at once, so that closing frees its regex */
@@ -40,11 +41,11 @@ static lk_status read_split(lk_tokenizer *tk, const cJSON *node, lk_error *err)
     int b = 0;
     while (b < 5 && strcmp(behavior, behaviors[b])) b++;
     if (b == 5) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: unknown behavior \"%.60s\"", where, behavior);
-    step->behavior = (int)b == 0   ? LK_SPLIT_REMOVED
-                     : b == 1      ? LK_SPLIT_ISOLATED
-                     : b == 2      ? LK_SPLIT_PREVIOUS
-                     : b == 3      ? LK_SPLIT_NEXT
-                                   : LK_SPLIT_CONTIGUOUS;
+    step->behavior = (int)b == 0 ? LK_SPLIT_REMOVED
+                     : b == 1    ? LK_SPLIT_ISOLATED
+                     : b == 2    ? LK_SPLIT_PREVIOUS
+                     : b == 3    ? LK_SPLIT_NEXT
+                                 : LK_SPLIT_CONTIGUOUS;
     const cJSON *pattern = lk_json_get(node, "pattern");
     if (cJSON_IsObject(pattern) && lk_json_get(pattern, "Regex")) {
         step->kind = LK_PRE_REGEX;
@@ -52,7 +53,8 @@ static lk_status read_split(lk_tokenizer *tk, const cJSON *node, lk_error *err)
         return lk_regex_compile(&step->regex, text, where, err);
     }
     if (!cJSON_IsObject(pattern) || !lk_json_get(pattern, "String"))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: the pattern must be {\"String\": ...} or {\"Regex\": ...}", where);
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: the pattern must be {\"String\": ...} or {\"Regex\": ...}",
+                       where);
     step->kind = LK_PRE_LITERAL;
     LK_TRY(lk_json_string(pattern, "String", &text, where, err));
     if (!*text) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: the pattern is empty", where);
@@ -81,8 +83,8 @@ lk_status lk_read_metaspace(const cJSON *node, const char **replacement, int *pr
     bool prefix = true;
     const char *scheme = NULL;
     uint32_t c;
-    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "replacement", "str_rep", "prepend_scheme", "add_prefix_space", "split", NULL}, where,
-                        "Metaspace", err));
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "replacement", "str_rep", "prepend_scheme", "add_prefix_space", "split", NULL},
+                        where, "Metaspace", err));
     LK_TRY(lk_json_string(node, "replacement", replacement, where, err));
     LK_TRY(lk_json_opt_bool(node, "split", split, where, err));
     LK_TRY(lk_json_opt_bool(node, "add_prefix_space", &prefix, where, err)); /* the form before prepend_scheme */
@@ -140,7 +142,10 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
     static const struct {
         const char *type;
         lk_status (*read)(lk_tokenizer *, const cJSON *, lk_error *);
-    } kinds[] = {{"Sequence", read_sequence}, {"Split", read_split}, {"ByteLevel", read_byte_level}, {"Digits", read_digits},
+    } kinds[] = {{"Sequence", read_sequence},
+                 {"Split", read_split},
+                 {"ByteLevel", read_byte_level},
+                 {"Digits", read_digits},
                  {"Metaspace", read_metaspace_step}};
     const char *type;
     if (!cJSON_IsObject(node)) return lk_fail(err, LK_ERR_FORMAT, "%s: a pre_tokenizer must be an object", tk->where);
@@ -190,7 +195,8 @@ static lk_status cut(cutter *c, size_t begin, size_t end, bool match)
     case LK_SPLIT_PREVIOUS: joins = c->held && match && !c->held_match; break;
     case LK_SPLIT_NEXT: joins = c->held && !match && c->held_match; break;
     }
-    if (joins) c->end = end;
+    if (joins)
+        c->end = end;
     else {
         LK_TRY(flush(c));
         c->begin = begin;

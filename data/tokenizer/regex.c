@@ -3,7 +3,8 @@
  * what is known to be equal passes, what differs and can be expressed is rewritten, everything else is refused by name.
  *
  *   \s \S          Unicode White_Space in Oniguruma; PCRE2 adds U+180E
- *   \w \W          letters, marks, decimal digits, connectors; PCRE2 has all numbers and no marks
+ *   \w \W          also marks, connectors and circled letters; of the numbers that are no digits only Latin-1's
+ *   \p{L} \p{Nd}   with the characters that are newer than PCRE2's tables (unicode.c)
  *   \p{Script}     Script in Oniguruma, Script_Extensions in PCRE2 (hence sc:)
  *   ^ $            always at lines in Ruby: PCRE2_MULTILINE
  *   \v \uHHHH      a character in Ruby; \v is a class in PCRE2
@@ -21,7 +22,7 @@
 #include "data/tokenizer/internal.h"
 
 enum {
-    MAX_PATTERN = 1 << 16,
+    MAX_PATTERN = 1 << 14,
     MATCH_LIMIT = 20 * 1000 * 1000, /* steps of one match; ordinary patterns need about one a byte */
     HEAP_LIMIT_KIB = 64 * 1024,
     STACK_BYTES = 8 << 20, /* for the JIT, when its 32 KiB on the machine stack do not suffice */
@@ -33,7 +34,7 @@ struct lk_regex {
 };
 
 #define SPACES "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define WORDS "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORDS  "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 
 typedef struct translator {
     const char *at; /* the rest of the pattern */
@@ -56,26 +57,67 @@ static void put(translator *t, const char *text, size_t n)
 
 static void puts_(translator *t, const char *text) { put(t, text, strlen(text)); }
 
-/* \p{Name} or \P{Name}: t->at stands at the p. General categories pass; other names are scripts. */
+/* A general category's members, to stand inside a class: PCRE2's and the newer ones. */
+static void category(translator *t, const char *name)
+{
+    char text[40];
+    size_t n, length = strlen(name);
+    snprintf(text, sizeof text, "\\p{%s}", name);
+    puts_(t, text);
+    const lk_new_range *ranges = lk_unicode_added(&n);
+    for (size_t i = 0; i < n; i++) {
+        if (strncmp(ranges[i].category, name, length)) continue;
+        snprintf(text, sizeof text, "\\x{%x}-\\x{%x}", (unsigned)ranges[i].first, (unsigned)ranges[i].last);
+        puts_(t, text);
+    }
+}
+
+/* \w, to stand inside a class. */
+static void words(translator *t)
+{
+    static const char *const parts[] = {"L", "M", "Nd", "Nl", "Pc"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) category(t, parts[i]);
+    puts_(t, WORDS);
+}
+
+/* One category as an item: a class of its own outside of one. */
+static void category_item(translator *t, const char *name, bool negated)
+{
+    if (t->in_class && negated) {
+        /* the newer characters of other categories are rarer than what this would cost to say */
+        char text[16];
+        snprintf(text, sizeof text, "\\P{%s}", name);
+        puts_(t, text);
+        return;
+    }
+    if (!t->in_class) puts_(t, negated ? "[^" : "[");
+    category(t, name);
+    if (!t->in_class) puts_(t, "]");
+}
+
+/* \p{Name} or \P{Name}: t->at stands at the p. General categories have one or two letters; other names are scripts. */
 static void property(translator *t)
 {
-    char kind = t->at[0];
+    bool negated = t->at[0] == 'P';
     if (t->at[1] != '{') {
         t->bad = "has \\p without {}";
         return;
     }
     const char *name = t->at + 2, *end = strchr(name, '}');
-    if (!end || end == name || end - name > 40) {
+    if (end && *name == '^') negated = !negated, name++;
+    if (!end || end <= name || end - name > 40) {
         t->bad = "has a malformed \\p{...}";
         return;
     }
-    size_t n = (size_t)(end - name);
-    bool negated = name[0] == '^';
+    int n = (int)(end - name);
     char text[80];
-    size_t letters = n - negated;
-    snprintf(text, sizeof text, "\\%c{%s%s%.*s}", kind, negated ? "^" : "", letters <= 2 || !strncmp(name + negated, "Any", letters) ? "" : "sc:",
-             (int)letters, name + negated);
-    puts_(t, text);
+    if (n <= 2 && isalpha((unsigned char)name[0])) {
+        snprintf(text, sizeof text, "%.*s", n, name);
+        category_item(t, text, negated);
+    } else {
+        snprintf(text, sizeof text, "\\%c{%s%.*s}", negated ? 'P' : 'p', n == 3 && !strncmp(name, "Any", 3) ? "" : "sc:", n, name);
+        puts_(t, text);
+    }
     t->at = end + 1;
 }
 
@@ -86,13 +128,15 @@ static void escape(translator *t)
     switch (c) {
     case 's': puts_(t, t->in_class ? SPACES : "[" SPACES "]"); break;
     case 'S': puts_(t, t->in_class ? "\\S\\x{180e}" : "[^" SPACES "]"); break;
-    case 'w': puts_(t, t->in_class ? WORDS : "[" WORDS "]"); break;
+    case 'w':
     case 'W':
-        if (t->in_class) t->bad = "has \\W inside a class";
-        puts_(t, "[^" WORDS "]");
+        if (t->in_class && c == 'W') t->bad = "has \\W inside a class";
+        if (!t->in_class) puts_(t, c == 'w' ? "[" : "[^");
+        words(t);
+        if (!t->in_class) puts_(t, "]");
         break;
-    case 'd': puts_(t, "\\p{Nd}"); break;
-    case 'D': puts_(t, "\\P{Nd}"); break;
+    case 'd': category_item(t, "Nd", false); break;
+    case 'D': category_item(t, "Nd", true); break;
     case 'v': puts_(t, "\\x0b"); break;
     case 'p':
     case 'P': property(t); return;
@@ -126,12 +170,15 @@ static void class_(translator *t)
     if (*t->at == '^') put(t, t->at++, 1);
     if (*t->at == ']') t->bad = "has a class that begins with ]";
     while (*t->at && *t->at != ']' && !t->bad) {
-        if (*t->at == '[') t->bad = "has a class inside a class";
-        else if (*t->at == '&' && t->at[1] == '&') t->bad = "has an intersection of classes";
+        if (*t->at == '[')
+            t->bad = "has a class inside a class";
+        else if (*t->at == '&' && t->at[1] == '&')
+            t->bad = "has an intersection of classes";
         else if (*t->at == '\\') {
             t->at++;
             escape(t);
-        } else put(t, t->at++, 1);
+        } else
+            put(t, t->at++, 1);
     }
     if (*t->at == ']') put(t, t->at++, 1);
     t->in_class = false;
@@ -203,7 +250,8 @@ lk_status lk_regex_compile(lk_regex **out, const char *pattern, const char *wher
     lk_regex *regex = NULL;
     pcre2_compile_context *context = NULL;
     if (size > MAX_PATTERN) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: a regular expression of %zu bytes is too long", where, size);
-    translator t = {.at = pattern, .room = 32 * size + 256};
+    /* the longest expansion is \\w's, of two bytes */
+    translator t = {.at = pattern, .room = size / 2 * 4096 + 8192};
     t.out = malloc(t.room);
     regex = calloc(1, sizeof *regex);
     context = pcre2_compile_context_create(NULL);
@@ -220,7 +268,8 @@ lk_status lk_regex_compile(lk_regex **out, const char *pattern, const char *wher
     int code;
     PCRE2_SIZE offset;
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
-    regex->code = pcre2_compile((PCRE2_SPTR)t.out, t.n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset, context);
+    regex->code =
+        pcre2_compile((PCRE2_SPTR)t.out, t.n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &offset, context);
     if (!regex->code) {
         char why[128] = "";
         pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
@@ -273,7 +322,8 @@ lk_status lk_regex_find(const lk_regex *regex, lk_regex_scratch *s, const char *
         rc = regex->jit ? pcre2_jit_match(regex->code, (PCRE2_SPTR)p, n, from, 0, s->data, s->context)
                         : pcre2_match(regex->code, (PCRE2_SPTR)p, n, from, PCRE2_NO_UTF_CHECK, s->data, s->context);
         if (rc != PCRE2_ERROR_JIT_STACKLIMIT || s->stack) break;
-        if (!(s->stack = pcre2_jit_stack_create(64 << 10, STACK_BYTES, NULL))) return lk_fail(err, LK_ERR_MEMORY, "tokenizer: no memory for matching");
+        if (!(s->stack = pcre2_jit_stack_create(64 << 10, STACK_BYTES, NULL)))
+            return lk_fail(err, LK_ERR_MEMORY, "tokenizer: no memory for matching");
         pcre2_jit_stack_assign(s->context, NULL, s->stack);
     }
     if (rc == PCRE2_ERROR_NOMATCH) return LK_OK;
@@ -283,7 +333,8 @@ lk_status lk_regex_find(const lk_regex *regex, lk_regex_scratch *s, const char *
         return lk_fail(err, LK_ERR_UNSUPPORTED, "tokenizer: the pre-tokenizer's regular expression gave up on this text: %s", why);
     }
     const PCRE2_SIZE *found = pcre2_get_ovector_pointer(s->data);
-    if (found[1] < found[0] || found[0] < from) return lk_fail(err, LK_ERR_UNSUPPORTED, "tokenizer: the regular expression matched backwards");
+    if (found[1] < found[0] || found[0] < from)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "tokenizer: the regular expression matched backwards");
     *begin = found[0];
     *end = found[1];
     return LK_OK;

@@ -76,8 +76,10 @@ static lk_status byte_level(lk_detokenizer *d, int i, const char *p, size_t n, l
     lk_text *held = &d->step[i].held;
     size_t size;
     LK_TRY(lk_text_reserve(held, n, err));
-    if (lk_byte_level_undo(p, n, held->p + held->n, &size)) held->n += size;
-    else LK_TRY(lk_text_add(held, p, n, 0, err)); /* a character outside the alphabet: the token is taken as it is */
+    if (lk_byte_level_undo(p, n, held->p + held->n, &size))
+        held->n += size;
+    else
+        LK_TRY(lk_text_add(held, p, n, 0, err)); /* a character outside the alphabet: the token is taken as it is */
     return drain_bytes(d, i, false, err);
 }
 
@@ -136,7 +138,8 @@ static lk_status strip_fragment(lk_detokenizer *d, int i, const char *p, size_t 
     lk_text *held = &d->step[i].held, *out = &d->step[i].scratch;
     LK_TRY(lk_text_add(held, p, n, 0, err));
     size_t tail = 0;
-    for (size_t k = 0; k < step->stop && held->n - tail >= size && !memcmp(held->p + held->n - tail - size, step->content, size); k++) tail += size;
+    for (size_t k = 0; k < step->stop && held->n - tail >= size && !memcmp(held->p + held->n - tail - size, step->content, size); k++)
+        tail += size;
     out->n = 0;
     LK_TRY(lk_text_add(out, held->p, held->n - tail, 0, err));
     memmove(held->p, held->p + held->n - tail, tail);
@@ -185,9 +188,7 @@ static lk_status feed(lk_detokenizer *d, int i, const char *p, size_t n, lk_erro
     case LK_DEC_BYTE_LEVEL: return byte_level(d, i, p, n, err);
     case LK_DEC_METASPACE: return metaspace(d, i, p, n, err);
     case LK_DEC_STRIP: return step->fused ? strip_fragment(d, i, p, n, err) : strip_token(d, i, p, n, err);
-    case LK_DEC_REPLACE:
-        LK_TRY(lk_text_add(&d->step[i].held, p, n, 0, err));
-        return drain_replace(d, i, !step->fused, err);
+    case LK_DEC_REPLACE: LK_TRY(lk_text_add(&d->step[i].held, p, n, 0, err)); return drain_replace(d, i, !step->fused, err);
     case LK_DEC_BYTE_FALLBACK: {
         int byte = lk_byte_piece(p, n);
         if (byte >= 0) return lk_text_add(&d->step[i].held, &(char){(char)byte}, 1, 0, err);
@@ -242,7 +243,8 @@ lk_status lk_detokenizer_finish(lk_detokenizer *d, const char **text, size_t *si
     return LK_OK;
 }
 
-lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size, lk_error *err)
+lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size,
+                              lk_error *err)
 {
     lk_detokenizer *d;
     *text = NULL;

@@ -2,7 +2,6 @@
  * standard (chapter 3, "U+FFFD Substitution of Maximal Subparts") that Python's and Rust's decoders share. */
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
 #include "data/tokenizer/internal.h"
 
@@ -77,43 +76,6 @@ size_t lk_utf8_valid_prefix(const char *p, size_t n)
         i += (size_t)length;
     }
     return i;
-}
-
-bool lk_is_space(uint32_t cp)
-{
-    if (cp < 0x80) return cp == ' ' || (cp >= '\t' && cp <= '\r');
-    return cp == 0x85 || cp == 0xa0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f ||
-           cp == 0x205f || cp == 0x3000;
-}
-
-bool lk_is_word(uint32_t cp)
-{
-    if (cp < 0x80) return (cp >= '0' && cp <= '9') || (cp >= 'A' && cp <= 'Z') || (cp >= 'a' && cp <= 'z') || cp == '_';
-    switch (utf8proc_category((utf8proc_int32_t)cp)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND:
-    case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC:
-        return true;
-    default:
-        /* joiners, and the circled and squared letters, which are symbols with the property Alphabetic */
-        return cp == 0x200c || cp == 0x200d || (cp >= 0x24b6 && cp <= 0x24e9) || (cp >= 0x1f130 && cp <= 0x1f149) ||
-               (cp >= 0x1f150 && cp <= 0x1f169) || (cp >= 0x1f170 && cp <= 0x1f189);
-    }
-}
-
-bool lk_is_numeric(uint32_t cp)
-{
-    if (cp < 0x80) return cp >= '0' && cp <= '9';
-    utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
-    return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
 }
 
 lk_status lk_text_reserve(lk_text *t, size_t more, lk_error *err)

@@ -20,12 +20,13 @@ enum { MAX_TOKENIZER_BYTES = 256 << 20, MAX_CONFIG_BYTES = 32 << 20, MAX_TEMPLAT
 lk_status lk_only_keys(const cJSON *object, const char *const *keys, const char *where, const char *component, lk_error *err)
 {
     const cJSON *child;
-    cJSON_ArrayForEach(child, object) {
+    cJSON_ArrayForEach(child, object)
+    {
         int k = 0;
         while (keys[k] && strcmp(keys[k], child->string)) k++;
         if (!keys[k])
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: %s: the member \"%.60s\" is not known, so what it does cannot be honoured", where, component,
-                           child->string);
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: %s: the member \"%.60s\" is not known, so what it does cannot be honoured", where,
+                           component, child->string);
     }
     return LK_OK;
 }
@@ -41,35 +42,45 @@ lk_status lk_refuse(const char *where, const char *what, const char *type, const
 static lk_status read_template(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
     const char *where = tk->where;
-    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "single", "pair", "special_tokens", NULL}, where, "post_processor TemplateProcessing", err));
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "single", "pair", "special_tokens", NULL}, where,
+                        "post_processor TemplateProcessing", err));
     const cJSON *single = lk_json_get(node, "single"), *specials = lk_json_get(node, "special_tokens"), *item;
     if (!cJSON_IsArray(single)) return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: single must be a list", where);
     lk_post_item items[MAX_POST_ITEMS];
     int n = 0;
     bool has_text = false;
-    cJSON_ArrayForEach(item, single) {
+    cJSON_ArrayForEach(item, single)
+    {
         const cJSON *special = lk_json_get(item, "SpecialToken"), *sequence = lk_json_get(item, "Sequence"), *id;
         const char *name;
         if (cJSON_IsObject(sequence)) {
             LK_TRY(lk_json_string(sequence, "id", &name, where, err));
-            if (strcmp(name, "A")) return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: single names the sequence \"%.20s\"", where, name);
+            if (strcmp(name, "A"))
+                return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: single names the sequence \"%.20s\"", where, name);
             if (has_text) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: TemplateProcessing: single has the text twice", where);
             has_text = true;
             for (int i = 0; i < (tk->n_post ? tk->n_post : 1); i++) {
-                if (n == MAX_POST_ITEMS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: TemplateProcessing: more than %d tokens", where, MAX_POST_ITEMS);
+                if (n == MAX_POST_ITEMS)
+                    return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: TemplateProcessing: more than %d tokens", where, MAX_POST_ITEMS);
                 items[n++] = tk->n_post ? tk->post[i] : (lk_post_item){-1};
             }
             continue;
         }
-        if (!cJSON_IsObject(special)) return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: an item is neither SpecialToken nor Sequence", where);
+        if (!cJSON_IsObject(special))
+            return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: an item is neither SpecialToken nor Sequence", where);
         LK_TRY(lk_json_string(special, "id", &name, where, err));
         const cJSON *ids = lk_json_get(lk_json_get(specials, name), "ids");
-        if (!cJSON_IsArray(ids)) return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: special_tokens lacks the ids of \"%.80s\"", where, name);
-        cJSON_ArrayForEach(id, ids) {
+        if (!cJSON_IsArray(ids))
+            return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: special_tokens lacks the ids of \"%.80s\"", where, name);
+        cJSON_ArrayForEach(id, ids)
+        {
             double value = id->valuedouble;
-            if (!cJSON_IsNumber(id) || !(value >= 0 && value < tk->n_ids) || value != (double)(int32_t)value || !tk->pieces[(int32_t)value].p)
-                return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: \"%.80s\" has an id that is not in the vocabulary", where, name);
-            if (n == MAX_POST_ITEMS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: TemplateProcessing: more than %d tokens", where, MAX_POST_ITEMS);
+            if (!cJSON_IsNumber(id) || !(value >= 0 && value < tk->n_ids) || value != (double)(int32_t)value ||
+                !tk->pieces[(int32_t)value].p)
+                return lk_fail(err, LK_ERR_FORMAT, "%s: TemplateProcessing: \"%.80s\" has an id that is not in the vocabulary", where,
+                               name);
+            if (n == MAX_POST_ITEMS)
+                return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: TemplateProcessing: more than %d tokens", where, MAX_POST_ITEMS);
             items[n++] = (lk_post_item){(int32_t)value};
         }
     }
@@ -105,11 +116,12 @@ static lk_status place_added(lk_tokenizer *tk, lk_error *err)
         const lk_added *a = &tk->added[i];
         lk_piece *piece = &tk->pieces[a->id];
         if (piece->p && (piece->n != a->match_size || memcmp(piece->p, a->match, piece->n)))
-            return lk_fail(err, LK_ERR_FORMAT, "%s: added_tokens[%d] \"%.100s\" has id %d, which is \"%.100s\"", tk->where, i, a->match, a->id, piece->p);
+            return lk_fail(err, LK_ERR_FORMAT, "%s: added_tokens[%d] \"%.100s\" has id %d, which is \"%.100s\"", tk->where, i, a->match,
+                           a->id, piece->p);
         int32_t other = lk_piece_table_find(&tk->contents, a->match, a->match_size);
         if (other >= 0 && other != a->id)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: added_tokens[%d] \"%.100s\" has id %d, but elsewhere in the file id %d", tk->where, i, a->match, a->id,
-                           other);
+            return lk_fail(err, LK_ERR_FORMAT, "%s: added_tokens[%d] \"%.100s\" has id %d, but elsewhere in the file id %d", tk->where, i,
+                           a->match, a->id, other);
         tk->special[a->id] |= a->special;
         if (piece->p) continue;
         *piece = (lk_piece){a->match, a->match_size};
@@ -186,14 +198,17 @@ void lk_tokenizer_close(lk_tokenizer *tk)
 /* ---- the files beside it ---- */
 
 /* "bos_token": "<s>", or an object with the content, or null. */
-static lk_status read_config_token(const lk_tokenizer *tk, const cJSON *config, const char *key, int32_t *id, const char *where, lk_error *err)
+static lk_status read_config_token(const lk_tokenizer *tk, const cJSON *config, const char *key, int32_t *id, const char *where,
+                                   lk_error *err)
 {
     const cJSON *node = lk_json_get(config, key);
     if (!node || cJSON_IsNull(node)) return LK_OK;
     if (cJSON_IsObject(node)) node = lk_json_get(node, "content");
-    if (!cJSON_IsString(node)) return lk_fail(err, LK_ERR_FORMAT, "%s: %s must be a string or an object with the string content", where, key);
+    if (!cJSON_IsString(node))
+        return lk_fail(err, LK_ERR_FORMAT, "%s: %s must be a string or an object with the string content", where, key);
     *id = lk_tokenizer_id(tk, node->valuestring);
-    if (*id < 0) lk_log(LK_LOG_WARN, "%s: %s \"%.80s\" is not in the vocabulary of tokenizer.json and is ignored", where, key, node->valuestring);
+    if (*id < 0)
+        lk_log(LK_LOG_WARN, "%s: %s \"%.80s\" is not in the vocabulary of tokenizer.json and is ignored", where, key, node->valuestring);
     return LK_OK;
 }
 
@@ -203,14 +218,16 @@ static lk_status read_config_template(lk_tokenizer *tk, const cJSON *config, con
     if (!node || cJSON_IsNull(node)) return LK_OK;
     if (cJSON_IsArray(node)) {
         const cJSON *chosen = NULL;
-        cJSON_ArrayForEach(child, node) {
+        cJSON_ArrayForEach(child, node)
+        {
             const cJSON *name = lk_json_get(child, "name");
             if (cJSON_IsString(name) && !strcmp(name->valuestring, "default")) chosen = lk_json_get(child, "template");
         }
         if (!chosen) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: chat_template is a list without an entry named \"default\"", where);
         node = chosen;
     }
-    if (!cJSON_IsString(node)) return lk_fail(err, LK_ERR_FORMAT, "%s: chat_template must be a string or a list of {name, template}", where);
+    if (!cJSON_IsString(node))
+        return lk_fail(err, LK_ERR_FORMAT, "%s: chat_template must be a string or a list of {name, template}", where);
     tk->chat_template = lk_arena_strdup(&tk->arena, node->valuestring);
     return tk->chat_template ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
 }
@@ -250,8 +267,10 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     if (lk_path_is_folder(path)) {
         LK_TRY(lk_path_join(file, sizeof file, path, "tokenizer.json", err));
         if (!lk_path_exists(file))
-            return lk_fail(err, LK_ERR_NOT_FOUND, "%s: no such file; a model folder needs tokenizer.json (a tokenizer.model alone is not read: "
-                           "transformers' AutoTokenizer and save_pretrained convert it)", file);
+            return lk_fail(err, LK_ERR_NOT_FOUND,
+                           "%s: no such file; a model folder needs tokenizer.json (a tokenizer.model alone is not read: "
+                           "transformers' AutoTokenizer and save_pretrained convert it)",
+                           file);
     } else if ((size_t)snprintf(file, sizeof file, "%s", path) >= sizeof file) {
         return lk_fail(err, LK_ERR_ARGUMENT, "path too long: %.80s...", path);
     }
@@ -261,8 +280,10 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     if (!status) status = read_beside(tk, folder, err);
     if (!status) digest(tk, json, size);
     free(json);
-    if (status) lk_tokenizer_close(tk);
-    else *out = tk;
+    if (status)
+        lk_tokenizer_close(tk);
+    else
+        *out = tk;
     return status;
 }
 
@@ -270,7 +291,10 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
 
 int32_t lk_tokenizer_size(const lk_tokenizer *tk) { return tk->n_ids; }
 
-int32_t lk_tokenizer_id(const lk_tokenizer *tk, const char *content) { return lk_piece_table_find(&tk->contents, content, strlen(content)); }
+int32_t lk_tokenizer_id(const lk_tokenizer *tk, const char *content)
+{
+    return lk_piece_table_find(&tk->contents, content, strlen(content));
+}
 
 static const char *piece_of(const lk_piece *pieces, int32_t n, int32_t id, size_t *size)
 {

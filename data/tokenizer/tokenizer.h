@@ -51,15 +51,16 @@ typedef struct lk_text_marks {
     const int32_t *ids;
     int n;
 } lk_text_marks;
-lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags, int32_t **ids,
-                                    int64_t **starts, int64_t *n, lk_error *err);
+lk_status lk_tokenizer_encode_parts(const lk_tokenizer *tk, const lk_text_part *parts, int64_t n_parts, lk_text_marks marks, int flags,
+                                    int32_t **ids, int64_t **starts, int64_t *n, lk_error *err);
 
 /* Ids beyond the vocabulary (a model may have more embedding rows) and holes in it decode to nothing; negative ones are refused.
  * *text ends in a zero that *size does not count. No "clean up" of spaces before punctuation is made. */
-lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size, lk_error *err);
+lk_status lk_tokenizer_decode(const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip_special, char **text, size_t *size,
+                              lk_error *err);
 
-int32_t lk_tokenizer_size(const lk_tokenizer *tk);                           /* highest id + 1 */
-int32_t lk_tokenizer_id(const lk_tokenizer *tk, const char *content);        /* -1 when there is no such token */
+int32_t lk_tokenizer_size(const lk_tokenizer *tk);                                /* highest id + 1 */
+int32_t lk_tokenizer_id(const lk_tokenizer *tk, const char *content);             /* -1 when there is no such token */
 const char *lk_tokenizer_piece(const lk_tokenizer *tk, int32_t id, size_t *size); /* the vocabulary entry as written; NULL for a hole */
 /* The bytes this token stands for on its own (byte-level and byte-fallback undone); valid until close. */
 const char *lk_tokenizer_bytes(const lk_tokenizer *tk, int32_t id, size_t *size);

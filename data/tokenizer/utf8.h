@@ -17,8 +17,8 @@ int lk_utf8_encode(uint32_t cp, char out[4]);
  * *incomplete says that the text ended inside a sequence that could still become well formed. */
 int lk_utf8_subpart(const char *p, size_t n, bool *incomplete);
 size_t lk_utf8_valid_prefix(const char *p, size_t n); /* bytes before the first malformed place */
-bool lk_is_space(uint32_t cp); /* Unicode White_Space */
-bool lk_is_word(uint32_t cp);  /* \w of Rust's regex crate: letters, marks, decimal digits, connectors, joiners */
+bool lk_is_space(uint32_t cp);                        /* Unicode White_Space */
+bool lk_is_word(uint32_t cp);                         /* \w of Rust's regex crate: letters, marks, decimal digits, connectors, joiners */
 bool lk_is_numeric(uint32_t cp);
 
 #endif

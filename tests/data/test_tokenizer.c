@@ -45,7 +45,8 @@ static void same_ids(const char *what, const char *text, const int32_t *got, int
     int64_t i = 0;
     const cJSON *node = want ? want->child : NULL;
     for (; i < n_got && node; i++, node = node->next)
-        if (got[i] != node->valueint) fail_msg("%s: \"%s\": token %lld is %d, the library's %d", what, text, (long long)i, got[i], node->valueint);
+        if (got[i] != node->valueint)
+            fail_msg("%s: \"%s\": token %lld is %d, the library's %d", what, text, (long long)i, got[i], node->valueint);
     if (i != n_got || node) fail_msg("%s: \"%s\": %lld tokens, the library has %d", what, text, (long long)n_got, cJSON_GetArraySize(want));
 }
 
@@ -69,8 +70,9 @@ static char *synthesise(const char *vocab_path, const char *merges_path, bool qw
                           "{\"id\":151645,\"content\":\"<|im_end|>\",\"special\":true,\"normalized\":false}");
     else
         to += sprintf(to, "{\"id\":50256,\"content\":\"<|endoftext|>\",\"special\":true,\"normalized\":false}");
-    to += sprintf(to, "],\"normalizer\":%s,\"pre_tokenizer\":%s,\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":",
-                  qwen ? "{\"type\":\"NFC\"}" : "null", qwen ? qwen_pre : gpt2_pre);
+    to +=
+        sprintf(to, "],\"normalizer\":%s,\"pre_tokenizer\":%s,\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":",
+                qwen ? "{\"type\":\"NFC\"}" : "null", qwen ? qwen_pre : gpt2_pre);
     memcpy(to, vocab, n_vocab);
     to += n_vocab;
     to += sprintf(to, ",\"merges\":[");
@@ -117,7 +119,8 @@ static lk_tokenizer *open_golden(const char *name, const cJSON *entry)
 }
 
 /* Streams the ids; every emission must be whole characters, and all of them together what the whole decode gives. */
-static void check_stream(const char *what, const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip, const char *want, size_t want_size)
+static void check_stream(const char *what, const lk_tokenizer *tk, const int32_t *ids, int64_t n, bool skip, const char *want,
+                         size_t want_size)
 {
     lk_error err = {0};
     lk_detokenizer *d;
@@ -127,12 +130,15 @@ static void check_stream(const char *what, const lk_tokenizer *tk, const int32_t
     for (int64_t i = 0; i <= n; i++) {
         const char *text;
         size_t size;
-        if (i < n) CHECK_OK(lk_detokenizer_push(d, ids[i], &text, &size, &err), &err);
-        else CHECK_OK(lk_detokenizer_finish(d, &text, &size, &err), &err);
+        if (i < n)
+            CHECK_OK(lk_detokenizer_push(d, ids[i], &text, &size, &err), &err);
+        else
+            CHECK_OK(lk_detokenizer_finish(d, &text, &size, &err), &err);
         if (total + size > want_size) fail_msg("%s: the stream gives more than the whole decode", what);
         memcpy(all + total, text, size);
         /* a cut before a continuation byte would be half a character */
-        if (size && ((unsigned char)text[0] & 0xc0) == 0x80) fail_msg("%s: the stream cut a character before token %lld", what, (long long)i);
+        if (size && ((unsigned char)text[0] & 0xc0) == 0x80)
+            fail_msg("%s: the stream cut a character before token %lld", what, (long long)i);
         total += size;
     }
     if (total != want_size || memcmp(all, want, total)) fail_msg("%s: streamed \"%.*s\", decoded \"%s\"", what, (int)total, all, want);
@@ -162,7 +168,8 @@ static void check_parts(const char *what, const lk_tokenizer *tk, const char *te
     CHECK_OK(lk_tokenizer_encode_parts(tk, parts, 3, (lk_text_marks){0}, 0, &ids, &starts, &n, &err), &err);
     if (n != n_want || memcmp(ids, want, (size_t)n * sizeof *ids)) fail_msg("%s: \"%s\": parts give other ids", what, text);
     for (int64_t i = 0; i < n; i++)
-        if (starts[i] < (i ? starts[i - 1] : 0) || starts[i] > (int64_t)size) fail_msg("%s: \"%s\": token %lld starts at %lld", what, text, (long long)i, (long long)starts[i]);
+        if (starts[i] < (i ? starts[i - 1] : 0) || starts[i] > (int64_t)size)
+            fail_msg("%s: \"%s\": token %lld starts at %lld", what, text, (long long)i, (long long)starts[i]);
     free(ids);
     free(starts);
 }
@@ -173,7 +180,8 @@ static void check_one(const char *name, const lk_tokenizer *tk, const cJSON *tex
     int32_t *ids;
     int64_t n;
     const cJSON *text = texts->child, *row;
-    cJSON_ArrayForEach(row, lk_json_get(entry, "cases")) {
+    cJSON_ArrayForEach(row, lk_json_get(entry, "cases"))
+    {
         const cJSON *special = lk_json_get(row, "special"), *keep = lk_json_get(row, "keep"), *plain = lk_json_get(row, "text");
         const char *t = text->valuestring;
         CHECK_OK(lk_tokenizer_encode(tk, t, strlen(t), 0, &ids, &n, &err), &err);
@@ -187,7 +195,8 @@ static void check_one(const char *name, const lk_tokenizer *tk, const cJSON *tex
         free(ids);
         text = text->next;
     }
-    cJSON_ArrayForEach(row, lk_json_get(entry, "decode")) {
+    cJSON_ArrayForEach(row, lk_json_get(entry, "decode"))
+    {
         const cJSON *keep = lk_json_get(row, "keep"), *plain = lk_json_get(row, "text");
         n = read_ids(lk_json_get(row, "ids"), &ids);
         check_decode(name, tk, ids, n, true, plain->valuestring);
@@ -210,7 +219,8 @@ static void test_goldens(void **state)
     cJSON *root = golden_json("tokenizers.json");
     const cJSON *texts = lk_json_get(root, "texts"), *entry;
     int checked = 0;
-    cJSON_ArrayForEach(entry, lk_json_get(root, "tokenizers")) {
+    cJSON_ArrayForEach(entry, lk_json_get(root, "tokenizers"))
+    {
         lk_tokenizer *tk = open_golden(entry->string, entry);
         if (!tk) continue;
         check_one(entry->string, tk, texts, entry);
@@ -225,12 +235,14 @@ static void test_goldens(void **state)
 /* llama.cpp's texts and ids for GPT-2 and Qwen2. */
 static void check_vectors(const char *vocab_name, const char *merges_name, const char *inputs_name, const char *outputs_name, bool qwen)
 {
-    char *vocab = check_shared(vocab_name), *merges = check_shared(merges_name), *inputs = check_shared(inputs_name), *outputs = check_shared(outputs_name);
+    char *vocab = check_shared(vocab_name), *merges = check_shared(merges_name), *inputs = check_shared(inputs_name),
+         *outputs = check_shared(outputs_name);
     if (vocab && merges && inputs && outputs) {
         lk_error err = {0};
         lk_tokenizer *tk;
         size_t n_in, n_out;
-        char *json = synthesise(vocab, merges, qwen), *in = read_text(inputs, &n_in), *out = read_text(outputs, &n_out), *line = out, *text = in;
+        char *json = synthesise(vocab, merges, qwen), *in = read_text(inputs, &n_in), *out = read_text(outputs, &n_out), *line = out,
+             *text = in;
         CHECK_OK(lk_tokenizer_parse(&tk, json, strlen(json), "vectors", &err), &err);
         static const char mark[] = "\n__ggml_vocab_test__\n";
         int count = 0;
@@ -246,7 +258,8 @@ static void check_vectors(const char *vocab_name, const char *merges_name, const
             }
             for (int64_t i = 0; i < n; i++) {
                 long want = strtol(line, &line, 10);
-                if (ids[i] != want) fail_msg("%s: \"%.*s\": token %lld is %d, want %ld", inputs_name, (int)size, text, (long long)i, ids[i], want);
+                if (ids[i] != want)
+                    fail_msg("%s: \"%.*s\": token %lld is %d, want %ld", inputs_name, (int)size, text, (long long)i, ids[i], want);
             }
             while (*line == ' ') line++;
             if (*line != '\n' && *line) fail_msg("%s: \"%.*s\": %lld tokens are too few", inputs_name, (int)size, text, (long long)n);
@@ -271,8 +284,10 @@ static void check_vectors(const char *vocab_name, const char *merges_name, const
 static void test_vectors(void **state)
 {
     (void)state;
-    check_vectors("tokenizers/gpt2/gpt2_vocab.json", "tokenizers/gpt2/gpt2_merges.txt", "tokenizers/vectors/gpt-2.inp", "tokenizers/vectors/gpt-2.out", false);
-    check_vectors("tokenizers/qwen2.5/vocab.json", "tokenizers/qwen2.5/merges.txt", "tokenizers/vectors/qwen2.inp", "tokenizers/vectors/qwen2.out", true);
+    check_vectors("tokenizers/gpt2/gpt2_vocab.json", "tokenizers/gpt2/gpt2_merges.txt", "tokenizers/vectors/gpt-2.inp",
+                  "tokenizers/vectors/gpt-2.out", false);
+    check_vectors("tokenizers/qwen2.5/vocab.json", "tokenizers/qwen2.5/merges.txt", "tokenizers/vectors/qwen2.inp",
+                  "tokenizers/vectors/qwen2.out", true);
 }
 
 static lk_tokenizer *open_own(const char *name)
@@ -332,14 +347,22 @@ static void test_malformed_text(void **state)
         size_t size;
         const char *same_as;
     } rows[] = {
-        {"a\xff" "b", 3, "a\xef\xbf\xbd" "b"},
-        {"\xe2\x82", 2, "\xef\xbf\xbd"},                                            /* a truncated character is one */
+        {"a\xff"
+         "b",
+         3,
+         "a\xef\xbf\xbd"
+         "b"},
+        {"\xe2\x82", 2, "\xef\xbf\xbd"}, /* a truncated character is one */
         {"\xe2\x82\xe2\x82\xac", 5, "\xef\xbf\xbd\xe2\x82\xac"},
-        {"\xc0\xaf", 2, "\xef\xbf\xbd\xef\xbf\xbd"},                                /* overlong */
-        {"\xed\xa0\x80", 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},                /* a surrogate */
+        {"\xc0\xaf", 2, "\xef\xbf\xbd\xef\xbf\xbd"},                                 /* overlong */
+        {"\xed\xa0\x80", 3, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"},                 /* a surrogate */
         {"\xf4\x90\x80\x80", 4, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"}, /* beyond U+10FFFF */
         {"\xf0\x9f\x99", 3, "\xef\xbf\xbd"},
-        {"\x80" "a", 2, "\xef\xbf\xbd" "a"},
+        {"\x80"
+         "a",
+         2,
+         "\xef\xbf\xbd"
+         "a"},
     };
     lk_error err = {0};
     static const char *const files[] = {"tokenizers/qwen.json", "tokenizers/spm.json"};
@@ -418,7 +441,8 @@ static void test_folder(void **state)
     char config[4096];
     snprintf(config, sizeof config, "%s/tokenizer_config.json", folder);
 #define CONFIG(text) check_write_file(config, text, strlen(text))
-    CONFIG("{\"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\"}, \"chat_template\": [{\"name\": \"tool_use\", \"template\": \"x\"}, "
+    CONFIG("{\"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\"}, \"chat_template\": [{\"name\": \"tool_use\", \"template\": "
+           "\"x\"}, "
            "{\"name\": \"default\", \"template\": \"y\"}]}");
     CHECK_OK(lk_tokenizer_open(&tk, folder, &err), &err);
     assert_int_equal(lk_tokenizer_bos(tk), 1);
@@ -450,7 +474,7 @@ static void test_folder(void **state)
 /* Characters a b c, x; merges given by the row. */
 static lk_status parse_small(lk_tokenizer **tk, const char *model, const char *rest, lk_error *err)
 {
-    char json[4096];
+    char json[8192];
     snprintf(json, sizeof json, "{\"model\":{\"type\":\"BPE\",%s}%s}", model, rest);
     return lk_tokenizer_parse(tk, json, strlen(json), "small.json", err);
 }
@@ -466,7 +490,8 @@ static void expect_ids(const lk_tokenizer *tk, const char *text, int n, const in
         if (ids[i] != want[i]) fail_msg("\"%s\": token %d is %d, want %d", text, i, ids[i], want[i]);
     free(ids);
 }
-#define IDS(...) (int)(sizeof(int32_t[]){__VA_ARGS__} / sizeof(int32_t)), (const int32_t[]){__VA_ARGS__}
+#define IDS(...) \
+    (int)(sizeof(int32_t[]){__VA_ARGS__} / sizeof(int32_t)), (const int32_t[]) { __VA_ARGS__ }
 
 static void test_model_rules(void **state)
 {
@@ -474,7 +499,10 @@ static void test_model_rules(void **state)
     lk_error err = {0};
     lk_tokenizer *tk;
     /* lowest rank first, then leftmost; both forms of merges */
-    CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"b\":1,\"aa\":2,\"ab\":3,\"aab\":4},\"merges\":[[\"a\",\"b\"],[\"a\",\"a\"],[\"aa\",\"b\"]]", "", &err), &err);
+    CHECK_OK(parse_small(&tk,
+                         "\"vocab\":{\"a\":0,\"b\":1,\"aa\":2,\"ab\":3,\"aab\":4},\"merges\":[[\"a\",\"b\"],[\"a\",\"a\"],[\"aa\",\"b\"]]",
+                         "", &err),
+             &err);
     expect_ids(tk, "aaa", IDS(2, 0));
     expect_ids(tk, "aab", IDS(0, 3));
     expect_ids(tk, "zaz", IDS(0)); /* no unk: unknown characters vanish, as in the library */
@@ -486,10 +514,14 @@ static void test_model_rules(void **state)
     expect_ids(tk, "yyayy", IDS(1, 0, 1));
     lk_tokenizer_close(tk);
     /* one of the character's bytes is missing: unk for the whole character */
-    CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"u\":1,\"<0xC3>\":2,\"<0xA9>\":3},\"merges\":[],\"unk_token\":\"u\",\"byte_fallback\":true", "", &err), &err);
+    CHECK_OK(parse_small(&tk,
+                         "\"vocab\":{\"a\":0,\"u\":1,\"<0xC3>\":2,\"<0xA9>\":3},\"merges\":[],\"unk_token\":\"u\",\"byte_fallback\":true",
+                         "", &err),
+             &err);
     expect_ids(tk, "\xc3\xa9\xc3\xa8", IDS(2, 3, 1));
     lk_tokenizer_close(tk);
-    CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"abab\":3},\"merges\":[\"a b\"],\"ignore_merges\":true", "", &err), &err);
+    CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"abab\":3},\"merges\":[\"a b\"],\"ignore_merges\":true", "", &err),
+             &err);
     expect_ids(tk, "abab", IDS(3));
     expect_ids(tk, "ababab", IDS(2, 2, 2));
     lk_tokenizer_close(tk);
@@ -502,9 +534,15 @@ static void test_split(void **state)
     static const struct {
         const char *behavior, *invert, *want; /* the pieces, separated by | */
     } rows[] = {
-        {"Removed", "false", "a|b|c"},         {"Isolated", "false", "a|-|b|-|-|c|-"}, {"MergedWithPrevious", "false", "a-|b-|-|c-"},
-        {"MergedWithNext", "false", "a|-b|-|-c|-"}, {"Contiguous", "false", "a|-|b|--|c|-"}, {"Removed", "true", "-|-|-|-"},
-        {"Isolated", "true", "a|-|b|-|-|c|-"}, {"MergedWithPrevious", "true", "a|-b|-|-c|-"}, {"MergedWithNext", "true", "a-|b-|-|c-"},
+        {"Removed", "false", "a|b|c"},
+        {"Isolated", "false", "a|-|b|-|-|c|-"},
+        {"MergedWithPrevious", "false", "a-|b-|-|c-"},
+        {"MergedWithNext", "false", "a|-b|-|-c|-"},
+        {"Contiguous", "false", "a|-|b|--|c|-"},
+        {"Removed", "true", "-|-|-|-"},
+        {"Isolated", "true", "a|-|b|-|-|c|-"},
+        {"MergedWithPrevious", "true", "a|-b|-|-c|-"},
+        {"MergedWithNext", "true", "a-|b-|-|c-"},
         {"Contiguous", "true", "a|-|b|--|c|-"},
     };
     lk_error err = {0};
@@ -513,10 +551,15 @@ static void test_split(void **state)
             /* all pieces that can come out are in the vocabulary, and ignore_merges takes a whole one */
             lk_tokenizer *tk;
             char rest[400];
-            snprintf(rest, sizeof rest, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"%s\":\"-\"},\"behavior\":\"%s\",\"invert\":%s}",
+            snprintf(rest, sizeof rest,
+                     ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"%s\":\"-\"},\"behavior\":\"%s\",\"invert\":%s}",
                      regex ? "Regex" : "String", rows[i].behavior, rows[i].invert);
-            CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"-\":3,\"a-\":4,\"b-\":5,\"c-\":6,\"-b\":7,\"-c\":8,\"--\":9},\"merges\":[],"
-                                      "\"ignore_merges\":true", rest, &err), &err);
+            CHECK_OK(parse_small(
+                         &tk,
+                         "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"-\":3,\"a-\":4,\"b-\":5,\"c-\":6,\"-b\":7,\"-c\":8,\"--\":9},\"merges\":[],"
+                         "\"ignore_merges\":true",
+                         rest, &err),
+                     &err);
             int32_t *ids;
             int64_t n;
             char got[64] = "";
@@ -531,14 +574,64 @@ static void test_split(void **state)
         }
 }
 
+/* Where Oniguruma, which the library matches with, and PCRE2 differ: what a pattern takes away from a text. */
+static void test_patterns(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *pattern, *text, *left;
+    } rows[] = {
+        {"\\\\w", "a\xc2\xb2\xc2\xbd\xe2\x91\xa0\xe2\x93\x90\xcc\x81_-",
+         "\xe2\x91\xa0-"},                                               /* a 2 1/2 (1) (a) acute _ : the circled 1 is no word */
+        {"\\\\s", "a\xe1\xa0\x8e\xc2\x85\xe3\x80\x80", "a\xe1\xa0\x8e"}, /* U+180E is no space */
+        {"[\\\\S]", "a\xe1\xa0\x8e ", " "},
+        {"\\\\S", "a\xe1\xa0\x8e ", " "},
+        {"\\\\p{L}", "a\xf0\x94\x85\x90\xf0\xb1\x8d\x90-", "-"}, /* letters of Unicode 16 and 15 */
+        {"[^\\\\s\\\\p{L}]", "a\xf0\x94\x85\x90-", "a\xf0\x94\x85\x90"},
+        {"\\\\p{^N}", "a1\xf0\x90\xb5\x80", "1\xf0\x90\xb5\x80"},
+        {"\\\\p{Han}", "\xe4\xbd\xa0\xe3\x80\x81", "\xe3\x80\x81"}, /* by Script: U+3001 is Common */
+        {"^b", "b\nb", "\n"},                                       /* at every line */
+        {".", "a\n", "\n"},
+        {"(?i:'s)", "'S'\xc5\xbf", ""}, /* the long s folds to s */
+        {"\\\\x41|\\\\u0042", "ABC", "C"},
+    };
+    lk_error err = {0};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        lk_tokenizer *tk;
+        char rest[400], vocab[4096] = "", *text, *to = vocab;
+        size_t size;
+        int32_t *ids;
+        int64_t n;
+        for (int b = 0; b < 256; b++) to += sprintf(to, "\"<0x%02X>\":%d,", (unsigned)b, b);
+        char *model = malloc(5000);
+        snprintf(model, 5000, "\"vocab\":{%s\"zz\":256},\"merges\":[],\"byte_fallback\":true", vocab);
+        snprintf(rest, sizeof rest,
+                 ",\"decoder\":{\"type\":\"ByteFallback\"},\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"%s\"},"
+                 "\"behavior\":\"Removed\"}",
+                 rows[i].pattern);
+        CHECK_OK(parse_small(&tk, model, rest, &err), &err);
+        CHECK_OK(lk_tokenizer_encode(tk, rows[i].text, strlen(rows[i].text), 0, &ids, &n, &err), &err);
+        CHECK_OK(lk_tokenizer_decode(tk, ids, n, true, &text, &size, &err), &err);
+        if (strcmp(text, rows[i].left))
+            fail_msg("%s leaves \"%s\" of \"%s\", want \"%s\"", rows[i].pattern, text, rows[i].text, rows[i].left);
+        free(text);
+        free(ids);
+        free(model);
+        lk_tokenizer_close(tk);
+    }
+}
+
 /* A long word through the heap gives what many short runs through the scan give, and in time that is not quadratic. */
 static void test_long_words(void **state)
 {
     (void)state;
     lk_error err = {0};
     lk_tokenizer *tk;
-    CHECK_OK(parse_small(&tk, "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"abc\":4,\"aa\":5,\"aaaa\":6,\"ca\":7,\"bb\":8},"
-                              "\"merges\":[\"a b\",\"ab c\",\"a a\",\"aa aa\",\"c a\",\"b b\"]", "", &err), &err);
+    CHECK_OK(parse_small(&tk,
+                         "\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"abc\":4,\"aa\":5,\"aaaa\":6,\"ca\":7,\"bb\":8},"
+                         "\"merges\":[\"a b\",\"ab c\",\"a a\",\"aa aa\",\"c a\",\"b b\"]",
+                         "", &err),
+             &err);
     size_t size = 1 << 20;
     char *text = malloc(size);
     assert_non_null(text);
@@ -579,7 +672,8 @@ static void test_long_words(void **state)
             size_t best = 6, where = 0;
             for (size_t i = 0; i + 1 < count; i++)
                 for (size_t m = 0; m < best; m++)
-                    if (strlen(pieces[i]) == left[m] && !strncmp(merges[m], pieces[i], left[m]) && !strcmp(merges[m] + left[m], pieces[i + 1])) {
+                    if (strlen(pieces[i]) == left[m] && !strncmp(merges[m], pieces[i], left[m]) &&
+                        !strcmp(merges[m] + left[m], pieces[i + 1])) {
                         best = m;
                         where = i;
                     }
@@ -673,21 +767,32 @@ static void test_hostile(void **state)
         {V, ",\"normalizer\":[]", LK_ERR_FORMAT, "normalizer"},
         {V, ",\"pre_tokenizer\":{\"type\":\"Whitespace\"}", LK_ERR_UNSUPPORTED, "Whitespace"},
         {V, ",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"new\":1}", LK_ERR_UNSUPPORTED, "\"new\""},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}", LK_ERR_UNSUPPORTED, "after ByteLevel"},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED, "compile"},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\\\\b\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED, "escape"},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?P<n>a)\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED, "group"},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED, "intersection"},
-        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\"}", LK_ERR_UNSUPPORTED, "Sideways"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\"},{\"type\":\"Digits\"}]}",
+         LK_ERR_UNSUPPORTED, "after ByteLevel"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED,
+         "compile"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\\\\b\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED,
+         "escape"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?P<n>a)\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED,
+         "group"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a&&b]\"},\"behavior\":\"Isolated\"}", LK_ERR_UNSUPPORTED,
+         "intersection"},
+        {V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Sideways\"}", LK_ERR_UNSUPPORTED,
+         "Sideways"},
         {V, ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}", LK_ERR_FORMAT, "one character"},
         {V, ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"last\"}", LK_ERR_UNSUPPORTED, "last"},
         {V, ",\"decoder\":{\"type\":\"WordPiece\"}", LK_ERR_UNSUPPORTED, "WordPiece"},
-        {V, ",\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]}", LK_ERR_UNSUPPORTED, "joins"},
+        {V, ",\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Fuse\"},{\"type\":\"ByteFallback\"}]}", LK_ERR_UNSUPPORTED,
+         "joins"},
         {V, ",\"decoder\":{\"type\":\"Strip\",\"content\":\" \",\"start\":-1,\"stop\":0}", LK_ERR_FORMAT, "start"},
         {V, ",\"post_processor\":{\"type\":\"BertProcessing\"}", LK_ERR_UNSUPPORTED, "BertProcessing"},
-        {V, ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}},{\"Sequence\":{\"id\":\"A\"}}],"
-            "\"pair\":[],\"special_tokens\":{\"s\":{\"id\":\"s\",\"ids\":[77],\"tokens\":[\"s\"]}}}", LK_ERR_FORMAT, "not in the vocabulary"},
-        {V, ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}}],\"special_tokens\":{}}", LK_ERR_FORMAT, "lacks"},
+        {V,
+         ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}},{\"Sequence\":{\"id\":\"A\"}}]"
+         ","
+         "\"pair\":[],\"special_tokens\":{\"s\":{\"id\":\"s\",\"ids\":[77],\"tokens\":[\"s\"]}}}",
+         LK_ERR_FORMAT, "not in the vocabulary"},
+        {V, ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}}],\"special_tokens\":{}}",
+         LK_ERR_FORMAT, "lacks"},
         {V, ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[],\"special_tokens\":{}}", LK_ERR_UNSUPPORTED, "drops"},
     };
     lk_error err;
@@ -709,7 +814,7 @@ static void test_hostile(void **state)
     size_t size;
     char *golden = check_golden("tokenizers/spm.json"), *json = read_text(golden, &size);
     for (size_t cut = 0; cut + 2 < size; cut += 1 + size / 300) { /* the last two bytes are } and a newline */
-        char *copy = malloc(cut + 1); /* its own block: reading past it is seen by the sanitizer */
+        char *copy = malloc(cut + 1);                             /* its own block: reading past it is seen by the sanitizer */
         memcpy(copy, json, cut);
         assert_true(lk_tokenizer_parse(&tk, copy, cut, "cut", &err) != LK_OK);
         free(copy);
@@ -724,7 +829,10 @@ static void test_slow_pattern(void **state)
     (void)state;
     lk_error err = {0};
     lk_tokenizer *tk;
-    CHECK_OK(parse_small(&tk, V, ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:(?:a|aa)+)+[cd]\"},\"behavior\":\"Isolated\"}", &err), &err);
+    CHECK_OK(parse_small(&tk, V,
+                         ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?:(?:a|aa)+)+[cd]\"},\"behavior\":\"Isolated\"}",
+                         &err),
+             &err);
     char text[200];
     memset(text, 'a', sizeof text);
     int32_t *ids;
@@ -736,10 +844,11 @@ static void test_slow_pattern(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens),   cmocka_unit_test(test_vectors),     cmocka_unit_test(test_plain_text),
-        cmocka_unit_test(test_malformed_text), cmocka_unit_test(test_lookups), cmocka_unit_test(test_folder),
-        cmocka_unit_test(test_model_rules), cmocka_unit_test(test_split),     cmocka_unit_test(test_long_words),
-        cmocka_unit_test(test_many_marks), cmocka_unit_test(test_hostile),    cmocka_unit_test(test_slow_pattern),
+        cmocka_unit_test(test_goldens),        cmocka_unit_test(test_vectors),    cmocka_unit_test(test_plain_text),
+        cmocka_unit_test(test_malformed_text), cmocka_unit_test(test_lookups),    cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_model_rules),    cmocka_unit_test(test_split),      cmocka_unit_test(test_patterns),
+        cmocka_unit_test(test_long_words),     cmocka_unit_test(test_many_marks), cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_slow_pattern),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
