@@ -100,7 +100,7 @@ static void product(const attention_args *a, float *c, int64_t ldc, const char *
                          .left_pitch = pitch,
                          .right_pitch = pitch,
                          .tiles = lk_tiles_along(depth),
-                         .begin = add ? LK_PASS_ADD : LK_PASS_SET,
+                         .mode = add ? LK_GEMM_ADD : LK_GEMM_SET,
                          .partial = false};
     lk_gemm_multiply(a->gemm, &pass);
 }

@@ -92,6 +92,11 @@ void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t
         pack_rows(g, panel, &factor, row, rows, first, k, g->right_differs);
 }
 
+int64_t lk_gemm_sums(const lk_gemm *g, int64_t left_rows, int64_t right_rows, bool inside)
+{
+    return lk_tiles_down(left_rows) * lk_tiles_down(right_rows) * LK_TILE_ROWS * LK_TILE_ROWS * (inside ? g->lanes : 1);
+}
+
 void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass)
 {
     if (pass->left_rows <= 0 || pass->right_rows <= 0) return;
@@ -101,7 +106,7 @@ void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass)
 }
 
 /* Blocks of lk_gemm_product: the right panel is reused by every left one, and both stay in the second-level cache. */
-enum { PRODUCT_LEFT = 64, PRODUCT_RIGHT = 128 };
+enum { PRODUCT_LEFT = 64, PRODUCT_RIGHT = 64 };
 
 size_t lk_gemm_scratch_bytes(const lk_gemm *g)
 {
@@ -137,8 +142,9 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
                                      .right_rows = columns,
                                      .left_pitch = (int64_t)lk_gemm_panel_bytes(g, 1, depth),
                                      .right_pitch = (int64_t)lk_gemm_panel_bytes(g, 1, depth),
+                                     .first = first / LK_TILE_DEPTH,
                                      .tiles = lk_tiles_along(depth),
-                                     .begin = first ? LK_PASS_RESUME : mode == LK_GEMM_ADD ? LK_PASS_ADD : LK_PASS_SET,
+                                     .mode = mode,
                                      .partial = first + depth < k};
                 g->multiply(&pass);
             }

@@ -75,8 +75,8 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
  * Panels are 64-byte aligned. */
 enum { LK_TILE_ROWS = 16, LK_TILE_DEPTH = 32, LK_TILE_SIZE = LK_TILE_ROWS * LK_TILE_DEPTH };
 
-/* Where K is split: kernels that keep several partial sums per element join them after every 1024 k, counted from 0. */
-enum { LK_GEMM_DEPTH = 1024 };
+/* Where sums are joined: kernels that keep several partial sums ("lanes") per element add them up after every 2048 k, counted from 0. */
+enum { LK_GEMM_DEPTH = 2048 };
 
 static inline int64_t lk_tiles_down(int64_t rows) { return (rows + LK_TILE_ROWS - 1) / LK_TILE_ROWS; }
 static inline int64_t lk_tiles_along(int64_t k) { return (k + LK_TILE_DEPTH - 1) / LK_TILE_DEPTH; }
@@ -89,27 +89,25 @@ void lk_gemm_pack_left(const lk_gemm *g, void *panel, lk_factor factor, int64_t 
 void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t row, int64_t rows, int64_t first, int64_t k);
 
 /* One pass over (part of) K. Element (i of left, j of right) of the result is c[i * down + j * across]; one of the two is 1.
- * A product whose K does not fit one panel takes several passes at multiples of LK_GEMM_DEPTH: the first begins with SET or ADD, the
- * following ones RESUME; all but the last are `partial`. Between passes the sums are in `sums`, 256 floats for every 16 x 16 of the
- * result in an arrangement of the kernel's own: wide results would be read and written a line a page otherwise. sums may be NULL
- * when across is 1 or there is one pass; the sums are kept in c then. */
+ * A product whose K does not fit one panel takes several passes, in order, all but the last `partial`. They begin at multiples of
+ * LK_GEMM_DEPTH, or at any tile when there are `sums`.
+ *
+ * sums keeps what is unfinished between passes, lk_gemm_sums floats in an arrangement of the kernel's own. It may be NULL when
+ * across is 1 or there is one pass; unfinished sums are kept in c then. Wide results would be read and written a line a page. */
 typedef struct lk_gemm_pass {
     float *c;
     int64_t down, across;
     const void *left, *right; /* first tile of each */
     int64_t left_rows, right_rows;
     int64_t left_pitch, right_pitch; /* bytes from one block of 16 rows to the next */
-    int64_t tiles;                   /* of K, in this pass */
-    enum { LK_PASS_SET, LK_PASS_ADD, LK_PASS_RESUME } begin;
+    int64_t first, tiles;            /* of K: those before this pass, and in it */
+    lk_gemm_mode mode;               /* of the whole product, the same in every pass */
     bool partial;
-    float *sums;
+    float *sums; /* 64-byte aligned */
 } lk_gemm_pass;
 
-/* Floats of sums for a result of this size. */
-static inline int64_t lk_gemm_sums(int64_t left_rows, int64_t right_rows)
-{
-    return lk_tiles_down(left_rows) * lk_tiles_down(right_rows) * LK_TILE_ROWS * LK_TILE_ROWS;
-}
+/* Floats of sums for a result of this size; `inside`: passes end inside LK_GEMM_DEPTH. */
+int64_t lk_gemm_sums(const lk_gemm *g, int64_t left_rows, int64_t right_rows, bool inside);
 
 void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass);
 
@@ -128,11 +126,20 @@ typedef struct lk_nf4_tile {
 
 enum { LK_NF4_TILE_DEPTH = 128 };
 
+/* While row r of a block is unpacked, that of the block after next is fetched (with the scales beside the first two): the hardware's
+ * prefetchers stop at every 4 KiB, and without this a product at one token waits for memory half of its time. */
+static inline void lk_nf4_fetch(const lk_nf4_tile *block, int r)
+{
+    __builtin_prefetch(block[2].codes[r]);
+    if (r < 2) __builtin_prefetch(block[2].absmax[r]);
+}
+
 /* What a tier provides (gemm_*.c). Tiles as above. */
 struct lk_gemm {
     lk_cpu_tier tier;
     lk_dtype compute;
     size_t element;
+    int lanes;          /* partial sums per element */
     bool right_differs; /* right tiles are not laid out like left ones: `swap` turns one kind into the other */
     /* A left tile from rows x k values in memory (rows <= 16, k <= 32); the rest of the tile is zeroed. */
     void (*load)(void *tile, const void *data, lk_dtype type, int64_t stride, int rows, int k, float scale);

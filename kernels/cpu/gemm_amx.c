@@ -169,9 +169,9 @@ static inline bool is_whole(const place *at) { return at->rows == LK_TILE_ROWS &
 
 static void begin_sum(const lk_gemm_pass *p, int number, const place *at)
 {
-    if (p->begin == LK_PASS_SET) {
+    if (p->first == 0 && p->mode == LK_GEMM_SET) {
         zero_sum(number);
-    } else if (p->begin == LK_PASS_RESUME && at->kept) {
+    } else if (p->first > 0 && at->kept) {
         load_sum(number, at->kept, LK_TILE_ROWS);
     } else if (p->down != 1 && is_whole(at)) {
         load_sum(number, at->c, p->down);
@@ -220,7 +220,7 @@ static void fetch_places(const lk_gemm_pass *p, const place *at, int64_t next)
         lines l = lines_of(p, at);
         for (int j = 0; j < l.count; j++) __builtin_prefetch(at->c + j * l.stride, 1);
     }
-    if (p->begin == LK_PASS_RESUME && at->kept)
+    if (p->first > 0 && at->kept)
         for (int j = 0; j < LK_TILE_ROWS; j++) __builtin_prefetch(at->kept + next + j * LK_TILE_ROWS, 1);
 }
 
@@ -262,6 +262,7 @@ static void multiply(const lk_gemm_pass *p)
 const lk_gemm lk_gemm_amx_bf16 = {.tier = LK_CPU_AMX,
                                   .compute = LK_BF16,
                                   .element = sizeof(uint16_t),
+                                  .lanes = 1,
                                   .right_differs = true,
                                   .load = lk_avx512_load_bf16,
                                   .swap = lk_avx512_swap_pairs,

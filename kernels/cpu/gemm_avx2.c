@@ -14,7 +14,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-enum { SIDE = 4, WIDE = 3 };
+enum { SIDE = 4, WIDE = 3, LANES = 8, DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
 
 /* ---------------------------------------------------------------------------------------------- tiles */
 
@@ -108,6 +108,7 @@ static inline void nf4(float *tiles, const lk_nf4_tile *block, bool bf16)
 {
     __m256 book[2] = {_mm256_loadu_ps(lk_nf4_codebook), _mm256_loadu_ps(lk_nf4_codebook + 8)};
     for (int r = 0; r < LK_TILE_ROWS; r++) {
+        lk_nf4_fetch(block, r);
         __m256 table[2][2];
         for (int half = 0; half < 2; half++) {
             for (int side = 0; side < 2; side++) {
@@ -149,13 +150,20 @@ static inline void put(float *c, __m128 result, int rows, bool add)
     for (int i = 0; i < rows; i++) c[i] = add ? c[i] + values[i] : values[i];
 }
 
+/* Where a block's lanes come from and go to: NULL when it begins at, or reaches, a multiple of LK_GEMM_DEPTH. */
+typedef struct lanes {
+    const float *from;
+    float *to;
+} lanes;
+
 /* c[i + j*across]: `height` rows of a (4 or 8; `rows` of them exist) by `n` of b over `tiles` tiles. Inlined with literal height and n. */
 static inline __attribute__((always_inline)) void block(float *c, int64_t across, int rows, const float *a, const float *const b[WIDE],
-                                                        int64_t tiles, bool add, const int height, const int n)
+                                                        int64_t tiles, bool add, lanes kept, const int height, const int n)
 {
     __m256 sum[WIDE][2 * SIDE];
     for (int j = 0; j < n; j++)
-        for (int i = 0; i < height; i++) sum[j][i] = _mm256_setzero_ps();
+        for (int i = 0; i < height; i++)
+            sum[j][i] = kept.from ? _mm256_load_ps(kept.from + (j * height + i) * LANES) : _mm256_setzero_ps();
     for (int64_t t = 0; t < tiles; t++) {
         for (int at = 0; at < LK_TILE_DEPTH; at += 8) {
             const int64_t from = t * LK_TILE_SIZE + at;
@@ -169,6 +177,11 @@ static inline __attribute__((always_inline)) void block(float *c, int64_t across
                 for (int j = 0; j < n; j++) sum[j][i] = _mm256_fmadd_ps(left, right[j], sum[j][i]);
             }
         }
+    }
+    if (kept.to) {
+        for (int j = 0; j < n; j++)
+            for (int i = 0; i < height; i++) _mm256_store_ps(kept.to + (j * height + i) * LANES, sum[j][i]);
+        return;
     }
     for (int j = 0; j < n; j++)
         for (int i = 0; i < height && i < rows; i += SIDE) put(c + i + j * across, sums(sum[j] + i), rows - i, add);
@@ -190,32 +203,44 @@ static lk_gemm_pass contiguous_down(const lk_gemm_pass *pass)
     return p;
 }
 
+/* A part of a pass that does not cross a multiple of LK_GEMM_DEPTH: tiles [t, t + tiles) of it. */
+static void multiply_part(const lk_gemm_pass *p, int64_t t, int64_t tiles)
+{
+    int64_t begin = p->first + t, finish = begin + tiles;
+    bool last = t + tiles == p->tiles && !p->partial, resume = begin % DEPTH != 0, keep = finish % DEPTH != 0 && !last;
+    bool add = begin >= DEPTH || p->mode == LK_GEMM_ADD;
+    int height = p->right_rows == 1 ? 2 * SIDE : SIDE;
+    for (int64_t i = 0; i < p->left_rows; i += height) {
+        const float *a = row_of(p->left, p->left_pitch, i) + t * LK_TILE_SIZE;
+        int rows = p->left_rows - i < height ? (int)(p->left_rows - i) : height;
+        for (int64_t j = 0; j < p->right_rows; j += WIDE) {
+            int n = p->right_rows - j < WIDE ? (int)(p->right_rows - j) : WIDE;
+            const float *b[WIDE] = {NULL};
+            for (int m = 0; m < n; m++) b[m] = row_of(p->right, p->right_pitch, j + m) + t * LK_TILE_SIZE;
+            float *c = p->c + i + j * p->across;
+            lanes kept = {NULL, NULL};
+            if (resume) kept.from = p->sums + (i * p->right_rows + j * height) * LANES;
+            if (keep) kept.to = p->sums + (i * p->right_rows + j * height) * LANES;
+            if (height == 2 * SIDE)
+                block(c, p->across, rows, a, b, tiles, add, kept, 2 * SIDE, 1);
+            else if (n == 3)
+                block(c, p->across, rows, a, b, tiles, add, kept, SIDE, 3);
+            else if (n == 2)
+                block(c, p->across, rows, a, b, tiles, add, kept, SIDE, 2);
+            else
+                block(c, p->across, rows, a, b, tiles, add, kept, SIDE, 1);
+        }
+    }
+}
+
 static void multiply(const lk_gemm_pass *pass)
 {
-    enum { DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
     lk_gemm_pass p = contiguous_down(pass);
-    int height = p.right_rows == 1 ? 2 * SIDE : SIDE;
-    for (int64_t t = 0; t < p.tiles; t += DEPTH) {
-        int64_t tiles = p.tiles - t < DEPTH ? p.tiles - t : DEPTH;
-        bool add = t > 0 || p.begin != LK_PASS_SET;
-        for (int64_t i = 0; i < p.left_rows; i += height) {
-            const float *a = row_of(p.left, p.left_pitch, i) + t * LK_TILE_SIZE;
-            int rows = p.left_rows - i < height ? (int)(p.left_rows - i) : height;
-            for (int64_t j = 0; j < p.right_rows; j += WIDE) {
-                int n = p.right_rows - j < WIDE ? (int)(p.right_rows - j) : WIDE;
-                const float *b[WIDE] = {NULL};
-                for (int m = 0; m < n; m++) b[m] = row_of(p.right, p.right_pitch, j + m) + t * LK_TILE_SIZE;
-                float *c = p.c + i + j * p.across;
-                if (height == 2 * SIDE)
-                    block(c, p.across, rows, a, b, tiles, add, 2 * SIDE, 1);
-                else if (n == 3)
-                    block(c, p.across, rows, a, b, tiles, add, SIDE, 3);
-                else if (n == 2)
-                    block(c, p.across, rows, a, b, tiles, add, SIDE, 2);
-                else
-                    block(c, p.across, rows, a, b, tiles, add, SIDE, 1);
-            }
-        }
+    for (int64_t t = 0; t < p.tiles;) {
+        int64_t tiles = DEPTH - (p.first + t) % DEPTH;
+        if (tiles > p.tiles - t) tiles = p.tiles - t;
+        multiply_part(&p, t, tiles);
+        t += tiles;
     }
 }
 
@@ -226,6 +251,7 @@ static void multiply(const lk_gemm_pass *pass)
 const lk_gemm lk_gemm_avx2_f32 = {.tier = LK_CPU_AVX2,
                                   .compute = LK_F32,
                                   .element = sizeof(float),
+                                  .lanes = LANES,
                                   .load = load_f32,
                                   .swap = swap,
                                   .turn = turn,
@@ -234,6 +260,7 @@ const lk_gemm lk_gemm_avx2_f32 = {.tier = LK_CPU_AVX2,
 const lk_gemm lk_gemm_avx2_bf16 = {.tier = LK_CPU_AVX2,
                                    .compute = LK_BF16,
                                    .element = sizeof(float),
+                                  .lanes = LANES,
                                    .load = load_bf16,
                                    .swap = swap,
                                    .turn = turn,

@@ -18,7 +18,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #endif
 
-enum { SIDE = 8, WIDE = 3 };
+enum { SIDE = 8, WIDE = 3, LANES = 16, DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
 
 /* Two vectors' lanes joined within every 128 bits. */
 static inline __m512 join32(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
@@ -42,30 +42,42 @@ static inline const char *row_of(const void *panel, int64_t pitch, int64_t row, 
     return (const char *)panel + row / LK_TILE_ROWS * pitch + row % LK_TILE_ROWS * row_bytes;
 }
 
-/* c[i + j*across], i < rows <= 8, j < n: eight rows of a by n of b over `tiles` tiles. */
-#define BLOCK_KERNEL(name, n, STEP, ROW_BYTES)                                                                                                \
-    static inline void name(float *c, int64_t across, __mmask8 mask, const char *a, const char *const b[WIDE], int64_t tiles, bool add)       \
-    {                                                                                                                                         \
-        __m512 sum[n][SIDE];                                                                                                                  \
-        for (int j = 0; j < n; j++)                                                                                                           \
-            for (int i = 0; i < SIDE; i++) sum[j][i] = _mm512_setzero_ps();                                                                   \
-        for (int64_t t = 0; t < tiles; t++) {                                                                                                 \
-            int64_t at = t * LK_TILE_ROWS * (ROW_BYTES);                                                                                      \
-            for (int part = 0; part < (ROW_BYTES); part += 64) {                                                                              \
-                __m512 right[n];                                                                                                              \
-                _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) right[j] = _mm512_load_ps(b[j] + at + part);                              \
-                _Pragma("GCC unroll 8") for (int i = 0; i < SIDE; i++)                                                                        \
-                {                                                                                                                             \
-                    __m512 left = _mm512_load_ps(a + at + part + i * (ROW_BYTES));                                                            \
-                    _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) sum[j][i] = STEP(sum[j][i], left, right[j]);                          \
-                }                                                                                                                             \
-            }                                                                                                                                 \
-        }                                                                                                                                     \
-        for (int j = 0; j < n; j++) {                                                                                                         \
-            __m256 result = sums(sum[j]);                                                                                                     \
-            if (add) result = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, c + j * across), result);                                             \
-            _mm256_mask_storeu_ps(c + j * across, mask, result);                                                                              \
-        }                                                                                                                                     \
+/* Where a block's lanes come from and go to: NULL when it begins at, or reaches, a multiple of LK_GEMM_DEPTH. */
+typedef struct lanes {
+    const float *from;
+    float *to;
+} lanes;
+
+/* c[i + j*across], i < 8 (those in the mask exist), j < n: eight rows of a by n of b over `tiles` tiles. */
+#define BLOCK_KERNEL(name, n, STEP, ROW_BYTES)                                                                                               \
+    static inline void name(float *c, int64_t across, __mmask8 mask, const char *a, const char *const b[WIDE], int64_t tiles, bool add,      \
+                            lanes kept)                                                                                                      \
+    {                                                                                                                                        \
+        __m512 sum[n][SIDE];                                                                                                                 \
+        for (int j = 0; j < n; j++)                                                                                                          \
+            for (int i = 0; i < SIDE; i++)                                                                                                   \
+                sum[j][i] = kept.from ? _mm512_load_ps(kept.from + (j * SIDE + i) * LANES) : _mm512_setzero_ps();                            \
+        for (int64_t t = 0; t < tiles; t++) {                                                                                                \
+            int64_t at = t * LK_TILE_ROWS * (ROW_BYTES);                                                                                     \
+            for (int part = 0; part < (ROW_BYTES); part += 64) {                                                                             \
+                __m512 right[n];                                                                                                             \
+                _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) right[j] = _mm512_load_ps(b[j] + at + part);                             \
+                _Pragma("GCC unroll 8") for (int i = 0; i < SIDE; i++)                                                                       \
+                {                                                                                                                            \
+                    __m512 left = _mm512_load_ps(a + at + part + i * (ROW_BYTES));                                                           \
+                    _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) sum[j][i] = STEP(sum[j][i], left, right[j]);                         \
+                }                                                                                                                            \
+            }                                                                                                                                \
+        }                                                                                                                                    \
+        for (int j = 0; j < n; j++) {                                                                                                        \
+            if (kept.to) {                                                                                                                   \
+                for (int i = 0; i < SIDE; i++) _mm512_store_ps(kept.to + (j * SIDE + i) * LANES, sum[j][i]);                                 \
+            } else {                                                                                                                         \
+                __m256 result = sums(sum[j]);                                                                                                \
+                if (add) result = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, c + j * across), result);                                        \
+                _mm256_mask_storeu_ps(c + j * across, mask, result);                                                                         \
+            }                                                                                                                                \
+        }                                                                                                                                    \
     }
 
 #define STEP_F32(sum, left, right) _mm512_fmadd_ps(left, right, sum)
@@ -89,35 +101,50 @@ static inline lk_gemm_pass contiguous_down(const lk_gemm_pass *pass)
     return p;
 }
 
-#define MULTIPLY(name, suffix, ROW_BYTES)                                                                                                     \
-    static void name(const lk_gemm_pass *pass)                                                                                                \
-    {                                                                                                                                         \
-        enum { DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };                                                                                       \
-        lk_gemm_pass p = contiguous_down(pass);                                                                                               \
-        for (int64_t t = 0; t < p.tiles; t += DEPTH) {                                                                                        \
-            int64_t tiles = p.tiles - t < DEPTH ? p.tiles - t : DEPTH, offset = t * LK_TILE_ROWS * (ROW_BYTES);                               \
-            bool add = t > 0 || p.begin != LK_PASS_SET;                                                                                       \
-            for (int64_t i = 0; i < p.left_rows; i += SIDE) {                                                                                 \
-                const char *a = row_of(p.left, p.left_pitch, i, ROW_BYTES) + offset;                                                          \
-                __mmask8 mask = p.left_rows - i >= SIDE ? 0xff : (__mmask8)((1u << (p.left_rows - i)) - 1);                                   \
-                for (int64_t j = 0; j < p.right_rows; j += WIDE) {                                                                            \
-                    int n = p.right_rows - j < WIDE ? (int)(p.right_rows - j) : WIDE;                                                         \
-                    const char *b[WIDE] = {NULL};                                                                                             \
-                    for (int m = 0; m < n; m++) b[m] = row_of(p.right, p.right_pitch, j + m, ROW_BYTES) + offset;                             \
-                    float *c = p.c + i + j * p.across;                                                                                        \
-                    if (n == 3)                                                                                                               \
-                        block3_##suffix(c, p.across, mask, a, b, tiles, add);                                                                 \
-                    else if (n == 2)                                                                                                          \
-                        block2_##suffix(c, p.across, mask, a, b, tiles, add);                                                                 \
-                    else                                                                                                                      \
-                        block1_##suffix(c, p.across, mask, a, b, tiles, add);                                                                 \
-                }                                                                                                                             \
-            }                                                                                                                                 \
-        }                                                                                                                                     \
+/* A part of a pass that does not cross a multiple of LK_GEMM_DEPTH: tiles [t, t + tiles) of it. */
+#define MULTIPLY_PART(name, suffix, ROW_BYTES)                                                                                               \
+    static void name(const lk_gemm_pass *p, int64_t t, int64_t tiles)                                                                        \
+    {                                                                                                                                        \
+        int64_t offset = t * LK_TILE_ROWS * (ROW_BYTES), begin = p->first + t, finish = begin + tiles;                                       \
+        bool last = t + tiles == p->tiles && !p->partial, resume = begin % DEPTH != 0, keep = finish % DEPTH != 0 && !last;                  \
+        bool add = begin >= DEPTH || p->mode == LK_GEMM_ADD;                                                                                 \
+        for (int64_t i = 0; i < p->left_rows; i += SIDE) {                                                                                   \
+            const char *a = row_of(p->left, p->left_pitch, i, ROW_BYTES) + offset;                                                           \
+            __mmask8 mask = p->left_rows - i >= SIDE ? 0xff : (__mmask8)((1u << (p->left_rows - i)) - 1);                                    \
+            for (int64_t j = 0; j < p->right_rows; j += WIDE) {                                                                              \
+                int n = p->right_rows - j < WIDE ? (int)(p->right_rows - j) : WIDE;                                                          \
+                const char *b[WIDE] = {NULL};                                                                                                \
+                for (int m = 0; m < n; m++) b[m] = row_of(p->right, p->right_pitch, j + m, ROW_BYTES) + offset;                              \
+                float *c = p->c + i + j * p->across;                                                                                         \
+                lanes kept = {NULL, NULL};                                                                                                   \
+                if (resume) kept.from = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                                    \
+                if (keep) kept.to = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                                        \
+                if (n == 3)                                                                                                                  \
+                    block3_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
+                else if (n == 2)                                                                                                             \
+                    block2_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
+                else                                                                                                                         \
+                    block1_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
+            }                                                                                                                                \
+        }                                                                                                                                    \
     }
 
-MULTIPLY(multiply_f32, f32, 128)
-MULTIPLY(multiply_bf16, bf16, 64)
+MULTIPLY_PART(part_f32, f32, 128)
+MULTIPLY_PART(part_bf16, bf16, 64)
+
+static inline void multiply(const lk_gemm_pass *pass, void (*part)(const lk_gemm_pass *, int64_t, int64_t))
+{
+    lk_gemm_pass p = contiguous_down(pass);
+    for (int64_t t = 0; t < p.tiles;) {
+        int64_t tiles = DEPTH - (p.first + t) % DEPTH;
+        if (tiles > p.tiles - t) tiles = p.tiles - t;
+        part(&p, t, tiles);
+        t += tiles;
+    }
+}
+
+static void multiply_f32(const lk_gemm_pass *pass) { multiply(pass, part_f32); }
+static void multiply_bf16(const lk_gemm_pass *pass) { multiply(pass, part_bf16); }
 
 static void copy_f32(void *to, const void *from) { memcpy(to, from, LK_TILE_SIZE * sizeof(float)); }
 static void copy_bf16(void *to, const void *from) { memcpy(to, from, LK_TILE_SIZE * sizeof(uint16_t)); }
@@ -129,6 +156,7 @@ static void copy_bf16(void *to, const void *from) { memcpy(to, from, LK_TILE_SIZ
 const lk_gemm lk_gemm_avx512_f32 = {.tier = LK_CPU_AVX512,
                                     .compute = LK_F32,
                                     .element = sizeof(float),
+                                    .lanes = LANES,
                                     .load = lk_avx512_load_f32,
                                     .swap = copy_f32,
                                     .turn = lk_avx512_turn_f32,
@@ -137,6 +165,7 @@ const lk_gemm lk_gemm_avx512_f32 = {.tier = LK_CPU_AVX512,
 const lk_gemm lk_gemm_avx512_bf16 = {.tier = LK_CPU_AVX512,
                                      .compute = LK_BF16,
                                      .element = sizeof(uint16_t),
+                                     .lanes = LANES,
                                      .load = lk_avx512_load_bf16,
                                      .swap = copy_bf16,
                                      .turn = lk_avx512_turn_bf16,

@@ -122,6 +122,7 @@ void lk_avx512_nf4_bf16(void *tiles, const lk_nf4_tile *block)
     __m512 codebook = _mm512_loadu_ps(lk_nf4_codebook);
     __m512i *to = tiles;
     for (int r = 0; r < LK_TILE_ROWS; r++) {
+        lk_nf4_fetch(block, r);
         __m512 first = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[0][r]));
         __m512 second = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[1][r]));
         __m512i table0 = to_bf16(first, first), table1 = to_bf16(second, second);
@@ -138,6 +139,7 @@ void lk_avx512_nf4_f32(void *tiles, const lk_nf4_tile *block)
     __m512 codebook = _mm512_loadu_ps(lk_nf4_codebook);
     float *to = tiles;
     for (int r = 0; r < LK_TILE_ROWS; r++) {
+        lk_nf4_fetch(block, r);
         __m512 table0 = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[0][r]));
         __m512 table1 = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[1][r]));
         for (int at = 0; at < 32; at += 16) {

@@ -54,6 +54,7 @@ static void nf4(float *tiles, const lk_nf4_tile *block, bool bf16)
 {
     for (int half = 0; half < 2; half++) {
         for (int r = 0; r < LK_TILE_ROWS; r++) {
+            if (half == 0) lk_nf4_fetch(block, r);
             float values[16];
             for (int c = 0; c < 16; c++) {
                 values[c] = lk_nf4_codebook[c] * block->absmax[half][r];
@@ -72,39 +73,60 @@ static void nf4(float *tiles, const lk_nf4_tile *block, bool bf16)
 static void nf4_f32(void *tiles, const lk_nf4_tile *block) { nf4(tiles, block, false); }
 static void nf4_bf16(void *tiles, const lk_nf4_tile *block) { nf4(tiles, block, true); }
 
-/* Dot product of two rows over `tiles` tiles in eight lanes; the lanes are joined by halves. */
-static inline float dot(const float *a, const float *b, int64_t tiles)
+enum { LANES = 8, DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
+
+/* Adds the dot product of two rows over `tiles` tiles to eight lanes. */
+static inline void dot(v4 lanes[2], const float *a, const float *b, int64_t tiles)
 {
-    v4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+    v4 low = lanes[0], high = lanes[1];
     for (int64_t t = 0; t < tiles; t++, a += LK_TILE_SIZE, b += LK_TILE_SIZE) {
-        for (int j = 0; j < LK_TILE_DEPTH; j += 8) {
+        for (int j = 0; j < LK_TILE_DEPTH; j += LANES) {
             low += *(const v4 *)(a + j) * *(const v4 *)(b + j);
             high += *(const v4 *)(a + j + 4) * *(const v4 *)(b + j + 4);
         }
     }
-    v4 sum = low + high;
-    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+    lanes[0] = low;
+    lanes[1] = high;
+}
+
+/* One element over a whole pass; `kept`: its lanes, should the pass begin or end inside LK_GEMM_DEPTH. */
+static void multiply_element(const lk_gemm_pass *p, float *c, const float *a, const float *b, float *kept)
+{
+    int64_t end = p->first + p->tiles;
+    v4 lanes[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    if (p->first % DEPTH) memcpy(lanes, kept, sizeof lanes);
+    for (int64_t t = p->first; t < end;) {
+        int64_t stop = t - t % DEPTH + DEPTH < end ? t - t % DEPTH + DEPTH : end;
+        dot(lanes, a + (t - p->first) * LK_TILE_SIZE, b + (t - p->first) * LK_TILE_SIZE, stop - t);
+        if (stop % DEPTH && (stop < end || p->partial)) {
+            memcpy(kept, lanes, sizeof lanes);
+            return;
+        }
+        v4 sum = lanes[0] + lanes[1];
+        float joined = (sum[0] + sum[2]) + (sum[1] + sum[3]);
+        *c = t < DEPTH && p->mode == LK_GEMM_SET ? joined : *c + joined;
+        memset(lanes, 0, sizeof lanes);
+        t = stop;
+    }
+}
+
+static const float *row_of(const void *panel, int64_t pitch, int64_t row)
+{
+    return (const float *)(const void *)((const char *)panel + row / LK_TILE_ROWS * pitch) + row % LK_TILE_ROWS * LK_TILE_DEPTH;
 }
 
 static void multiply(const lk_gemm_pass *p)
 {
-    enum { DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
-    for (int64_t i = 0; i < p->left_rows; i++) {
-        const float *a = (const float *)((const char *)p->left + i / LK_TILE_ROWS * p->left_pitch) + i % LK_TILE_ROWS * LK_TILE_DEPTH;
-        for (int64_t j = 0; j < p->right_rows; j++) {
-            const float *b = (const float *)((const char *)p->right + j / LK_TILE_ROWS * p->right_pitch) + j % LK_TILE_ROWS * LK_TILE_DEPTH;
-            float *c = p->c + i * p->down + j * p->across;
-            for (int64_t t = 0; t < p->tiles; t += DEPTH) {
-                float part = dot(a + t * LK_TILE_SIZE, b + t * LK_TILE_SIZE, p->tiles - t < DEPTH ? p->tiles - t : DEPTH);
-                *c = t == 0 && p->begin == LK_PASS_SET ? part : *c + part;
-            }
-        }
-    }
+    for (int64_t i = 0; i < p->left_rows; i++)
+        for (int64_t j = 0; j < p->right_rows; j++)
+            multiply_element(p, p->c + i * p->down + j * p->across, row_of(p->left, p->left_pitch, i), row_of(p->right, p->right_pitch, j),
+                             p->sums ? p->sums + (i * p->right_rows + j) * LANES : NULL);
 }
 
 const lk_gemm lk_gemm_portable_f32 = {.tier = LK_CPU_PORTABLE,
                                       .compute = LK_F32,
                                       .element = sizeof(float),
+                                      .lanes = LANES,
                                       .load = load_f32,
                                       .swap = swap,
                                       .turn = turn,
@@ -113,6 +135,7 @@ const lk_gemm lk_gemm_portable_f32 = {.tier = LK_CPU_PORTABLE,
 const lk_gemm lk_gemm_portable_bf16 = {.tier = LK_CPU_PORTABLE,
                                        .compute = LK_BF16,
                                        .element = sizeof(float),
+                                      .lanes = LANES,
                                        .load = load_bf16,
                                        .swap = swap,
                                        .turn = turn,

@@ -10,10 +10,12 @@
 #include "kernels/cpu/linear.h"
 
 enum {
-    FEW = 16,                   /* rows up to which a panel is made for the first-level cache */
+    FEW = 8,                    /* rows up to which a panel is made for the first-level cache, */
+    FEW_TILES = 16,             /* where rows are multiplied by tiles, */
+    FEW_BYTES = 16 << 10,       /* of this size */
     MOST_ROWS = 512,            /* packed at a time */
     ROWS_BYTES = 1 << 20,       /* of packed rows that one pass reads */
-    PANEL_ELEMENTS = 128 * 1024, /* of the matrix, unpacked: a quarter of a megabyte in bf16 */
+    PANEL_ELEMENTS = LK_NF4_TILE_DEPTH * LK_GEMM_DEPTH, /* of the matrix, unpacked */
     SUMS = 256 * 1024           /* floats kept between passes */
 };
 
@@ -29,17 +31,16 @@ typedef struct cut {
 
 static cut choose_cut(const lk_gemm *g, int64_t rows, int64_t depth, bool turned)
 {
-    bool amx = g->tier == LK_CPU_AMX;
-    cut c;
-    if (turned)
-        c = (cut){.width = LK_NF4_TILE_DEPTH, .depth = LK_GEMM_DEPTH};
-    else if (rows <= FEW)
-        c = (cut){.width = amx ? 2 * LK_TILE_ROWS : LK_TILE_ROWS, .depth = amx ? 2 * LK_NF4_TILE_DEPTH : LK_GEMM_DEPTH};
-    else
-        c = (cut){.width = 2 * LK_TILE_ROWS, .depth = 2 * LK_GEMM_DEPTH};
+    bool few = rows <= (g->lanes > 1 ? FEW : FEW_TILES) && !turned;
+    cut c = {.width = 2 * LK_TILE_ROWS, .depth = LK_GEMM_DEPTH};
+    if (turned) c = (cut){.width = LK_NF4_TILE_DEPTH, .depth = g->lanes > 1 ? LK_GEMM_DEPTH : LK_GEMM_DEPTH / 2};
+    if (few) { /* one block of rows keeps lanes longest; two give the tile multiplier a second chain of sums */
+        c.width = g->lanes > 1 ? LK_TILE_ROWS : 2 * LK_TILE_ROWS;
+        c.depth = FEW_BYTES / c.width / (int64_t)g->element;
+    }
     int64_t fit = ROWS_BYTES / (int64_t)g->element / smaller(c.depth, larger(depth, 1));
     c.rows = smaller(MOST_ROWS, larger(fit / 32 * 32, 32));
-    c.group = rows <= FEW ? c.width : SUMS / round_up(smaller(c.rows, rows), LK_TILE_ROWS) / c.width * c.width;
+    c.group = few ? c.width : SUMS / round_up(smaller(c.rows, larger(rows, 1)), LK_TILE_ROWS) / c.width * c.width;
     return c;
 }
 
@@ -111,7 +112,8 @@ static void multiply_panel(const part *t, int64_t at, int64_t columns, int64_t f
     const char *packed = packed_pass(p, first, t->row, &pitch);
     lk_gemm_pass pass = {.c = p->out + t->row * p->ldout + at,
                          .tiles = lk_tiles_along(depth),
-                         .begin = first ? LK_PASS_RESUME : p->accumulate ? LK_PASS_ADD : LK_PASS_SET,
+                         .first = first / LK_TILE_DEPTH,
+                         .mode = p->accumulate ? LK_GEMM_ADD : LK_GEMM_SET,
                          .partial = first + depth < p->depth,
                          .sums = sums};
     if (p->turned) {
@@ -138,15 +140,16 @@ static void add_bias(const part *t, int64_t at, int64_t columns)
 static void multiply_part(const part *t)
 {
     const cut *c = &t->p->cut;
-    lk_gemm_begin(t->p->team->gemm);
+    const lk_gemm *g = t->p->team->gemm;
+    lk_gemm_begin(g);
     for (int64_t group = t->begin; group < t->end; group += c->group) {
         int64_t last = smaller(group + c->group, t->end);
         for (int64_t first = 0; first < t->p->depth; first += c->depth)
             for (int64_t at = group; at < last; at += c->width)
-                multiply_panel(t, at, smaller(c->width, last - at), first, t->sums + lk_gemm_sums(t->rows, at - group));
+                multiply_panel(t, at, smaller(c->width, last - at), first, t->sums + lk_gemm_sums(g, t->rows, at - group, false));
         if (t->p->bias) add_bias(t, group, last - group);
     }
-    lk_gemm_end(t->p->team->gemm);
+    lk_gemm_end(g);
 }
 
 static void multiply_share(void *context, int64_t begin, int64_t end, int thread)
