@@ -222,9 +222,8 @@ lk_cpu_team lk_cpu_team_of(lk_backend *be, void *scratch)
 
 size_t lk_cpu_linear_scratch(const lk_backend *be, const lk_limits *limits)
 {
-    int64_t width = limits->vocab > limits->width ? limits->vocab : limits->width;
-    return lk_cpu_product_scratch(lk_gemm_get(lk_cpu_of_const(be)->tier, be->compute), be->threads, limits->tokens,
-                                  limits->training ? width : limits->width);
+    /* The head goes backward only inside the loss, which has its own: N of the vocabulary never is a contraction here. */
+    return lk_cpu_product_scratch(lk_gemm_get(lk_cpu_of_const(be)->tier, be->compute), be->threads, limits->tokens, limits->width);
 }
 
 lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
