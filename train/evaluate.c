@@ -3,12 +3,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/file.h"
 #include "train/batch.h"
 #include "train/dataset.h"
+#include "train/run.h"
 
 /* What a pass needs beside the batches. */
 typedef struct evaluation {
@@ -101,7 +101,7 @@ typedef struct alone {
     lk_adapter *adapter;
     lk_pass *pass;
     lk_dataset data;
-    char temporary[64]; /* "" when the caller gave a folder */
+    char temporary[4096]; /* "" when the caller gave a folder */
     lk_error *err;
 } alone;
 
@@ -113,11 +113,7 @@ static lk_status open_data(alone *a, const lk_config *config)
     LK_TRY(o->chat_format ? lk_chat_open_named(&a->chat, a->tokenizer, o->chat_format, a->err) : lk_chat_open(&a->chat, a->tokenizer, a->err));
     const char *folder = o->work_folder;
     if (!folder) {
-        strcpy(a->temporary, "/tmp/lorikeet-eval-XXXXXX");
-        if (!mkdtemp(a->temporary)) {
-            a->temporary[0] = 0;
-            return lk_fail_errno(a->err, "cannot make a temporary folder in /tmp");
-        }
+        LK_TRY(lk_temporary_folder(a->temporary, "lorikeet-eval", a->err));
         folder = a->temporary;
     }
     LK_TRY(lk_path_join(path, sizeof path, folder, "eval.h5", a->err));

@@ -115,7 +115,7 @@ static void add_host(lk_plan *plan, const lk_plan_request *r)
     add(plan, "training batches", lk_batches_bytes(&train, r->train_documents), TRAINING, "%lld documents, %lld micro-batches a step",
         (long long)r->train_documents, (long long)r->accumulate);
     if (r->eval_documents) add(plan, "evaluation batches", lk_batches_bytes(&eval, r->eval_documents), TRAINING, "%lld documents", (long long)r->eval_documents);
-    add(plan, "losses on the host", (size_t)plan->micro_batch_tokens * 5, TRAINING, "and hits");
+    add(plan, "losses on the host", (size_t)plan->micro_batch_tokens * 9, TRAINING, "of training and of evaluation");
     add(plan, "a copy of the adapter", (size_t)plan->n_params * 4, TRAINING, "while a checkpoint or the adapter is saved");
     add(plan, "program and libraries", proc_field("/proc/self/status", "VmRSS:"), LOADING | TRAINING, "resident now");
 }

@@ -103,6 +103,18 @@ void lk_run_close(lk_run *run)
     run->lock = -1;
 }
 
+lk_status lk_temporary_folder(char out[4096], const char *name, lk_error *err)
+{
+    const char *where = getenv("TMPDIR");
+    if (!where || !*where) where = "/tmp";
+    char path[4096];
+    snprintf(path, sizeof path, "%.3900s/%.100s-XXXXXX", where, name);
+    out[0] = 0;
+    if (!mkdtemp(path)) return lk_fail_errno(err, "cannot make a temporary folder in %s", where);
+    memcpy(out, path, sizeof path);
+    return LK_OK;
+}
+
 lk_status lk_run_record(const lk_run *run, const cJSON *content, lk_error *err)
 {
     char *text = cJSON_Print(content);

@@ -26,6 +26,9 @@ typedef struct lk_run {
 lk_status lk_run_open(lk_run *run, const char *folder, bool resume, bool fresh, lk_error *err);
 void lk_run_close(lk_run *run);
 
+/* Makes a fresh folder NAME-XXXXXX in $TMPDIR or /tmp, for what is not kept. */
+lk_status lk_temporary_folder(char out[4096], const char *name, lk_error *err);
+
 /* Replaces run.json. */
 lk_status lk_run_record(const lk_run *run, const cJSON *content, lk_error *err);
 

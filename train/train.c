@@ -2,13 +2,11 @@
  * folder, headers, data, memory, weights), then the loop runs. */
 #include "train/train.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -25,7 +23,7 @@ typedef struct session {
     lk_train_result *result;
     lk_recipe *recipe;
     lk_run run;
-    char temporary[64]; /* a dry run's folder */
+    char temporary[4096]; /* a dry run's folder */
     lk_backend *be;
     lk_model_facts facts;
     lk_tokenizer *tokenizer;
@@ -56,10 +54,8 @@ static lk_status open_folder(session *s)
     const lk_train_options *o = s->options;
     char folder[4096];
     if (o->dry_run) {
-        strcpy(s->temporary, "/tmp/lorikeet-dry-run-XXXXXX");
-        if (mkdtemp(s->temporary)) return lk_run_open(&s->run, s->temporary, false, false, s->err);
-        s->temporary[0] = 0;
-        return lk_fail_errno(s->err, "cannot make a temporary folder in /tmp");
+        LK_TRY(lk_temporary_folder(s->temporary, "lorikeet-dry-run", s->err));
+        return lk_run_open(&s->run, s->temporary, false, false, s->err);
     }
     snprintf(folder, sizeof folder, "runs/%s", s->recipe->name);
     LK_TRY(lk_run_open(&s->run, o->out ? o->out : folder, o->resume, o->fresh, s->err));

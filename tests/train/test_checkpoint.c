@@ -180,6 +180,30 @@ static void test_belongs(void **state)
     teardown(&f);
 }
 
+/* A recipe of many sources is longer than the 64 KiB that HDF5 once allowed an attribute. */
+static void test_long_recipe(void **state)
+{
+    (void)state;
+    enum { LONG = 300000 };
+    fixture f = setup("checkpoint_long");
+    lk_error err = {0};
+    bool found;
+    char *essence = malloc(LONG + 1);
+    memset(essence, 'x', LONG);
+    essence[0] = essence[LONG - 1] = '"';
+    essence[LONG] = 0;
+    lk_checkpoint_meta m = meta;
+    m.essence = essence;
+    m.step = 4;
+    fill(&f, 5);
+    CHECK_OK(lk_checkpoint_save(f.folder, &m, &f.state, 1, &err), &err);
+    m.step = 0;
+    CHECK_OK(lk_checkpoint_resume(f.folder, &m, &f.state, &found, &err), &err);
+    assert_true(found && m.step == 4);
+    free(essence);
+    teardown(&f);
+}
+
 /* The limit on file sizes stands for a full disk: the write fails half way, the older checkpoint stays, nothing is left behind. */
 static void test_full_disk(void **state)
 {
@@ -215,7 +239,7 @@ static void test_full_disk(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newest_valid), cmocka_unit_test(test_any_byte), cmocka_unit_test(test_keep), cmocka_unit_test(test_belongs),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newest_valid), cmocka_unit_test(test_any_byte), cmocka_unit_test(test_keep), cmocka_unit_test(test_belongs), cmocka_unit_test(test_long_recipe),
                                        cmocka_unit_test(test_full_disk)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

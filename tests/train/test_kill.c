@@ -86,6 +86,21 @@ static void killed_and_resumed(const char *folder, const char *out, const char *
     assert_int_equal(finish(start(folder, out, threads)), 0);
 }
 
+/* SIGTERM in the middle: a checkpoint, exit code 75, and the same end. */
+static void terminated(const char *folder, const char *want)
+{
+    char got[65], metrics[4096];
+    snprintf(metrics, sizeof metrics, "%s/terminated/metrics.jsonl", folder);
+    pid_t child = start(folder, "terminated", "2");
+    while (!lk_path_exists(metrics)) sleep_for(0.01); /* opened when the steps begin */
+    sleep_for(0.2);
+    kill(child, SIGTERM);
+    assert_int_equal(finish(child), 75);
+    assert_int_equal(finish(start(folder, "terminated", "1")), 0);
+    digest_of(folder, "terminated", got);
+    assert_string_equal(got, want);
+}
+
 static void test_kill(void **state)
 {
     (void)state;
@@ -108,6 +123,7 @@ static void test_kill(void **state)
         digest_of(folder, out, got);
         if (strcmp(got, want)) fail_msg("%s threads: the adapter differs from the uninterrupted run's", threads[i]);
     }
+    terminated(folder, want);
     print_message("whole run %.2f s\n", seconds);
     free(folder);
 }
