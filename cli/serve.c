@@ -1,6 +1,5 @@
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -37,7 +36,7 @@ static int serve(const cli_command *self, const cli_session *s, lk_engine *engin
     /* On standard output, so that a script that asked for port 0 learns the port. */
     printf("serving %s on http://%s:%d\n", options->model_name, options->host, lk_server_port(server));
     fflush(stdout);
-    while (!cli_stop) pause();
+    cli_stop_wait();
     lk_log(LK_LOG_INFO, "stopping: no new requests, waiting up to %d s for the running ones", options->drain_seconds);
     lk_server_stop(server);
     return CLI_DONE;

@@ -21,3 +21,15 @@ void cli_stop_install(void)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }
+
+void cli_stop_wait(void)
+{
+    /* Blocked while the flag is looked at: a signal between the look and the sleep would otherwise be slept over. */
+    sigset_t blocked, before;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGINT);
+    sigaddset(&blocked, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    while (!cli_stop) sigsuspend(&before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}

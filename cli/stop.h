@@ -9,4 +9,7 @@ extern volatile sig_atomic_t cli_stop; /* 1 after SIGINT or SIGTERM */
 /* The first signal sets the flag; a second one ends the program at once. */
 void cli_stop_install(void);
 
+/* Sleeps until one of the two signals comes (or has come). */
+void cli_stop_wait(void);
+
 #endif
