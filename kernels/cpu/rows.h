@@ -36,6 +36,8 @@ typedef struct lk_rows {
     /* y = exp(x - top), in place if wanted; returns the sum */
     float (*exp_sum)(float *y, const float *x, int64_t n, float top);
     void (*scale)(float *y, float by, int64_t n);
+    /* The sum of the x that are >= least, and how many. n up to some thousands: one fp32 sum. */
+    float (*sum_from)(const float *x, int64_t n, float least, int64_t *count);
     /* One block of 64 scores s of a running softmax (Milakov & Gimelshein 2018): of scale * s the columns [first, last) count. s becomes
      * exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0). Returns the factor for
      * what was accumulated before. */

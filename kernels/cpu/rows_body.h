@@ -193,6 +193,26 @@ LK_TARGET static void scale(float *y, float by, int64_t n)
     EACH_VECTOR(n, vf_store(y + i, vf_mul(vf_load(y + i), factor)); , vf_store_part(y + i, vf_mul(vf_load_part(y + i, left), factor), left););
 }
 
+LK_TARGET static float sum_from(const float *x, int64_t n, float least, int64_t *count)
+{
+    vf from = vf_set(least), one = vf_set(1.0f), s[2] = {vf_set(0), vf_set(0)}, c[2] = {vf_set(0), vf_set(0)};
+    int64_t i = 0;
+    for (; i + 2 * LK_LANES <= n; i += 2 * LK_LANES)
+        for (int j = 0; j < 2; j++) {
+            vf a = vf_load(x + i + j * LK_LANES);
+            s[j] = vf_add(s[j], vf_keep_ge(a, a, from));
+            c[j] = vf_add(c[j], vf_keep_ge(one, a, from));
+        }
+    float sum = vf_sum(vf_add(s[0], s[1])), counted = vf_sum(vf_add(c[0], c[1]));
+    for (; i < n; i++) {
+        if (!(x[i] >= least)) continue;
+        sum += x[i];
+        counted += 1.0f;
+    }
+    *count = (int64_t)counted;
+    return sum;
+}
+
 enum { SOFTMAX_BLOCK = 64 };
 
 static inline void blank(float *s, int first, int last, float value)
@@ -285,5 +305,5 @@ LK_TARGET static void adamw(float *p, const float *g, float *m, float *v, int64_
     {                                                                                                                              \
         .sum_squares = sum_squares, .sum_squares_double = sum_squares_double, .dot = dot, .dot3 = dot3, .norm = norm,              \
         .norm_backward = norm_backward, .glu = glu, .glu_backward = glu_backward, .add = add, .rotate = rotate, .max = max,        \
-        .exp_sum = exp_sum, .scale = scale, .softmax_step = softmax_step, .softmax_back = softmax_back, .adamw = adamw             \
+        .exp_sum = exp_sum, .scale = scale, .sum_from = sum_from, .softmax_step = softmax_step, .softmax_back = softmax_back, .adamw = adamw             \
     }
