@@ -156,7 +156,11 @@ static void bench_tier(const settings *s, const ceilings *c, const char *tier, c
     double prepared = (lk_clock_seconds() - start) / r.n_copies;
     printf("%s %s  w[%lld,%lld]  prepared at %.2f G weights/s\n", tier, lk_dtype_name(s->compute), (long long)l->n, (long long)l->k,
            (double)l->n * (double)l->k / prepared * 1e-9);
-    float *x = random_floats(most * widest), *y = random_floats(most * widest);
+    float *noise_x = random_floats(most * widest);
+    void *x, *y; /* from the backend, as a model's activations are: huge pages */
+    size_t most_bytes = (size_t)(most * widest) * sizeof(float);
+    if (lk_alloc(r.be, most_bytes, &x) || lk_alloc(r.be, most_bytes, &y) || lk_upload(r.be, x, noise_x, most_bytes)) stop(r.be);
+    free(noise_x);
     for (int backward = 0; backward < 2; backward++) {
         for (int i = 0; i < ROW_COUNTS; i++) {
             int64_t rows = s->rows ? s->rows : row_counts[i];
@@ -175,9 +179,9 @@ static void bench_tier(const settings *s, const ceilings *c, const char *tier, c
     }
     fflush(stdout);
     for (int i = 0; i < r.n_copies; i++) lk_matrix_destroy(r.be, r.copies[i]);
+    lk_free(r.be, x);
+    lk_free(r.be, y);
     lk_backend_close(r.be);
-    free(x);
-    free(y);
 }
 
 typedef struct peer_run {

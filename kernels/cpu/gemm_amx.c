@@ -92,24 +92,6 @@ static inline void loop21(const char *a0, const char *a1, const char *b0, int64_
     }
 }
 
-static inline void loop22(const char *a0, const char *a1, const char *b0, const char *b1, int64_t tiles)
-{
-    for (; tiles > 0; tiles--, a0 += TILE_BYTES, a1 += TILE_BYTES, b0 += TILE_BYTES, b1 += TILE_BYTES) {
-        fetch_next(b0);
-        _tile_loadd(LEFT0, a0, ROW_BYTES);
-        _tile_loadd(RIGHT0, b0, ROW_BYTES);
-        _tile_dpbf16ps(SUM00, LEFT0, RIGHT0);
-        fetch_next(b1);
-        _tile_loadd(LEFT1, a1, ROW_BYTES);
-        _tile_dpbf16ps(SUM10, LEFT1, RIGHT0);
-        fetch_next(a0);
-        _tile_loadd(RIGHT1, b1, ROW_BYTES);
-        _tile_dpbf16ps(SUM01, LEFT0, RIGHT1);
-        fetch_next(a1);
-        _tile_dpbf16ps(SUM11, LEFT1, RIGHT1);
-    }
-}
-
 /* ---------------------------------------------------------------------------------------------- sums in and out */
 
 /* _tile_loadd of a register whose number is known only at run time (once per 16 x 16 sums: it does not matter). */
@@ -187,19 +169,57 @@ static void begin_sum(const lk_gemm_pass *p, int number, const place *at)
     }
 }
 
-static void end_sum(const lk_gemm_pass *p, int number, const place *at)
+/* Finished sums on their way to c by way of memory: up to a block's four tiles. Transposing one takes as long as several products, but
+ * runs on other units: it is done in small pieces between the products of the next block, which hide it. */
+typedef struct outbox {
+    _Alignas(64) float room[4][16 * 16];
+    place to[4];
+    int first, count; /* those still to do */
+} outbox;
+
+static void deliver(const lk_gemm_pass *p, outbox *out)
+{
+    _Alignas(64) float turned[16 * 16];
+    int n = out->first++;
+    const place *to = &out->to[n];
+    const float *from = out->room[n];
+    lines l = lines_of(p, to);
+    if (p->down == 1) from = (lk_avx512_transpose(turned, 16, from, 16), turned);
+    for (int j = 0; j < l.count; j++) _mm512_mask_storeu_ps(to->c + j * l.stride, l.mask, _mm512_load_ps(from + 16 * j));
+}
+
+static void end_sum(const lk_gemm_pass *p, int number, const place *at, outbox *out)
 {
     if (p->partial && at->kept) {
         store_sum(number, at->kept, LK_TILE_ROWS);
     } else if (p->down != 1 && is_whole(at)) {
         store_sum(number, at->c, p->down);
     } else {
-        _Alignas(64) float room[2][16 * 16];
-        lines l = lines_of(p, at);
-        store_sum(number, room[0], 16);
-        if (p->down == 1) lk_avx512_transpose(room[1], 16, room[0], 16);
-        const float *from = room[p->down == 1];
-        for (int j = 0; j < l.count; j++) _mm512_mask_storeu_ps(at->c + j * l.stride, l.mask, _mm512_load_ps(from + 16 * j));
+        out->to[out->count] = *at;
+        store_sum(number, out->room[out->count++], 16);
+    }
+}
+
+/* The loop that matters. `STEPS` steps of four products, then a piece of the last block's delivery. */
+static inline void loop22(const lk_gemm_pass *p, const char *a0, const char *a1, const char *b0, const char *b1, outbox *out)
+{
+    enum { STEPS = 4 };
+    for (int64_t tiles = p->tiles; tiles > 0; tiles -= STEPS) {
+        for (int64_t t = tiles < STEPS ? tiles : STEPS; t > 0; t--, a0 += TILE_BYTES, a1 += TILE_BYTES, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+            fetch_next(b0);
+            _tile_loadd(LEFT0, a0, ROW_BYTES);
+            _tile_loadd(RIGHT0, b0, ROW_BYTES);
+            _tile_dpbf16ps(SUM00, LEFT0, RIGHT0);
+            fetch_next(b1);
+            _tile_loadd(LEFT1, a1, ROW_BYTES);
+            _tile_dpbf16ps(SUM10, LEFT1, RIGHT0);
+            fetch_next(a0);
+            _tile_loadd(RIGHT1, b1, ROW_BYTES);
+            _tile_dpbf16ps(SUM01, LEFT0, RIGHT1);
+            fetch_next(a1);
+            _tile_dpbf16ps(SUM11, LEFT1, RIGHT1);
+        }
+        if (out->first < out->count) deliver(p, out);
     }
 }
 
@@ -224,7 +244,7 @@ static void fetch_places(const lk_gemm_pass *p, const place *at, int64_t next)
         for (int j = 0; j < LK_TILE_ROWS; j++) __builtin_prefetch(at->kept + next + j * LK_TILE_ROWS, 1);
 }
 
-static void multiply_block(const lk_gemm_pass *p, int64_t i, int64_t j)
+static void multiply_block(const lk_gemm_pass *p, int64_t i, int64_t j, outbox *out)
 {
     const char *a0 = (const char *)p->left + i / LK_TILE_ROWS * p->left_pitch, *a1 = a0 + p->left_pitch;
     const char *b0 = (const char *)p->right + j / LK_TILE_ROWS * p->right_pitch, *b1 = b0 + p->right_pitch;
@@ -238,21 +258,26 @@ static void multiply_block(const lk_gemm_pass *p, int64_t i, int64_t j)
         }
     }
     if (row_blocks == 2 && column_blocks == 2)
-        loop22(a0, a1, b0, b1, p->tiles);
+        loop22(p, a0, a1, b0, b1, out);
     else if (row_blocks == 2)
         loop21(a0, a1, b0, p->tiles);
     else if (column_blocks == 2)
         loop12(a0, b0, b1, p->tiles);
     else
         loop11(a0, b0, p->tiles);
+    while (out->first < out->count) deliver(p, out);
+    out->first = out->count = 0;
     for (int y = 0; y < row_blocks; y++)
-        for (int x = 0; x < column_blocks; x++) end_sum(p, SUM00 + 2 * y + x, &at[y][x]);
+        for (int x = 0; x < column_blocks; x++) end_sum(p, SUM00 + 2 * y + x, &at[y][x], out);
 }
 
 static void multiply(const lk_gemm_pass *p)
 {
+    outbox out;
+    out.first = out.count = 0;
     for (int64_t i = 0; i < p->left_rows; i += 2 * LK_TILE_ROWS)
-        for (int64_t j = 0; j < p->right_rows; j += 2 * LK_TILE_ROWS) multiply_block(p, i, j);
+        for (int64_t j = 0; j < p->right_rows; j += 2 * LK_TILE_ROWS) multiply_block(p, i, j, &out);
+    while (out.first < out.count) deliver(p, &out);
 }
 
 #if defined(__clang__)
