@@ -253,8 +253,8 @@ lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
 
 static lk_status check_heads(lk_backend *be, const char *op, const lk_attention_shape *s)
 {
-    if (!s || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->heads % s->kv_heads || s->window < 0)
-        return bad(be, op, "heads, key/value heads, head size or window make no sense");
+    if (!s || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->heads % s->kv_heads || s->window < 0 || !(s->scale > 0.0f))
+        return bad(be, op, "heads, key/value heads, head size, scale or window make no sense");
     return LK_OK;
 }
 

@@ -36,6 +36,7 @@ typedef struct workspace {
     char *q_left, *dout_left, *q_turned, *dout_turned;
     char *p_left; /* 64 x 64 */
     float *s, *dp, *sum; /* [64, 64], [64, 64], [64, D] */
+    float *dk, *dv;      /* [rows of the document, D] */
 } workspace;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -67,7 +68,9 @@ static size_t lay_out(workspace *w, char *base, const lk_gemm *g, int64_t length
     w->s = (float *)(void *)(base + at);
     w->dp = w->s + BLOCK * BLOCK;
     w->sum = w->dp + BLOCK * BLOCK;
-    return lk_carved(at + (size_t)(2 * BLOCK * BLOCK + BLOCK * head_dim) * sizeof(float));
+    w->dk = w->sum + BLOCK * head_dim;
+    w->dv = w->dk + length * head_dim;
+    return lk_carved(at + (size_t)(2 * BLOCK * BLOCK + (BLOCK + (backward ? 2 * length : 0)) * head_dim) * sizeof(float));
 }
 
 static size_t thread_bytes(const lk_gemm *g, int64_t length, int64_t head_dim, bool backward)
@@ -142,7 +145,8 @@ static void forward_block(const unit *u, int64_t i, int64_t h)
 {
     const attention_args *a = u->a;
     int64_t D = a->shape->head_dim, n = block_rows(u, i), row = u->begin + i * BLOCK;
-    float top[BLOCK], sum[BLOCK], *s = u->w.s, *out = u->w.sum;
+    float top[BLOCK], sum[BLOCK], shrink[BLOCK], *s = u->w.s, *out = u->w.sum;
+    int first[BLOCK], last[BLOCK];
     lk_gemm_pack_left(a->gemm, u->w.q_left, lk_factor_rows(head_of(a->q, row, h, D), LK_F32, a->q->stride), 0, n, 0, D);
     memset(out, 0, (size_t)(n * D) * sizeof(float));
     for (int64_t r = 0; r < n; r++) {
@@ -152,12 +156,10 @@ static void forward_block(const unit *u, int64_t i, int64_t h)
     for (int64_t j = lk_first_block(a->shape, i * BLOCK); j <= i; j++) {
         int64_t keys = block_rows(u, j);
         product(a, s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
-        for (int64_t r = 0; r < n; r++) {
-            int first, last;
-            lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first, &last);
-            float shrink = a->rows->softmax_step(s + r * BLOCK, first, last, a->shape->scale, &top[r], &sum[r]);
-            if (shrink != 1.0f) a->rows->scale(out + r * D, shrink, D);
-        }
+        for (int64_t r = 0; r < n; r++) lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first[r], &last[r]);
+        a->rows->softmax(s, (int)n, first, last, a->shape->scale, top, sum, shrink);
+        for (int64_t r = 0; r < n; r++)
+            if (shrink[r] != 1.0f) a->rows->scale(out + r * D, shrink[r], D);
         lk_gemm_pack_left(a->gemm, u->w.p_left, lk_factor_rows(s, LK_F32, BLOCK), 0, n, 0, keys);
         product(a, out, D, u->w.p_left, n, u->w.v_turned + (size_t)j * u->key_panel, D, keys, true);
     }
@@ -180,44 +182,53 @@ static void forward_unit(unit *u, int64_t slice)
 
 /* ---------------------------------------------------------------------------------------------- backward */
 
-/* Scores and their gradients of query block i (n rows from `row`) against key block j: leaves p in s and ds in dp. */
-static void score_gradients(const unit *u, int64_t i, int64_t j, int64_t h, const float *delta)
+/* What backward_block keeps of its query rows. */
+typedef struct query_stats {
+    float lse[BLOCK], delta[BLOCK]; /* delta = dout . o */
+} query_stats;
+
+/* Scores and their gradients of query block i against key block j: leaves p in s and ds in dp. */
+static void score_gradients(const unit *u, int64_t i, int64_t j, const query_stats *stats)
 {
     const attention_args *a = u->a;
-    int64_t D = a->shape->head_dim, n = block_rows(u, i), keys = block_rows(u, j), row = u->begin + i * BLOCK;
+    int64_t D = a->shape->head_dim, n = block_rows(u, i), keys = block_rows(u, j);
+    int first[BLOCK], last[BLOCK];
     product(a, u->w.s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
     product(a, u->w.dp, BLOCK, u->w.dout_left, n, u->w.v_right + (size_t)j * u->head_panel, keys, D, false);
-    for (int64_t r = 0; r < n; r++) {
-        int first, last;
-        lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first, &last);
-        a->rows->softmax_back(u->w.s + r * BLOCK, u->w.dp + r * BLOCK, first, last, a->shape->scale, a->lse_in[(row + r) * a->shape->heads + h], delta[r]);
-    }
+    for (int64_t r = 0; r < n; r++) lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first[r], &last[r]);
+    a->rows->softmax_back(u->w.s, u->w.dp, (int)n, first, last, a->shape->scale, stats->lse, stats->delta);
 }
 
+/* Sums go to the workspace, whose rows lie together: in the tensors a tile's rows are so far apart that they fall out of the cache's
+ * few ways. */
 static void backward_block(const unit *u, int64_t i, int64_t h)
 {
     const attention_args *a = u->a;
     int64_t D = a->shape->head_dim, n = block_rows(u, i), row = u->begin + i * BLOCK;
     const float *q = head_of(a->q, row, h, D), *dout = head_of(a->dout, row, h, D);
-    float delta[BLOCK];
+    float *dq = u->w.sum;
+    query_stats stats;
     lk_gemm_pack_left(a->gemm, u->w.q_left, lk_factor_rows(q, LK_F32, a->q->stride), 0, n, 0, D);
     lk_gemm_pack_left(a->gemm, u->w.dout_left, lk_factor_rows(dout, LK_F32, a->dout->stride), 0, n, 0, D);
     lk_gemm_pack_right(a->gemm, u->w.q_turned, lk_factor_columns(q, LK_F32, a->q->stride), 0, D, 0, n);
     lk_gemm_pack_right(a->gemm, u->w.dout_turned, lk_factor_columns(dout, LK_F32, a->dout->stride), 0, D, 0, n);
+    memset(dq, 0, (size_t)(n * D) * sizeof(float));
     for (int64_t r = 0; r < n; r++) {
-        delta[r] = a->rows->dot(dout + r * a->dout->stride, head_of(a->o, row + r, h, D), D);
-        memset(head_out(a->dq, row + r, h, D), 0, (size_t)D * sizeof(float));
+        stats.lse[r] = a->lse_in[(row + r) * a->shape->heads + h];
+        stats.delta[r] = a->rows->dot(dout + r * a->dout->stride, head_of(a->o, row + r, h, D), D);
     }
     for (int64_t j = lk_first_block(a->shape, i * BLOCK); j <= i; j++) {
-        int64_t keys = block_rows(u, j), key = u->begin + j * BLOCK;
-        score_gradients(u, i, j, h, delta);
+        int64_t keys = block_rows(u, j);
+        float *dk = u->w.dk + j * BLOCK * D, *dv = u->w.dv + j * BLOCK * D;
+        score_gradients(u, i, j, &stats);
         lk_gemm_pack_left(a->gemm, u->w.p_left, lk_factor_rows(u->w.dp, LK_F32, BLOCK), 0, n, 0, keys);
-        product(a, head_out(a->dq, row, h, D), a->dq->stride, u->w.p_left, n, u->w.k_turned + (size_t)j * u->key_panel, D, keys, true);
+        product(a, dq, D, u->w.p_left, n, u->w.k_turned + (size_t)j * u->key_panel, D, keys, true);
         lk_gemm_pack_left(a->gemm, u->w.p_left, lk_factor_columns(u->w.dp, LK_F32, BLOCK), 0, keys, 0, n);
-        product(a, head_out(a->dk, key, u->kv_head, D), a->dk->stride, u->w.p_left, keys, u->w.q_turned, D, n, true);
+        product(a, dk, D, u->w.p_left, keys, u->w.q_turned, D, n, true);
         lk_gemm_pack_left(a->gemm, u->w.p_left, lk_factor_columns(u->w.s, LK_F32, BLOCK), 0, keys, 0, n);
-        product(a, head_out(a->dv, key, u->kv_head, D), a->dv->stride, u->w.p_left, keys, u->w.dout_turned, D, n, true);
+        product(a, dv, D, u->w.p_left, keys, u->w.dout_turned, D, n, true);
     }
+    for (int64_t r = 0; r < n; r++) memcpy(head_out(a->dq, row + r, h, D), dq + r * D, (size_t)D * sizeof(float));
 }
 
 static void backward_unit(unit *u)
@@ -225,12 +236,14 @@ static void backward_unit(unit *u)
     const attention_args *a = u->a;
     int64_t group = a->shape->heads / a->shape->kv_heads, D = a->shape->head_dim;
     pack_keys(u, true);
-    for (int64_t t = u->begin; t < u->begin + u->length; t++) {
-        memset(head_out(a->dk, t, u->kv_head, D), 0, (size_t)D * sizeof(float));
-        memset(head_out(a->dv, t, u->kv_head, D), 0, (size_t)D * sizeof(float));
-    }
+    memset(u->w.dk, 0, (size_t)(u->length * D) * sizeof(float));
+    memset(u->w.dv, 0, (size_t)(u->length * D) * sizeof(float));
     for (int64_t h = u->kv_head * group; h < (u->kv_head + 1) * group; h++)
         for (int64_t i = 0; i < u->blocks; i++) backward_block(u, i, h);
+    for (int64_t t = 0; t < u->length; t++) {
+        memcpy(head_out(a->dk, u->begin + t, u->kv_head, D), u->w.dk + t * D, (size_t)D * sizeof(float));
+        memcpy(head_out(a->dv, u->begin + t, u->kv_head, D), u->w.dv + t * D, (size_t)D * sizeof(float));
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------- sharing the work */

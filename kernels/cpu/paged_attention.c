@@ -78,6 +78,7 @@ static void attend(const paged_args *a, const item *it, query_rows *w, int64_t r
 {
     int64_t D = a->shape->head_dim, from = INT64_MAX, to = 0;
     int first[LK_QUERIES], last[LK_QUERIES];
+    float shrink[LK_QUERIES];
     for (int i = 0; i < n; i++) {
         lk_visible(a->shape, position_of(a, it, it->begin + r + i), j * BLOCK, &first[i], &last[i]);
         if (first[i] < last[i]) {
@@ -89,10 +90,9 @@ static void attend(const paged_args *a, const item *it, query_rows *w, int64_t r
     lk_page_block b = block_at(a, it, j, from, to);
     float *p = w->p + r * BLOCK;
     a->pages->scores(p, w->q + r * D, n, &b);
-    for (int i = 0; i < n; i++) {
-        float shrink = a->rows->softmax_step(p + i * BLOCK, first[i], last[i], a->shape->scale, &w->top[r + i], &w->sum[r + i]);
-        if (shrink != 1.0f) a->rows->scale(w->o + (r + i) * D, shrink, D);
-    }
+    a->rows->softmax(p, n, first, last, a->shape->scale, w->top + r, w->sum + r, shrink);
+    for (int i = 0; i < n; i++)
+        if (shrink[i] != 1.0f) a->rows->scale(w->o + (r + i) * D, shrink[i], D);
     a->pages->weigh(w->o + r * D, p, n, first, last, &b);
 }
 

@@ -38,12 +38,12 @@ typedef struct lk_rows {
     void (*scale)(float *y, float by, int64_t n);
     /* The sum of the x that are >= least, and how many. n up to some thousands: one fp32 sum. */
     float (*sum_from)(const float *x, int64_t n, float least, int64_t *count);
-    /* One block of 64 scores s of a running softmax (Milakov & Gimelshein 2018): of scale * s the columns [first, last) count. s becomes
-     * exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0). Returns the factor for
-     * what was accumulated before. */
-    float (*softmax_step)(float *s, int first, int last, float scale, float *top, float *sum);
-    /* Its gradient for one block: s becomes p = exp(scale * s - lse), dp becomes ds = p * (dp - delta) * scale; 0 outside [first, last). */
-    void (*softmax_back)(float *s, float *dp, int first, int last, float scale, float lse, float delta);
+    /* One block of 64 scores in each of n <= 64 rows of a running softmax (Milakov & Gimelshein 2018). Of scale * s the columns [first, last)
+     * count: s[r*64 + j] becomes exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0).
+     * shrink[r] is the factor for what row r accumulated before. scale > 0. A row's bits do not depend on the others. */
+    void (*softmax)(float *s, int n, const int *first, const int *last, float scale, float *top, float *sum, float *shrink);
+    /* Its gradient: s becomes p = exp(scale * s - lse), dp becomes ds = p * (dp - delta) * scale; 0 outside [first, last). */
+    void (*softmax_back)(float *s, float *dp, int n, const int *first, const int *last, float scale, const float *lse, const float *delta);
     void (*adamw)(float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_rates *rates);
 } lk_rows;
 

@@ -213,61 +213,61 @@ LK_TARGET static float sum_from(const float *x, int64_t n, float least, int64_t 
     return sum;
 }
 
-enum { SOFTMAX_BLOCK = 64 };
+enum { BLOCK = 64, BLOCK_VECTORS = BLOCK / LK_LANES };
 
 static inline void blank(float *s, int first, int last, float value)
 {
     for (int i = 0; i < first; i++) s[i] = value;
-    for (int i = last < first ? first : last; i < SOFTMAX_BLOCK; i++) s[i] = value;
+    for (int i = last < first ? first : last; i < BLOCK; i++) s[i] = value;
 }
 
-LK_TARGET static float softmax_step(float *s, int first, int last, float factor, float *top, float *sum)
+/* In three sweeps over the rows rather than row by row: each sweep's rows are independent chains that overlap in the processor. */
+LK_TARGET static void softmax(float *s, int n, const int *first, const int *last, float factor, float *top, float *sum, float *shrink)
 {
-    if (last <= first) {
-        blank(s, 0, 0, 0.0f);
-        return 1.0f;
+    float now[BLOCK + LK_LANES];
+    for (int r = 0; r < n; r++) {
+        float *row = s + r * BLOCK;
+        if (first[r] > 0 || last[r] < BLOCK) blank(row, first[r], last[r], -INFINITY);
+        vf best = vf_load(row);
+        for (int i = 1; i < BLOCK_VECTORS; i++) best = vf_max(vf_load(row + i * LK_LANES), best);
+        float highest = vf_top(best) * factor;
+        now[r] = highest > top[r] ? highest : top[r];
+        shrink[r] = top[r];
     }
-    if (first > 0 || last < SOFTMAX_BLOCK) blank(s, first, last, -INFINITY);
-    enum { VECTORS = SOFTMAX_BLOCK / LK_LANES };
-    vf x[VECTORS], by = vf_set(factor), best = vf_set(-INFINITY), total = vf_set(0.0f);
-    for (int i = 0; i < VECTORS; i++) {
-        x[i] = vf_mul(vf_load(s + i * LK_LANES), by);
-        best = vf_max(x[i], best);
+    for (int r = 0; r < n; r += LK_LANES) { /* exp(-inf - now) is 0; a row that has seen nothing yet has nothing to shrink */
+        int64_t left = n - r;
+        if (left >= LK_LANES) vf_store(shrink + r, vf_exp(vf_sub(vf_load(shrink + r), vf_load(now + r))));
+        else vf_store_part(shrink + r, vf_exp(vf_sub(vf_load_part(shrink + r, left), vf_load_part(now + r, left))), left);
     }
-    float before = *top, now = vf_top(best), shrink = 1.0f;
-    if (before > now) now = before;
-    vf shift = vf_set(now);
-    for (int i = 0; i < VECTORS; i++) {
-        x[i] = vf_exp(vf_sub(x[i], shift));
-        vf_store(s + i * LK_LANES, x[i]);
-        total = vf_add(total, x[i]);
+    vf by = vf_set(factor);
+    for (int r = 0; r < n; r++) {
+        float *row = s + r * BLOCK;
+        vf shift = vf_set(now[r] == -INFINITY ? 0.0f : -now[r]), total = vf_set(0.0f);
+        for (int i = 0; i < BLOCK_VECTORS; i++) {
+            vf e = vf_exp(vf_fma(vf_load(row + i * LK_LANES), by, shift));
+            vf_store(row + i * LK_LANES, e);
+            total = vf_add(total, e);
+        }
+        if (now[r] == top[r]) shrink[r] = 1.0f;
+        top[r] = now[r];
+        sum[r] = sum[r] * shrink[r] + vf_sum(total);
     }
-    if (before < now) { /* mostly in the first blocks */
-        float lanes[LK_LANES];
-        vf_store(lanes, vf_exp(vf_set(before - now)));
-        shrink = lanes[0];
-        *top = now;
-    }
-    *sum = *sum * shrink + vf_sum(total);
-    return shrink;
 }
 
-LK_TARGET static void softmax_back(float *s, float *dp, int first, int last, float factor, float lse, float delta)
+LK_TARGET static void softmax_back(float *s, float *dp, int n, const int *first, const int *last, float factor, const float *lse, const float *delta)
 {
-    if (last <= first) {
-        blank(s, 0, 0, 0.0f);
-        blank(dp, 0, 0, 0.0f);
-        return;
-    }
-    if (first > 0 || last < SOFTMAX_BLOCK) {
-        blank(s, first, last, -INFINITY);
-        blank(dp, first, last, 0.0f);
-    }
-    vf by = vf_set(factor), shift = vf_set(lse), less = vf_set(delta);
-    for (int i = 0; i < SOFTMAX_BLOCK; i += LK_LANES) {
-        vf p = vf_exp(vf_sub(vf_mul(vf_load(s + i), by), shift));
-        vf_store(s + i, p);
-        vf_store(dp + i, vf_mul(vf_mul(p, by), vf_sub(vf_load(dp + i), less)));
+    vf by = vf_set(factor);
+    for (int r = 0; r < n; r++, s += BLOCK, dp += BLOCK) {
+        if (first[r] > 0 || last[r] < BLOCK) {
+            blank(s, first[r], last[r], -INFINITY);
+            blank(dp, first[r], last[r], 0.0f);
+        }
+        vf shift = vf_set(-lse[r]), less = vf_set(delta[r]);
+        for (int i = 0; i < BLOCK; i += LK_LANES) {
+            vf p = vf_exp(vf_fma(vf_load(s + i), by, shift));
+            vf_store(s + i, p);
+            vf_store(dp + i, vf_mul(vf_mul(p, by), vf_sub(vf_load(dp + i), less)));
+        }
     }
 }
 
@@ -305,5 +305,5 @@ LK_TARGET static void adamw(float *p, const float *g, float *m, float *v, int64_
     {                                                                                                                              \
         .sum_squares = sum_squares, .sum_squares_double = sum_squares_double, .dot = dot, .dot3 = dot3, .norm = norm,              \
         .norm_backward = norm_backward, .glu = glu, .glu_backward = glu_backward, .add = add, .rotate = rotate, .max = max,        \
-        .exp_sum = exp_sum, .scale = scale, .sum_from = sum_from, .softmax_step = softmax_step, .softmax_back = softmax_back, .adamw = adamw             \
+        .exp_sum = exp_sum, .scale = scale, .sum_from = sum_from, .softmax = softmax, .softmax_back = softmax_back, .adamw = adamw             \
     }

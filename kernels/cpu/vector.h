@@ -42,11 +42,8 @@ LK_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }            /* b 
 LK_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 /* x where a >= b, else 0 */
 LK_INLINE vf vf_keep_ge(vf x, vf a, vf b) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x); }
-/* x * 2^n, n integral and within the exponents of normal numbers */
-LK_INLINE vf vf_scale2(vf x, vf n)
-{
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
-}
+/* x * 2^n where a >= b, else 0; n integral and the product a normal number */
+LK_INLINE vf vf_scale2_ge(vf x, vf n, vf a, vf b) { return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x, n); }
 
 #elif defined(LK_VECTOR_AVX2)
 
@@ -77,9 +74,9 @@ LK_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 LK_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 LK_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 LK_INLINE vf vf_keep_ge(vf x, vf a, vf b) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
-LK_INLINE vf vf_scale2(vf x, vf n)
+LK_INLINE vf vf_scale2_ge(vf x, vf n, vf a, vf b)
 {
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+    return vf_keep_ge(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23))), a, b);
 }
 
 #else
@@ -122,10 +119,10 @@ LK_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; } /* not fused: that w
 LK_INLINE vf vf_max(vf a, vf b) { return vf_choose(a > b, a, b); }
 LK_INLINE vf vf_min(vf a, vf b) { return vf_choose(a < b, a, b); }
 LK_INLINE vf vf_keep_ge(vf x, vf a, vf b) { return (vf)((a >= b) & (vf_bits)x); }
-LK_INLINE vf vf_scale2(vf x, vf n)
+LK_INLINE vf vf_scale2_ge(vf x, vf n, vf a, vf b)
 {
     vf_bits whole = {(int32_t)n[0], (int32_t)n[1], (int32_t)n[2], (int32_t)n[3]};
-    return (vf)((vf_bits)x + whole * (1 << 23));
+    return vf_keep_ge((vf)((vf_bits)x + whole * (1 << 23)), a, b);
 }
 
 #endif
@@ -169,24 +166,23 @@ LK_INLINE float vf_top(vf x)
 }
 #endif
 
-/* exp(x) within 2 ulp for -87 <= x <= 88, 0 below, 1.6e38 above; NaN gives a number (callers mask beforehand). x = n ln2 + r with n rounded
- * by adding and subtracting 1.5 * 2^23; exp(r) by the Taylor series, whose eighth term is below 1e-8 for |r| <= ln2 / 2. */
+/* exp(x) within 2 ulp for -87 <= x <= 88, 0 below, 1.6e38 above; 0 for NaN. x = n ln2 + r with n rounded by adding and subtracting
+ * 1.5 * 2^23; exp(r) by a polynomial fitted to |r| <= ln2/2 for the least relative error, 4e-9. */
 LK_INLINE vf vf_exp(vf x)
 {
     const vf low = vf_set(-87.0f), rounder = vf_set(0x1.8p23f);
-    vf inside = vf_max(low, vf_min(x, vf_set(88.0f)));
-    vf n = vf_sub(vf_add(vf_mul(inside, vf_set(0x1.715476p0f)), rounder), rounder);
+    vf inside = vf_max(vf_min(x, vf_set(88.0f)), low);
+    vf n = vf_sub(vf_fma(inside, vf_set(0x1.715476p0f), rounder), rounder);
     vf r = vf_fma(n, vf_set(-0x1.62e4p-1f), inside); /* ln2 in two parts: the first times n is exact */
     r = vf_fma(n, vf_set(-0x1.7f7d1cp-20f), r);
-    vf p = vf_set(1.0f / 5040);
-    p = vf_fma(p, r, vf_set(1.0f / 720));
-    p = vf_fma(p, r, vf_set(1.0f / 120));
-    p = vf_fma(p, r, vf_set(1.0f / 24));
-    p = vf_fma(p, r, vf_set(1.0f / 6));
-    p = vf_fma(p, r, vf_set(0.5f));
+    vf p = vf_set(0x1.6a23cep-10f);
+    p = vf_fma(p, r, vf_set(0x1.123a2p-7f));
+    p = vf_fma(p, r, vf_set(0x1.5558f2p-5f));
+    p = vf_fma(p, r, vf_set(0x1.555492p-3f));
+    p = vf_fma(p, r, vf_set(0x1.fffffcp-2f));
     p = vf_fma(p, r, vf_set(1.0f));
     p = vf_fma(p, r, vf_set(1.0f));
-    return vf_keep_ge(vf_scale2(p, n), x, low);
+    return vf_scale2_ge(p, n, x, low);
 }
 
 #endif
