@@ -33,9 +33,9 @@ void lk_map_close(lk_map *map); /* safe on a zeroed or closed map */
 lk_status lk_file_read(const char *path, size_t max_bytes, char **text, size_t *size, lk_error *err);
 
 typedef struct lk_atomic_file {
-    FILE *stream;          /* write here; NULL when closed */
-    char path[4096];       /* the name to be replaced */
-    char temporary[4160];  /* where the bytes are until commit */
+    FILE *stream;         /* write here; NULL when closed */
+    char path[4096];      /* the name to be replaced */
+    char temporary[4160]; /* where the bytes are until commit */
 } lk_atomic_file;
 
 lk_status lk_atomic_open(lk_atomic_file *file, const char *path, lk_error *err);

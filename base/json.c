@@ -178,7 +178,8 @@ lk_status lk_json_int(const cJSON *object, const char *key, int64_t min, int64_t
     if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble)) return want(where, key, item, "a whole number", err);
     /* 2^53: beyond it a double no longer holds every whole number. */
     double limit = 9007199254740992.0;
-    if (!(item->valuedouble >= -limit && item->valuedouble <= limit) || (int64_t)item->valuedouble < min || (int64_t)item->valuedouble > max) {
+    if (!(item->valuedouble >= -limit && item->valuedouble <= limit) || (int64_t)item->valuedouble < min ||
+        (int64_t)item->valuedouble > max) {
         return lk_fail(err, LK_ERR_FORMAT, "%s: %s must be between %" PRId64 " and %" PRId64 ", not %.17g", where, key, min, max,
                        item->valuedouble);
     }

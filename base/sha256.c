@@ -19,10 +19,7 @@ void lk_sha256_init(lk_sha256 *hash)
     must(EVP_DigestInit_ex(hash->context, EVP_sha256(), NULL));
 }
 
-void lk_sha256_update(lk_sha256 *hash, const void *bytes, size_t size)
-{
-    must(EVP_DigestUpdate(hash->context, bytes, size));
-}
+void lk_sha256_update(lk_sha256 *hash, const void *bytes, size_t size) { must(EVP_DigestUpdate(hash->context, bytes, size)); }
 
 void lk_sha256_final(lk_sha256 *hash, char hex[65])
 {

@@ -48,10 +48,10 @@ const char *lk_status_name(lk_status code);
 
 /* Runs an expression that yields an lk_status and leaves the function with it when it is not LK_OK. Only where nothing
  * has to be cleaned up; elsewhere write `if ((status = f())) goto out;`. */
-#define LK_TRY(expression)                   \
-    do {                                     \
-        lk_status lk_try_ = (expression);    \
-        if (lk_try_) return lk_try_;         \
+#define LK_TRY(expression)                \
+    do {                                  \
+        lk_status lk_try_ = (expression); \
+        if (lk_try_) return lk_try_;      \
     } while (0)
 
 #endif

@@ -64,10 +64,14 @@ static bool parse_bytes(const char *text, int64_t *out)
     errno = 0;
     double value = strtod(text, &end);
     double unit = 1;
-    if (*end == 'k' || *end == 'K') unit = 1024, end++;
-    else if (*end == 'm' || *end == 'M') unit = 1 << 20, end++;
-    else if (*end == 'g' || *end == 'G') unit = 1 << 30, end++;
-    else if (*end == 't' || *end == 'T') unit = 1099511627776.0, end++;
+    if (*end == 'k' || *end == 'K')
+        unit = 1024, end++;
+    else if (*end == 'm' || *end == 'M')
+        unit = 1 << 20, end++;
+    else if (*end == 'g' || *end == 'G')
+        unit = 1 << 30, end++;
+    else if (*end == 't' || *end == 'T')
+        unit = 1099511627776.0, end++;
     if (end != text && (!strcmp(end, "iB") || !strcmp(end, "B"))) end += strlen(end);
     if (end == text || *end || errno || !(value >= 0) || value * unit > 9e18) return false;
     *out = (int64_t)(value * unit);
@@ -94,7 +98,8 @@ static int take_value(const cli_command *command, const cli_option *o, const cha
         break;
     }
     case CLI_BYTES:
-        if (!parse_bytes(value, o->target)) return cli_fail(command, CLI_USAGE, "%s wants a size like 2G or 512M, not '%s'", o->name, value);
+        if (!parse_bytes(value, o->target))
+            return cli_fail(command, CLI_USAGE, "%s wants a size like 2G or 512M, not '%s'", o->name, value);
         break;
     case CLI_LIST: {
         cli_list *list = o->target;
@@ -126,7 +131,8 @@ static int unknown(const cli_command *command, const cli_option *options, const 
     return cli_fail(command, CLI_USAGE, nearest ? "unknown option %s; did you mean %s?" : "unknown option %s", argument, nearest);
 }
 
-int cli_parse(const cli_command *command, const cli_option *options, cli_common *common, int argc, char **argv, const char **positional, int min, int max, int *n)
+int cli_parse(const cli_command *command, const cli_option *options, cli_common *common, int argc, char **argv, const char **positional,
+              int min, int max, int *n)
 {
     *common = (cli_common){.device = "auto", .log_level = "info", .dtype = "bf16"};
     const cli_option shared[] = {
@@ -169,7 +175,8 @@ int cli_parse(const cli_command *command, const cli_option *options, cli_common 
     }
     if (*n < min) return cli_fail(command, CLI_USAGE, "usage: lorikeet %s %s", command->name, command->arguments);
     lk_log_level level;
-    if (lk_log_parse_level(common->log_level, &level)) return cli_fail(command, CLI_USAGE, "--log-level is error, warn, info or debug, not '%s'", common->log_level);
+    if (lk_log_parse_level(common->log_level, &level))
+        return cli_fail(command, CLI_USAGE, "--log-level is error, warn, info or debug, not '%s'", common->log_level);
     lk_log_set_level(level);
     if (common->threads < 0 || common->threads > 256) return cli_fail(command, CLI_USAGE, "--threads is 1 to 256, or 0 for all");
     return -1;
@@ -177,8 +184,10 @@ int cli_parse(const cli_command *command, const cli_option *options, cli_common 
 
 bool cli_compute(const cli_command *command, const cli_common *common, lk_dtype *type)
 {
-    if (!strcmp(common->dtype, "bf16")) *type = LK_BF16;
-    else if (!strcmp(common->dtype, "f32")) *type = LK_F32;
+    if (!strcmp(common->dtype, "bf16"))
+        *type = LK_BF16;
+    else if (!strcmp(common->dtype, "f32"))
+        *type = LK_F32;
     else {
         cli_fail(command, CLI_USAGE, "--dtype is bf16 or f32, not '%s'", common->dtype);
         return false;

@@ -53,9 +53,10 @@ typedef struct cli_common {
     const char *dtype; /* compute: "bf16" or "f32" */
 } cli_common;
 
-/* Parses argv[1..] into options and the common ones; positional arguments into `positional` (at least min, at most max). Returns -1 to go on, or
- * the exit code to leave with (help was asked for: 0; wrong usage: 2, with the message printed). */
-int cli_parse(const cli_command *command, const cli_option *options, cli_common *common, int argc, char **argv, const char **positional, int min, int max, int *n);
+/* Parses argv[1..] into options and the common ones; positional arguments into `positional` (at least min, at most max). Returns -1 to go
+ * on, or the exit code to leave with (help was asked for: 0; wrong usage: 2, with the message printed). */
+int cli_parse(const cli_command *command, const cli_option *options, cli_common *common, int argc, char **argv, const char **positional,
+              int min, int max, int *n);
 
 /* Prints "lorikeet COMMAND: message" on standard error; returns code. */
 int cli_fail(const cli_command *command, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -18,7 +18,8 @@ static void print_now(void *context, const char *text, size_t size)
 enum { MAX_TURNS = 2000 };
 
 /* Reads a line, answers it, until the input ends. The whole conversation is the prompt of each turn. */
-static int converse(const cli_command *self, const cli_session *s, lk_engine *engine, bool adapter, const char *system, lk_request_spec spec)
+static int converse(const cli_command *self, const cli_session *s, lk_engine *engine, bool adapter, const char *system,
+                    lk_request_spec spec)
 {
     lk_arena arena = {0};
     lk_chat_message *messages = lk_arena_alloc(&arena, MAX_TURNS * sizeof *messages);
@@ -76,7 +77,8 @@ static int run(const cli_command *self, int argc, char **argv)
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);
     if (rc >= 0) return rc;
-    if (temperature < 0 || top_p <= 0 || top_p > 1 || max_tokens < 1) return cli_fail(self, CLI_USAGE, "--temperature is 0 or more, --top-p in (0,1], --max-tokens 1 or more");
+    if (temperature < 0 || top_p <= 0 || top_p > 1 || max_tokens < 1)
+        return cli_fail(self, CLI_USAGE, "--temperature is 0 or more, --top-p in (0,1], --max-tokens 1 or more");
     cli_stop_install();
     cli_session s;
     if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT)) >= 0) return rc;
@@ -85,8 +87,12 @@ static int run(const cli_command *self, int argc, char **argv)
     if (cli_engine_start(&engine, &s, adapter, &err)) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
-        lk_request_spec spec = {
-            .max_tokens = max_tokens, .temperature = (float)temperature, .top_p = (float)top_p, .repetition_penalty = 1.0f, .seed = (uint64_t)seed, .n_logprobs = -1};
+        lk_request_spec spec = {.max_tokens = max_tokens,
+                                .temperature = (float)temperature,
+                                .top_p = (float)top_p,
+                                .repetition_penalty = 1.0f,
+                                .seed = (uint64_t)seed,
+                                .n_logprobs = -1};
         rc = converse(self, &s, engine, adapter != NULL, system, spec);
         lk_engine_stop(engine);
     }

@@ -4,6 +4,7 @@
 
 #include "cli/args.h"
 
-extern const cli_command cli_train, cli_plan, cli_eval, cli_generate, cli_logits, cli_chat, cli_serve, cli_quantize, cli_merge, cli_inspect, cli_tokenize, cli_doctor;
+extern const cli_command cli_train, cli_plan, cli_eval, cli_generate, cli_logits, cli_chat, cli_serve, cli_quantize, cli_merge, cli_inspect,
+    cli_tokenize, cli_doctor;
 
 #endif

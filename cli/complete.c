@@ -84,7 +84,8 @@ static lk_status collect(collector *c, lk_request *request, lk_detokenizer *deto
     }
 }
 
-lk_status cli_complete(cli_completion *out, lk_engine *engine, const cli_session *s, lk_request_spec spec, bool with_adapter, cli_text_sink *sink, void *context, lk_error *err)
+lk_status cli_complete(cli_completion *out, lk_engine *engine, const cli_session *s, lk_request_spec spec, bool with_adapter,
+                       cli_text_sink *sink, void *context, lk_error *err)
 {
     memset(out, 0, sizeof *out);
     collector c = {.out = out, .sink = sink, .context = context};
@@ -129,7 +130,8 @@ const char *cli_finish_name(lk_finish finish)
     }
 }
 
-lk_status cli_encode_messages(const cli_session *s, const lk_chat_message *messages, int64_t n, int32_t **ids, int64_t *n_ids, lk_error *err)
+lk_status cli_encode_messages(const cli_session *s, const lk_chat_message *messages, int64_t n, int32_t **ids, int64_t *n_ids,
+                              lk_error *err)
 {
     lk_chat_tokens tokens;
     LK_TRY(lk_chat_encode(s->chat, messages, n, true, &tokens, err));

@@ -90,8 +90,15 @@ static lk_status ask(asker *a, const int32_t *ids, int64_t n, const char *refere
     if (a->n_open == AT_ONCE) LK_TRY(finish_all(a, err));
     question *q = &a->open[a->n_open];
     int32_t end = a->s->chat ? lk_chat_end_of_turn(a->s->chat) : -1;
-    lk_request_spec spec = {.adapter = a->adapter ? "adapter" : NULL, .prompt = ids, .n_prompt = n, .max_tokens = a->max_tokens, .top_p = 1.0f, .repetition_penalty = 1.0f,
-                            .n_logprobs = -1, .stop_ids = &end, .n_stop_ids = end >= 0};
+    lk_request_spec spec = {.adapter = a->adapter ? "adapter" : NULL,
+                            .prompt = ids,
+                            .n_prompt = n,
+                            .max_tokens = a->max_tokens,
+                            .top_p = 1.0f,
+                            .repetition_penalty = 1.0f,
+                            .n_logprobs = -1,
+                            .stop_ids = &end,
+                            .n_stop_ids = end >= 0};
     LK_TRY(lk_engine_submit(a->engine, &spec, &q->request, err));
     a->n_open++;
     q->reference = strdup(reference);
@@ -119,7 +126,8 @@ static lk_status ask_example(asker *a, const lk_example *ex, lk_error *err)
     return status;
 }
 
-lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *adapter, const lk_source *source, int64_t max_tokens, int64_t limit, lk_error *err)
+lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *adapter, const lk_source *source, int64_t max_tokens,
+                          int64_t limit, lk_error *err)
 {
     memset(result, 0, sizeof *result);
     asker a = {.s = s, .adapter = adapter != NULL, .max_tokens = max_tokens, .result = result};

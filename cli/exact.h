@@ -10,8 +10,9 @@ typedef struct cli_exact {
     int64_t skipped; /* without a reference answer */
 } cli_exact;
 
-/* Asks every example of the source that has an answer: the messages before the last assistant turn, or the prompt. White space around answers does not count. adapter may be NULL;
- * limit 0: all. */
-lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *adapter, const lk_source *source, int64_t max_tokens, int64_t limit, lk_error *err);
+/* Asks every example of the source that has an answer: the messages before the last assistant turn, or the prompt. White space around
+ * answers does not count. adapter may be NULL; limit 0: all. */
+lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *adapter, const lk_source *source, int64_t max_tokens,
+                          int64_t limit, lk_error *err);
 
 #endif

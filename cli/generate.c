@@ -44,18 +44,19 @@ static int run(const cli_command *self, int argc, char **argv)
     double temperature = 0.0, top_p = 1.0;
     bool json = false;
     int n_args;
-    const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
-                                  {"--prompt", CLI_STRING, &prompt, "TEXT", "text to continue, as it is"},
-                                  {"--prompt-ids", CLI_STRING, &prompt_ids, "1,2", "token ids to continue"},
-                                  {"--messages", CLI_STRING, &messages_file, "FILE", "a JSON file of chat messages to answer (- for standard input)"},
-                                  {"--max-tokens", CLI_INT, &max_tokens, "N", "most tokens to generate (256)"},
-                                  {"--temperature", CLI_NUMBER, &temperature, "T", "0 is greedy (0)"},
-                                  {"--top-p", CLI_NUMBER, &top_p, "P", "nucleus sampling (1)"},
-                                  {"--top-k", CLI_INT, &top_k, "K", "only the K likeliest tokens (0: all)"},
-                                  {"--seed", CLI_INT, &seed, "S", "the same seed gives the same text (0)"},
-                                  {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
-                                  {"--json", CLI_FLAG, &json, NULL, "print {text, ids, finish_reason, prompt_tokens, adapter, base}"},
-                                  {0}};
+    const cli_option options[] = {
+        {"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
+        {"--prompt", CLI_STRING, &prompt, "TEXT", "text to continue, as it is"},
+        {"--prompt-ids", CLI_STRING, &prompt_ids, "1,2", "token ids to continue"},
+        {"--messages", CLI_STRING, &messages_file, "FILE", "a JSON file of chat messages to answer (- for standard input)"},
+        {"--max-tokens", CLI_INT, &max_tokens, "N", "most tokens to generate (256)"},
+        {"--temperature", CLI_NUMBER, &temperature, "T", "0 is greedy (0)"},
+        {"--top-p", CLI_NUMBER, &top_p, "P", "nucleus sampling (1)"},
+        {"--top-k", CLI_INT, &top_k, "K", "only the K likeliest tokens (0: all)"},
+        {"--seed", CLI_INT, &seed, "S", "the same seed gives the same text (0)"},
+        {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
+        {"--json", CLI_FLAG, &json, NULL, "print {text, ids, finish_reason, prompt_tokens, adapter, base}"},
+        {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);
     if (rc >= 0) return rc;
     if ((prompt != NULL) + (prompt_ids != NULL) + (messages_file != NULL) != 1)
@@ -87,11 +88,20 @@ static int run(const cli_command *self, int argc, char **argv)
         goto fail;
     }
     if (cli_engine_start(&engine, &s, adapter, &err)) goto fail;
-    lk_request_spec spec = {.prompt = ids, .n_prompt = n_ids, .max_tokens = max_tokens, .temperature = (float)temperature, .top_p = (float)top_p, .top_k = (int32_t)top_k,
-                            .repetition_penalty = 1.0f, .seed = (uint64_t)seed, .n_logprobs = -1};
+    lk_request_spec spec = {.prompt = ids,
+                            .n_prompt = n_ids,
+                            .max_tokens = max_tokens,
+                            .temperature = (float)temperature,
+                            .top_p = (float)top_p,
+                            .top_k = (int32_t)top_k,
+                            .repetition_penalty = 1.0f,
+                            .seed = (uint64_t)seed,
+                            .n_logprobs = -1};
     if (cli_complete(&c, engine, &s, spec, adapter != NULL, json ? NULL : print_now, NULL, &err)) goto fail;
-    if (json) print_json(&c, &s, adapter);
-    else printf("\n");
+    if (json)
+        print_json(&c, &s, adapter);
+    else
+        printf("\n");
     rc = c.finish == LK_FINISH_CANCELLED ? CLI_FAILED : CLI_DONE;
     goto out;
 fail:
@@ -105,4 +115,5 @@ out:
     return rc;
 }
 
-const cli_command cli_generate = {"generate", "BASE [--adapter PATH] (--prompt TEXT | --prompt-ids 1,2 | --messages FILE)", "continue a text or answer messages", NULL, run};
+const cli_command cli_generate = {"generate", "BASE [--adapter PATH] (--prompt TEXT | --prompt-ids 1,2 | --messages FILE)",
+                                  "continue a text or answer messages", NULL, run};

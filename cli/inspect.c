@@ -132,16 +132,22 @@ static int run(const cli_command *self, int argc, char **argv)
     cJSON *out = cJSON_CreateObject();
     cJSON_AddStringToObject(out, "path", path);
     lk_status status;
-    if (lk_path_exists(adapter)) status = inspect_adapter(out, path, &err);
-    else if (lk_path_exists(config)) status = inspect_model(out, path, &err);
-    else if (lk_path_exists(path) && !lk_path_is_folder(path)) status = inspect_file(out, path, &err);
-    else status = lk_fail(&err, LK_ERR_NOT_FOUND, "%s is neither a model folder, nor an adapter folder, nor a safetensors file", path);
+    if (lk_path_exists(adapter))
+        status = inspect_adapter(out, path, &err);
+    else if (lk_path_exists(config))
+        status = inspect_model(out, path, &err);
+    else if (lk_path_exists(path) && !lk_path_is_folder(path))
+        status = inspect_file(out, path, &err);
+    else
+        status = lk_fail(&err, LK_ERR_NOT_FOUND, "%s is neither a model folder, nor an adapter folder, nor a safetensors file", path);
     if (status) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
         char *text = json ? cJSON_PrintUnformatted(out) : NULL;
-        if (json) printf("%s\n", text ? text : "");
-        else print_text(out);
+        if (json)
+            printf("%s\n", text ? text : "");
+        else
+            print_text(out);
         free(text);
         rc = CLI_DONE;
     }

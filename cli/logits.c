@@ -18,7 +18,8 @@ static lk_status compute(const lk_model *model, const char *adapter_path, const 
     lk_batch batch = {.n_tokens = n, .ids = ids, .positions = positions, .n_docs = 1, .doc_starts = starts};
     lk_status status = positions ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for %lld tokens", (long long)n);
     if (!status && adapter_path) status = lk_adapter_load(&adapter, model, adapter_path, LK_F32, err);
-    if (!status) status = lk_pass_create(&pass, model, &(lk_pass_options){.max_tokens = n, .max_rank = adapter ? adapter->max_rank : 0}, err);
+    if (!status)
+        status = lk_pass_create(&pass, model, &(lk_pass_options){.max_tokens = n, .max_rank = adapter ? adapter->max_rank : 0}, err);
     if (status) goto out;
     for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)i;
     if (adapter) {
@@ -102,4 +103,5 @@ out:
     return rc;
 }
 
-const cli_command cli_logits = {"logits", "BASE [--adapter PATH] --ids 1,2,3 -o FILE.safetensors", "write the logits of every position, for comparison with other programs", NULL, run};
+const cli_command cli_logits = {"logits", "BASE [--adapter PATH] --ids 1,2,3 -o FILE.safetensors",
+                                "write the logits of every position, for comparison with other programs", NULL, run};

@@ -5,15 +5,20 @@
 
 #include "cli/commands.h"
 
-static const cli_command *const commands[] = {&cli_train,    &cli_plan,  &cli_eval,  &cli_generate, &cli_chat,     &cli_serve,
+static const cli_command *const commands[] = {&cli_train,    &cli_plan,  &cli_eval,    &cli_generate, &cli_chat,   &cli_serve,
                                               &cli_quantize, &cli_merge, &cli_inspect, &cli_tokenize, &cli_logits, &cli_doctor};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void usage(FILE *out)
 {
-    fprintf(out, "lorikeet %s - fine-tune adapters on a 4-bit base model and serve many of them at once\n\nUsage: lorikeet COMMAND ...\n\nCommands:\n", LK_VERSION);
+    fprintf(out,
+            "lorikeet %s - fine-tune adapters on a 4-bit base model and serve many of them at once\n\nUsage: lorikeet COMMAND "
+            "...\n\nCommands:\n",
+            LK_VERSION);
     for (int i = 0; i < N_COMMANDS; i++) fprintf(out, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
-    fprintf(out, "\n'lorikeet COMMAND --help' explains one. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 75 interrupted but resumable.\n");
+    fprintf(
+        out,
+        "\n'lorikeet COMMAND --help' explains one. Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 75 interrupted but resumable.\n");
 }
 
 int main(int argc, char **argv)

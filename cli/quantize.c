@@ -20,7 +20,8 @@ static int run(const cli_command *self, int argc, char **argv)
     return CLI_DONE;
 }
 
-const cli_command cli_quantize = {"quantize", "BASE -o OUT", "write a 4-bit copy of a model folder (bitsandbytes NF4)",
-                                  "The linear layers are quantised (NF4, blocks of 64, double quantisation); embedding, head and norms stay as they are. Opening the\n"
-                                  "copy is faster and takes less disk; adapters trained on BASE with nf4 mean the same on it.",
-                                  run};
+const cli_command cli_quantize = {
+    "quantize", "BASE -o OUT", "write a 4-bit copy of a model folder (bitsandbytes NF4)",
+    "The linear layers are quantised (NF4, blocks of 64, double quantisation); embedding, head and norms stay as they are. Opening the\n"
+    "copy is faster and takes less disk; adapters trained on BASE with nf4 mean the same on it.",
+    run};

@@ -25,7 +25,8 @@ static int load(const cli_command *self, lk_engine *engine, const char *text)
     return -1;
 }
 
-static int serve(const cli_command *self, const cli_session *s, lk_engine *engine, const lk_server_options *options, const cli_list *adapters)
+static int serve(const cli_command *self, const cli_session *s, lk_engine *engine, const lk_server_options *options,
+                 const cli_list *adapters)
 {
     int rc;
     for (int i = 0; i < adapters->n; i++)
@@ -51,8 +52,8 @@ static int run(const cli_command *self, int argc, char **argv)
     lk_server_options server_options;
     lk_engine_options_default(&engine_options);
     lk_server_options_default(&server_options);
-    int64_t port = 8000, kv_memory = 0, max_resident = engine_options.max_resident_adapters, max_running = engine_options.max_running, max_waiting = engine_options.max_waiting,
-            budget = engine_options.token_budget, max_rank = engine_options.max_rank;
+    int64_t port = 8000, kv_memory = 0, max_resident = engine_options.max_resident_adapters, max_running = engine_options.max_running,
+            max_waiting = engine_options.max_waiting, budget = engine_options.token_budget, max_rank = engine_options.max_rank;
     int n;
     const cli_option options[] = {
         {"--adapter", CLI_LIST, &adapters, "NAME=PATH", "load an adapter; may be given several times"},
@@ -73,9 +74,10 @@ static int run(const cli_command *self, int argc, char **argv)
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n);
     if (rc >= 0) return rc;
     if (port < 0 || port > 65535) return cli_fail(self, CLI_USAGE, "--port is 0 to 65535");
-    if (max_resident < 1 || max_running < 1 || max_waiting < 1 || budget < 1 || max_rank < 1 || max_resident > 1 << 20 || max_running > 4096 || max_waiting > 1 << 20 ||
-        budget > 1 << 20 || max_rank > 512)
-        return cli_fail(self, CLI_USAGE, "a limit is out of range: adapters, running (to 4096), waiting, token budget and rank (to 512) start at 1");
+    if (max_resident < 1 || max_running < 1 || max_waiting < 1 || budget < 1 || max_rank < 1 || max_resident > 1 << 20 ||
+        max_running > 4096 || max_waiting > 1 << 20 || budget > 1 << 20 || max_rank > 512)
+        return cli_fail(self, CLI_USAGE,
+                        "a limit is out of range: adapters, running (to 4096), waiting, token budget and rank (to 512) start at 1");
     engine_options.kv_bytes = (size_t)kv_memory;
     engine_options.max_resident_adapters = (int32_t)max_resident;
     engine_options.max_running = (int32_t)max_running;
@@ -93,8 +95,9 @@ static int run(const cli_command *self, int argc, char **argv)
     if (lk_engine_plan(s.model, &engine_options, &kv, &activations, &err) || lk_engine_start(&engine, s.model, &engine_options, &err)) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
-        lk_log(LK_LOG_INFO, "%s on %s: weights %.1f MiB, keys and values %.1f MiB, activations %.1f MiB", s.model->name, lk_backend_name(s.be),
-               (double)(lk_allocated(s.be) - kv - activations) / 1048576.0, (double)kv / 1048576.0, (double)activations / 1048576.0);
+        lk_log(LK_LOG_INFO, "%s on %s: weights %.1f MiB, keys and values %.1f MiB, activations %.1f MiB", s.model->name,
+               lk_backend_name(s.be), (double)(lk_allocated(s.be) - kv - activations) / 1048576.0, (double)kv / 1048576.0,
+               (double)activations / 1048576.0);
         rc = serve(self, &s, engine, &server_options, &adapters);
         lk_engine_stop(engine);
     }
@@ -102,4 +105,5 @@ static int run(const cli_command *self, int argc, char **argv)
     return rc;
 }
 
-const cli_command cli_serve = {"serve", "BASE [--adapter NAME=PATH]... [--adapters-dir DIR] [--host H] [--port P]", "an OpenAI-compatible server for a base and many adapters", NULL, run};
+const cli_command cli_serve = {"serve", "BASE [--adapter NAME=PATH]... [--adapters-dir DIR] [--host H] [--port P]",
+                               "an OpenAI-compatible server for a base and many adapters", NULL, run};

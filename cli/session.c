@@ -23,8 +23,10 @@ int cli_session_open(cli_session *s, const cli_command *command, const cli_commo
     memset(s, 0, sizeof *s);
     lk_error err = {0};
     lk_model_options options = {.quant = LK_QUANT_NF4, .progress = isatty(STDERR_FILENO) ? show_progress : NULL};
-    if (!strcmp(quant, "none")) options.quant = LK_QUANT_NONE;
-    else if (strcmp(quant, "nf4")) return cli_fail(command, CLI_USAGE, "--quant is nf4 or none, not '%s'", quant);
+    if (!strcmp(quant, "none"))
+        options.quant = LK_QUANT_NONE;
+    else if (strcmp(quant, "nf4"))
+        return cli_fail(command, CLI_USAGE, "--quant is nf4 or none, not '%s'", quant);
     lk_dtype compute;
     if (!cli_compute(command, common, &compute)) return CLI_USAGE;
     lk_backend_options backend = {.device = common->device, .threads = (int)common->threads, .compute = compute};

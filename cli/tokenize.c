@@ -34,7 +34,8 @@ static int run(const cli_command *self, int argc, char **argv)
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);
     if (rc >= 0) return rc;
-    if ((text != NULL) + (file != NULL) + (messages != NULL) != 1) return cli_fail(self, CLI_USAGE, "give exactly one of --text, --file and --messages");
+    if ((text != NULL) + (file != NULL) + (messages != NULL) != 1)
+        return cli_fail(self, CLI_USAGE, "give exactly one of --text, --file and --messages");
     lk_error err = {0};
     lk_tokenizer *tk = NULL;
     lk_chat *chat = NULL;
@@ -59,7 +60,8 @@ static int run(const cli_command *self, int argc, char **argv)
     } else {
         for (int64_t i = 0; i < tokens.n; i++) {
             const char *piece = lk_tokenizer_piece(tk, tokens.ids[i], &size);
-            printf("%d\t%.*s%s\n", tokens.ids[i], piece ? (int)size : 0, piece ? piece : "", tokens.mask && tokens.mask[i] ? "\ttrained" : "");
+            printf("%d\t%.*s%s\n", tokens.ids[i], piece ? (int)size : 0, piece ? piece : "",
+                   tokens.mask && tokens.mask[i] ? "\ttrained" : "");
         }
     }
     rc = CLI_DONE;
@@ -70,11 +72,14 @@ out:
     free(decoded);
     free(owned);
     cli_messages_free(&m);
-    if (messages) lk_chat_tokens_free(&tokens);
-    else free(tokens.ids);
+    if (messages)
+        lk_chat_tokens_free(&tokens);
+    else
+        free(tokens.ids);
     lk_chat_close(chat);
     lk_tokenizer_close(tk);
     return rc;
 }
 
-const cli_command cli_tokenize = {"tokenize", "BASE (--text T | --file F | --messages FILE) [--json]", "show how a model's tokenizer and chat template read a text", NULL, run};
+const cli_command cli_tokenize = {"tokenize", "BASE (--text T | --file F | --messages FILE) [--json]",
+                                  "show how a model's tokenizer and chat template read a text", NULL, run};

@@ -21,8 +21,10 @@ static void print_result(const lk_train_result *r, bool dry_run)
     printf("%s/adapter: %lld steps", r->folder, (long long)r->steps);
     if (r->first_step) printf(" (%lld before this process)", (long long)r->first_step);
     if (isfinite(r->loss)) printf(", last loss %.4f", r->loss);
-    if (r->evaluated && isfinite(r->before.loss)) printf(", held-out loss %.4f -> %.4f", r->before.loss, r->after.loss);
-    else if (r->evaluated) printf(", held-out loss %.4f", r->after.loss);
+    if (r->evaluated && isfinite(r->before.loss))
+        printf(", held-out loss %.4f -> %.4f", r->before.loss, r->after.loss);
+    else if (r->evaluated)
+        printf(", held-out loss %.4f", r->after.loss);
     printf(", %.1f s, adapter %.12s\n", r->seconds, r->adapter_digest);
 }
 
@@ -44,8 +46,17 @@ static int run(const cli_command *self, int argc, char **argv)
     if (rc >= 0) return rc;
     if (resume && fresh) return cli_fail(self, CLI_USAGE, "--resume and --fresh contradict each other");
     cli_stop_install();
-    lk_train_options train = {.recipe = recipe, .sets = sets.items, .n_sets = sets.n, .out = out, .resume = resume, .fresh = fresh, .dry_run = dry_run,
-                              .device = common.device, .threads = (int)common.threads, .quiet = quiet, .stop = &cli_stop};
+    lk_train_options train = {.recipe = recipe,
+                              .sets = sets.items,
+                              .n_sets = sets.n,
+                              .out = out,
+                              .resume = resume,
+                              .fresh = fresh,
+                              .dry_run = dry_run,
+                              .device = common.device,
+                              .threads = (int)common.threads,
+                              .quiet = quiet,
+                              .stop = &cli_stop};
     lk_train_result result;
     lk_error err = {0};
     lk_status status = lk_train_run(&result, &train, &err);
@@ -54,7 +65,9 @@ static int run(const cli_command *self, int argc, char **argv)
     return CLI_DONE;
 }
 
-const cli_command cli_train = {"train", "RECIPE [--set key=value]... [--out DIR] [--resume|--fresh] [--dry-run]", "train a LoRA adapter as a recipe says",
-                               "The run folder gets adapter/ (PEFT), checkpoints/, metrics.jsonl and run.json. Ctrl-C or SIGTERM writes a checkpoint and leaves with 75;\n"
+const cli_command cli_train = {"train", "RECIPE [--set key=value]... [--out DIR] [--resume|--fresh] [--dry-run]",
+                               "train a LoRA adapter as a recipe says",
+                               "The run folder gets adapter/ (PEFT), checkpoints/, metrics.jsonl and run.json. Ctrl-C or SIGTERM writes a "
+                               "checkpoint and leaves with 75;\n"
                                "--resume then gives exactly what the uninterrupted run would have given.",
                                run};

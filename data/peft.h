@@ -57,10 +57,10 @@ typedef struct lk_peft_write_module {
 } lk_peft_write_module;
 
 typedef struct lk_peft_write_options {
-    const char *base;         /* base_model_name_or_path */
+    const char *base;          /* base_model_name_or_path */
     const char *base_identity; /* stamped into the metadata as lorikeet.base_identity; NULL: not stamped */
-    const char *base_digest;  /* likewise lorikeet.base_digest */
-    const char *quantization; /* "nf4" or "none", stamped likewise */
+    const char *base_digest;   /* likewise lorikeet.base_digest */
+    const char *quantization;  /* "nf4" or "none", stamped likewise */
     bool use_rslora;
     double dropout;
 } lk_peft_write_options;

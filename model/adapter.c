@@ -21,8 +21,10 @@ lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *name
             targets[m] = found = true;
         }
         if (!found)
-            return lk_fail(err, LK_ERR_ARGUMENT,
-                           "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and \"all-linear\"", where, names[i]);
+            return lk_fail(
+                err, LK_ERR_ARGUMENT,
+                "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and \"all-linear\"",
+                where, names[i]);
     }
     return LK_OK;
 }
@@ -104,8 +106,9 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
             any = true;
             int64_t most = site->n < site->k ? site->n : site->k;
             if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
-                return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank, lk_module_name((lk_module)m), (long long)site->n,
-                               (long long)site->k, (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
+                return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
+                               lk_module_name((lk_module)m), (long long)site->n, (long long)site->k,
+                               (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
             site->alpha = (float)alpha;
             site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
         }
@@ -113,7 +116,8 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
     return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
 }
 
-lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable, int32_t *max_rank, lk_error *err)
+lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
+                            int32_t *max_rank, lk_error *err)
 {
     int32_t n_sites = (int32_t)(config->layers * LK_N_MODULES);
     lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
@@ -180,8 +184,10 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
     status = lk_adapter_set(a, host, err);
 out:
     free(host);
-    if (status) lk_adapter_destroy(a);
-    else *out = a;
+    if (status)
+        lk_adapter_destroy(a);
+    else
+        *out = a;
     return status;
 }
 

@@ -15,19 +15,19 @@
 typedef struct lk_adapter_site {
     int32_t rank; /* 0: not adapted */
     float alpha, scale;
-    int64_t n, k;            /* of the base matrix */
-    int64_t a, b;            /* element offsets of A[R,K] and B[N,R] in the flat vector */
+    int64_t n, k; /* of the base matrix */
+    int64_t a, b; /* element offsets of A[R,K] and B[N,R] in the flat vector */
 } lk_adapter_site;
 
 typedef struct lk_adapter {
-    const lk_model *model;  /* borrowed */
-    int32_t n_sites;        /* layers * LK_N_MODULES */
+    const lk_model *model; /* borrowed */
+    int32_t n_sites;       /* layers * LK_N_MODULES */
     lk_adapter_site *sites;
     int64_t n_params;
     int32_t max_rank;
-    lk_dtype type;          /* of the weights: F32, or BF16 for serving in BF16 compute */
-    void *weights;          /* [n_params], backend memory; every A and B starts at a multiple of 32 elements */
-    char digest[65];        /* SHA-256 of content: names, ranks, scales, factors */
+    lk_dtype type;   /* of the weights: F32, or BF16 for serving in BF16 compute */
+    void *weights;   /* [n_params], backend memory; every A and B starts at a multiple of 32 elements */
+    char digest[65]; /* SHA-256 of content: names, ranks, scales, factors */
     bool use_rslora;
     double dropout;
 } lk_adapter;
@@ -35,8 +35,8 @@ typedef struct lk_adapter {
 /* Which layers get which rank. Patterns are tried in order on the module path, PEFT's rule: (.*\.)?(PATTERN)$. */
 typedef struct lk_adapter_pattern {
     const char *pattern;
-    int32_t rank;  /* 0: leave */
-    double alpha;  /* 0: leave */
+    int32_t rank; /* 0: leave */
+    double alpha; /* 0: leave */
 } lk_adapter_pattern;
 
 typedef struct lk_adapter_spec {
@@ -53,7 +53,8 @@ typedef struct lk_adapter_spec {
 lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *names, int n_names, const char *where, lk_error *err);
 
 /* Number of parameters (padding included) a spec gives, for the plan. */
-lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable, int32_t *max_rank, lk_error *err);
+lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
+                            int32_t *max_rank, lk_error *err);
 
 /* Init as PEFT: A uniform in +-1/sqrt(K) (kaiming_uniform with a = sqrt 5) drawn by Philox from the seed, B zero. */
 lk_status lk_adapter_create(lk_adapter **a, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err);

@@ -14,7 +14,8 @@ static lk_status check_base(const lk_peft *peft, const lk_model *model, const ch
         return lk_fail(err, LK_ERR_MISMATCH, "adapter %s was trained on another base (%.12s..., %s) than %s (%.12s...)", folder, identity,
                        *lk_peft_base(peft) ? lk_peft_base(peft) : "unnamed", model->name, model->identity);
     if (identity && digest && strcmp(digest, model->digest))
-        lk_log(LK_LOG_WARN, "adapter %s was trained on another quantisation of %s: its outputs will differ slightly from those in training", folder, model->name);
+        lk_log(LK_LOG_WARN, "adapter %s was trained on another quantisation of %s: its outputs will differ slightly from those in training",
+               folder, model->name);
     return LK_OK;
 }
 
@@ -26,14 +27,17 @@ static lk_status place_sites(lk_adapter *a, const lk_peft *peft, const char *fol
         int64_t layer;
         lk_module module;
         if (!lk_module_parse(c, m->name, &layer, &module))
-            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%lld layers)", folder, m->name, a->model->name, (long long)c->layers);
+            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%lld layers)", folder, m->name,
+                           a->model->name, (long long)c->layers);
         lk_adapter_site *site = &a->sites[layer * LK_N_MODULES + module];
         lk_module_shape(c, module, &site->n, &site->k);
         if (m->a->shape[1] != site->k || m->b->shape[0] != site->n)
-            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s: %s adapts a [%lld,%lld] layer, but %s has [%lld,%lld] there: another base model", folder, m->name,
+            return lk_fail(err, LK_ERR_MISMATCH,
+                           "adapter %s: %s adapts a [%lld,%lld] layer, but %s has [%lld,%lld] there: another base model", folder, m->name,
                            (long long)m->b->shape[0], (long long)m->a->shape[1], a->model->name, (long long)site->n, (long long)site->k);
         if (m->rank > LK_ADAPTER_MAX_RANK)
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", folder, m->rank, m->name, LK_ADAPTER_MAX_RANK);
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", folder, m->rank,
+                           m->name, LK_ADAPTER_MAX_RANK);
         site->rank = m->rank;
         site->alpha = (float)m->alpha;
         site->scale = (float)m->scale;
@@ -79,8 +83,10 @@ lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *f
 out:
     free(host);
     lk_peft_close(peft);
-    if (status) lk_adapter_destroy(a);
-    else *out = a;
+    if (status)
+        lk_adapter_destroy(a);
+    else
+        *out = a;
     return status;
 }
 
@@ -105,8 +111,13 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
         const lk_adapter_site *site = &a->sites[s];
         if (!site->rank) continue;
         lk_module_path(names[n], sizeof names[n], s / LK_N_MODULES, (lk_module)(s % LK_N_MODULES));
-        modules[n] = (lk_peft_write_module){
-            .name = names[n], .rank = site->rank, .alpha = (double)site->alpha, .in = site->k, .out = site->n, .a = host + site->a, .b = host + site->b};
+        modules[n] = (lk_peft_write_module){.name = names[n],
+                                            .rank = site->rank,
+                                            .alpha = (double)site->alpha,
+                                            .in = site->k,
+                                            .out = site->n,
+                                            .a = host + site->a,
+                                            .b = host + site->b};
         n++;
     }
     lk_peft_write_options options = {.base = a->model->path,

@@ -22,7 +22,8 @@ static lk_status head_norm(const lk_block_context *c, const lk_tensor *y, float 
     return lk_rmsnorm(c->model->be, &heads_y, rstd, &heads_x, weight, c->model->config.rms_eps);
 }
 
-static lk_status head_norm_backward(const lk_block_context *c, const lk_tensor *dx, const lk_tensor *x, const float *weight, const float *rstd)
+static lk_status head_norm_backward(const lk_block_context *c, const lk_tensor *dx, const lk_tensor *x, const float *weight,
+                                    const float *rstd)
 {
     lk_tensor heads_d = by_head(dx, c->model->config.head_dim), heads_x = by_head(x, c->model->config.head_dim);
     return lk_rmsnorm_backward(c->model->be, &heads_d, &heads_d, &heads_x, weight, rstd, false);
@@ -81,8 +82,8 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
 }
 
 /* dx (+)= dy W and the adapters' three gradients. dx NULL: only the adapters' own. */
-static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x,
-                                 const lk_tensor *h, bool accumulate)
+static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *dx, const lk_tensor *dy,
+                                 const lk_tensor *x, const lk_tensor *h, bool accumulate)
 {
     lk_backend *be = c->model->be;
     if (dx) LK_TRY(lk_linear_backward(be, dx, dy, c->model->layers[layer].w[m], accumulate));
@@ -106,7 +107,8 @@ static lk_status mlp_backward(const lk_block_context *c, int64_t layer, const lk
     return lk_rmsnorm_backward(be, dx, &g->dnormed, &b->x_mid, l->mlp_norm, b->mlp_rstd, true);
 }
 
-static lk_status attention_backward(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx, bool need_dx)
+static lk_status attention_backward(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_block_grads *g,
+                                    const lk_tensor *dx, bool need_dx)
 {
     const lk_config *config = &c->model->config;
     const lk_layer *l = &c->model->layers[layer];
@@ -130,7 +132,8 @@ static lk_status attention_backward(const lk_block_context *c, int64_t layer, co
     return lk_rmsnorm_backward(be, dx, &g->dnormed, &b->x_in, l->attn_norm, b->attn_rstd, true);
 }
 
-lk_status lk_block_backward(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx, bool need_dx)
+lk_status lk_block_backward(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx,
+                            bool need_dx)
 {
     LK_TRY(mlp_backward(c, layer, b, g, dx));
     return attention_backward(c, layer, b, g, dx, need_dx);

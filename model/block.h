@@ -8,19 +8,19 @@
 /* Activations of one block for the T rows of a batch. What backward needs is marked (b); everything else may share memory with anything
  * that is dead by then, as the comments allow. Types: act of the backend; rstd and lse F32. */
 typedef struct lk_block {
-    lk_tensor x_in;          /* [T,C] input (b) */
-    lk_tensor normed;        /* [T,C] both norms' output; recomputed in backward */
-    float *attn_rstd;        /* [T] (b); NULL when serving */
-    lk_tensor q_raw, k_raw;  /* before the per-head norm (b); the same as q and k without qk_norm, or when serving */
-    float *q_rstd, *k_rstd;  /* [T*H], [T*G] (b); NULL without qk_norm */
-    lk_tensor q, k, v;       /* [T,H*D], [T,G*D] x2 after norm and RoPE (b) */
-    lk_tensor o;             /* [T,H*D] attention output (b) */
-    float *lse;              /* [T,H] (b) */
-    lk_tensor x_mid;         /* [T,C] after the attention's residual (b) */
-    float *mlp_rstd;         /* [T] (b) */
-    lk_tensor gate, up;      /* [T,F] (b) */
-    lk_tensor act;           /* [T,F] gated product; may alias gate when serving; recomputed in backward */
-    lk_tensor x_out;         /* [T,C] output; may alias x_in when serving */
+    lk_tensor x_in;            /* [T,C] input (b) */
+    lk_tensor normed;          /* [T,C] both norms' output; recomputed in backward */
+    float *attn_rstd;          /* [T] (b); NULL when serving */
+    lk_tensor q_raw, k_raw;    /* before the per-head norm (b); the same as q and k without qk_norm, or when serving */
+    float *q_rstd, *k_rstd;    /* [T*H], [T*G] (b); NULL without qk_norm */
+    lk_tensor q, k, v;         /* [T,H*D], [T,G*D] x2 after norm and RoPE (b) */
+    lk_tensor o;               /* [T,H*D] attention output (b) */
+    float *lse;                /* [T,H] (b) */
+    lk_tensor x_mid;           /* [T,C] after the attention's residual (b) */
+    float *mlp_rstd;           /* [T] (b) */
+    lk_tensor gate, up;        /* [T,F] (b) */
+    lk_tensor act;             /* [T,F] gated product; may alias gate when serving; recomputed in backward */
+    lk_tensor x_out;           /* [T,C] output; may alias x_in when serving */
     lk_tensor h[LK_N_MODULES]; /* [T,R] LoRA's inner activations (b); one shared buffer when serving */
 } lk_block;
 
@@ -43,8 +43,9 @@ typedef struct lk_block_grads {
     lk_tensor dnormed; /* [T,C] */
 } lk_block_grads;
 
-/* dx[T,C]: gradient of x_out in, gradient of x_in out. Destroys gate, up, q_raw, k_raw and act of b. need_dx false (the lowest layer): dx is left
- * undefined, and what only it would need is not computed. */
-lk_status lk_block_backward(const lk_block_context *context, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx, bool need_dx);
+/* dx[T,C]: gradient of x_out in, gradient of x_in out. Destroys gate, up, q_raw, k_raw and act of b. need_dx false (the lowest layer): dx
+ * is left undefined, and what only it would need is not computed. */
+lk_status lk_block_backward(const lk_block_context *context, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx,
+                            bool need_dx);
 
 #endif

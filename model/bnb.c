@@ -69,15 +69,16 @@ static lk_status parse_state(const lk_st_tensor *t, int64_t n, int64_t k, quant_
         if ((status = lk_json_number(json, "nested_offset", -1e30, 1e30, &state->offset, t->name, err))) goto out;
     }
     if (block != LK_NF4_BLOCK || (state->nested && nested_block != LK_NF4_NESTED_BLOCK)) {
-        status = lk_fail(err, LK_ERR_UNSUPPORTED, "%s: blocksize %lld (nested %lld) is not supported, only 64 (256)", t->name, (long long)block,
-                         (long long)nested_block);
+        status = lk_fail(err, LK_ERR_UNSUPPORTED, "%s: blocksize %lld (nested %lld) is not supported, only 64 (256)", t->name,
+                         (long long)block, (long long)nested_block);
         goto out;
     }
     const cJSON *shape = lk_json_get(json, "shape");
     const cJSON *rows = cJSON_GetArrayItem(shape, 0), *cols = cJSON_GetArrayItem(shape, 1);
-    if (cJSON_GetArraySize(shape) != 2 || !cJSON_IsNumber(rows) || !cJSON_IsNumber(cols) || rows->valuedouble != (double)n || cols->valuedouble != (double)k)
-        status = lk_fail(err, LK_ERR_FORMAT, "%s: the shape in the quantisation state is not the [%lld,%lld] that config.json asks for", t->name, (long long)n,
-                         (long long)k);
+    if (cJSON_GetArraySize(shape) != 2 || !cJSON_IsNumber(rows) || !cJSON_IsNumber(cols) || rows->valuedouble != (double)n ||
+        cols->valuedouble != (double)k)
+        status = lk_fail(err, LK_ERR_FORMAT, "%s: the shape in the quantisation state is not the [%lld,%lld] that config.json asks for",
+                         t->name, (long long)n, (long long)k);
 out:
     cJSON_Delete(json);
     return status;
@@ -89,26 +90,27 @@ static lk_status need(const lk_safetensors *st, const char *weight, const char *
     const lk_st_tensor *t = part(st, weight, suffix);
     if (!t) return lk_fail(err, LK_ERR_NOT_FOUND, "%s%s is missing from the 4-bit checkpoint", weight, suffix);
     if (t->n_bytes != bytes)
-        return lk_fail(err, LK_ERR_FORMAT, "%s: %s holds %lld bytes, %lld expected", t->file, t->name, (long long)t->n_bytes, (long long)bytes);
+        return lk_fail(err, LK_ERR_FORMAT, "%s: %s holds %lld bytes, %lld expected", t->file, t->name, (long long)t->n_bytes,
+                       (long long)bytes);
     *data = t->data;
     return LK_OK;
 }
 
-lk_status lk_bnb_read(const lk_safetensors *st, const char *weight, int64_t n, int64_t k, const uint8_t **codes, float **absmax, lk_error *err)
+lk_status lk_bnb_read(const lk_safetensors *st, const char *weight, int64_t n, int64_t k, const uint8_t **codes, float **absmax,
+                      lk_error *err)
 {
     *absmax = NULL;
     const lk_st_tensor *t = part(st, weight, state_suffix);
     if (!t)
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: 4-bit weights without %s (only bitsandbytes NF4 is supported; FP4 and 8-bit are not)", weight,
-                       state_suffix + 1);
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: 4-bit weights without %s (only bitsandbytes NF4 is supported; FP4 and 8-bit are not)",
+                       weight, state_suffix + 1);
     quant_state state = {0};
     LK_TRY(parse_state(t, n, k, &state, err));
     int64_t blocks = lk_nf4_blocks(n * k), nested = lk_nf4_nested_blocks(blocks);
     const void *data = NULL, *scales = NULL, *scales2 = NULL, *map = NULL, *book = NULL;
     LK_TRY(need(st, weight, "", (n * k + 1) / 2, &data, err));
     LK_TRY(need(st, weight, ".quant_map", 16 * 4, &book, err));
-    if (memcmp(book, lk_nf4_codebook, 16 * 4))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s.quant_map is not the NF4 codebook", weight);
+    if (memcmp(book, lk_nf4_codebook, 16 * 4)) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s.quant_map is not the NF4 codebook", weight);
     LK_TRY(need(st, weight, ".absmax", blocks * (state.nested ? 1 : 4), &scales, err));
     if (state.nested) {
         LK_TRY(need(st, weight, ".nested_absmax", nested * 4, &scales2, err));
@@ -157,10 +159,11 @@ lk_status lk_bnb_write(lk_st_writer *w, const lk_bnb_matrix *m, lk_error *err)
 {
     int64_t blocks = lk_nf4_blocks(m->n * m->k);
     char state[STATE_BYTES + 1];
-    int length = snprintf(state, sizeof state,
-                          "{\"quant_type\": \"nf4\", \"blocksize\": %d, \"dtype\": \"%s\", \"shape\": [%lld, %lld], \"nested_blocksize\": %d, "
-                          "\"nested_dtype\": \"float32\", \"nested_offset\": %.17g}",
-                          LK_NF4_BLOCK, m->dtype_name, (long long)m->n, (long long)m->k, LK_NF4_NESTED_BLOCK, (double)m->offset);
+    int length =
+        snprintf(state, sizeof state,
+                 "{\"quant_type\": \"nf4\", \"blocksize\": %d, \"dtype\": \"%s\", \"shape\": [%lld, %lld], \"nested_blocksize\": %d, "
+                 "\"nested_dtype\": \"float32\", \"nested_offset\": %.17g}",
+                 LK_NF4_BLOCK, m->dtype_name, (long long)m->n, (long long)m->k, LK_NF4_NESTED_BLOCK, (double)m->offset);
     if (length < 0 || length > STATE_BYTES) return lk_fail(err, LK_ERR_INTERNAL, "%s: quantisation state too long", m->weight);
     memset(state + length, ' ', (size_t)(STATE_BYTES - length));
     LK_TRY(lk_st_writer_write(w, m->codes, (size_t)((m->n * m->k + 1) / 2), err));

@@ -1,5 +1,5 @@
-/* Carving a plan into one block of backend memory: the same function first counts (base NULL) and then hands out pointers, so the plan and the
- * allocation cannot disagree. Internal to model/. */
+/* Carving a plan into one block of backend memory: the same function first counts (base NULL) and then hands out pointers, so the plan and
+ * the allocation cannot disagree. Internal to model/. */
 #ifndef LK_MODEL_CARVE_H
 #define LK_MODEL_CARVE_H
 

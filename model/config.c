@@ -71,7 +71,9 @@ static lk_status parse_rope(lk_config *c, const cJSON *json, const char *where, 
 
 static lk_status add_eos(lk_config *c, int64_t id, const char *where, lk_error *err)
 {
-    if (id < 0 || id >= c->vocab) return lk_fail(err, LK_ERR_FORMAT, "%s: eos_token_id %lld is outside the vocabulary of %lld", where, (long long)id, (long long)c->vocab);
+    if (id < 0 || id >= c->vocab)
+        return lk_fail(err, LK_ERR_FORMAT, "%s: eos_token_id %lld is outside the vocabulary of %lld", where, (long long)id,
+                       (long long)c->vocab);
     for (int i = 0; i < c->n_eos; i++)
         if (c->eos[i] == (int32_t)id) return LK_OK;
     if (c->n_eos == LK_MAX_EOS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d end-of-text tokens", where, LK_MAX_EOS);
@@ -110,8 +112,8 @@ static lk_status parse_window(lk_config *c, const family *f, const cJSON *json, 
 static lk_status check_shape(const lk_config *c, const char *where, lk_error *err)
 {
     if (c->heads % c->kv_heads)
-        return lk_fail(err, LK_ERR_FORMAT, "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld", where, (long long)c->heads,
-                       (long long)c->kv_heads);
+        return lk_fail(err, LK_ERR_FORMAT, "%s: num_attention_heads %lld is not a multiple of num_key_value_heads %lld", where,
+                       (long long)c->heads, (long long)c->kv_heads);
     if (c->head_dim % 2) return lk_fail(err, LK_ERR_FORMAT, "%s: head_dim %lld must be even for RoPE", where, (long long)c->head_dim);
     return LK_OK;
 }
@@ -157,7 +159,8 @@ lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk
     }
     const char *act = "silu";
     LK_TRY(lk_json_opt_string(json, "hidden_act", &act, where, err));
-    if (strcmp(act, "silu")) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: hidden_act '%.40s' is not supported for %s (silu is)", where, act, model_type);
+    if (strcmp(act, "silu"))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: hidden_act '%.40s' is not supported for %s (silu is)", where, act, model_type);
     LK_TRY(check_shape(c, where, err));
     LK_TRY(parse_window(c, f, json, where, err));
     LK_TRY(parse_rope(c, json, where, err));

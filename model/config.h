@@ -25,14 +25,14 @@ typedef struct lk_config {
     int64_t max_positions;
     int64_t window; /* sliding attention window, 0 = none */
     float rms_eps;
-    bool tied;                     /* the head is the embedding */
+    bool tied; /* the head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
-    bool qk_norm;                  /* per-head RMSNorm of q and k before RoPE (Qwen3) */
+    bool qk_norm; /* per-head RMSNorm of q and k before RoPE (Qwen3) */
     double rope_theta;
     lk_rope_kind rope;
     double rope_factor, rope_low, rope_high, rope_original; /* llama3 uses all four, linear the first */
-    int32_t bos;                   /* -1: none */
-    int32_t eos[LK_MAX_EOS];       /* config and generation_config together */
+    int32_t bos;                                            /* -1: none */
+    int32_t eos[LK_MAX_EOS];                                /* config and generation_config together */
     int n_eos;
 } lk_config;
 

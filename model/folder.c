@@ -9,8 +9,9 @@ enum { MAX_COPY_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
 
 lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *err)
 {
-    static const char *const names[] = {"tokenizer.json",     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json",
-                                        "merges.txt",         "added_tokens.json",     "tokenizer.model",         "generation_config.json"};
+    static const char *const names[] = {
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",   "vocab.json",
+        "merges.txt",     "added_tokens.json",     "tokenizer.model",         "generation_config.json"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char source[4096], target[4096];
         LK_TRY(lk_path_join(source, sizeof source, from, names[i], err));

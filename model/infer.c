@@ -1,5 +1,5 @@
-/* The serving forward: one step over a mixed batch of prefill chunks and decodes, over paged keys and values. Nothing is kept for a backward, so
- * most buffers are shared: the block's output goes back into its input, the gated product into the gate. */
+/* The serving forward: one step over a mixed batch of prefill chunks and decodes, over paged keys and values. Nothing is kept for a
+ * backward, so most buffers are shared: the block's output goes back into its input, the gated product into the gate. */
 #include "model/transformer.h"
 
 #include <stdlib.h>
@@ -63,7 +63,8 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
 {
     *out = NULL;
     lk_backend *be = model->be;
-    if (options->max_tokens < 1 || options->max_rows < 1) return lk_fail(err, LK_ERR_ARGUMENT, "an inference step needs room for at least one token and one row");
+    if (options->max_tokens < 1 || options->max_rows < 1)
+        return lk_fail(err, LK_ERR_ARGUMENT, "an inference step needs room for at least one token and one row");
     lk_infer *f = calloc(1, sizeof *f);
     if (!f) return lk_fail(err, LK_ERR_MEMORY, "no memory for inference");
     f->model = model;
@@ -120,14 +121,16 @@ static lk_status step(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32
     return lk_linear(be, logits, &last, model->head, NULL);
 }
 
-lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits, lk_error *err)
+lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,
+                           lk_error *err)
 {
     if (batch->n_tokens < 1 || batch->n_tokens > f->options.max_tokens || n_rows < 0 || n_rows > f->options.max_rows)
-        return lk_fail(err, LK_ERR_INTERNAL, "a step of %lld tokens and %lld rows does not fit the planned %lld and %lld", (long long)batch->n_tokens, (long long)n_rows,
-                       (long long)f->options.max_tokens, (long long)f->options.max_rows);
+        return lk_fail(err, LK_ERR_INTERNAL, "a step of %lld tokens and %lld rows does not fit the planned %lld and %lld",
+                       (long long)batch->n_tokens, (long long)n_rows, (long long)f->options.max_tokens, (long long)f->options.max_rows);
     for (int64_t t = 0; t < batch->n_tokens; t++)
         if (batch->ids[t] < 0 || batch->ids[t] >= f->model->config.vocab)
-            return lk_fail(err, LK_ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld", batch->ids[t], (long long)f->model->config.vocab);
+            return lk_fail(err, LK_ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld", batch->ids[t],
+                           (long long)f->model->config.vocab);
     lk_status status = step(f, batch, kv, rows, n_rows, logits);
     return status ? lk_backend_fail(f->model->be, status, err) : LK_OK;
 }

@@ -39,7 +39,8 @@ static lk_status check_adapter(const merger *g, const char *base)
     LK_TRY(lk_weights_identity(g->st, &g->config, g->pool, identity, g->err));
     const char *stamp = lk_peft_metadata(g->peft, "lorikeet.base_identity");
     if (stamp && strcmp(stamp, identity))
-        return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter was trained on another base (%.12s...) than %s (%.12s...)", stamp, base, identity);
+        return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter was trained on another base (%.12s...) than %s (%.12s...)", stamp, base,
+                       identity);
     for (int64_t i = 0; i < lk_peft_count(g->peft); i++) {
         const lk_peft_module *m = lk_peft_at(g->peft, i);
         int64_t layer, n, k;
@@ -48,8 +49,8 @@ static lk_status check_adapter(const merger *g, const char *base)
             return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter adapts %s, which is not a linear layer of %s", m->name, base);
         lk_module_shape(&g->config, module, &n, &k);
         if (m->a->shape[1] != k || m->b->shape[0] != n)
-            return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter's %s is for a [%lld,%lld] layer, %s has [%lld,%lld]", m->name, (long long)m->b->shape[0],
-                           (long long)m->a->shape[1], base, (long long)n, (long long)k);
+            return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter's %s is for a [%lld,%lld] layer, %s has [%lld,%lld]", m->name,
+                           (long long)m->b->shape[0], (long long)m->a->shape[1], base, (long long)n, (long long)k);
     }
     return LK_OK;
 }
@@ -168,9 +169,12 @@ static lk_status write_all(const merger *g)
             bool linear = lk_weights_is_linear(&g->config, t->name);
             int64_t shape[2];
             if (linear) linear_shape(g, t->name, shape);
-            if (pass == 0) LK_TRY(lk_st_writer_declare(g->w, t->name, g->dtype, linear ? 2 : t->n_dims, linear ? shape : t->shape, g->err));
-            else if (linear) LK_TRY(write_linear(g, t->name, shape[0], shape[1]));
-            else LK_TRY(write_other(g, t));
+            if (pass == 0)
+                LK_TRY(lk_st_writer_declare(g->w, t->name, g->dtype, linear ? 2 : t->n_dims, linear ? shape : t->shape, g->err));
+            else if (linear)
+                LK_TRY(write_linear(g, t->name, shape[0], shape[1]));
+            else
+                LK_TRY(write_other(g, t));
         }
     }
     return LK_OK;
@@ -188,7 +192,8 @@ static lk_status resolve_into(merger *g, lk_merge_into asked, const char *base)
     return LK_OK;
 }
 
-lk_status lk_model_merge(const char *base, const char *adapter, const char *out, const lk_merge_options *options, lk_merge_result *result, lk_error *err)
+lk_status lk_model_merge(const char *base, const char *adapter, const char *out, const lk_merge_options *options, lk_merge_result *result,
+                         lk_error *err)
 {
     merger g = {.dtype = options->dtype, .result = result, .err = err};
     memset(result, 0, sizeof *result);
@@ -208,7 +213,11 @@ lk_status lk_model_merge(const char *base, const char *adapter, const char *out,
     if ((status = lk_st_writer_commit(g.w, err))) goto out;
     g.w = NULL;
     if ((status = lk_folder_copy_tokenizer(base, out, err))) goto out;
-    status = lk_folder_write_config(base, out, options->dtype == LK_F32 ? "float32" : options->dtype == LK_F16 ? "float16" : "bfloat16", NULL, err);
+    status = lk_folder_write_config(base, out,
+                                    options->dtype == LK_F32   ? "float32"
+                                    : options->dtype == LK_F16 ? "float16"
+                                                               : "bfloat16",
+                                    NULL, err);
 out:
     lk_st_writer_abort(g.w);
     if (status && created) lk_folder_remove(out, NULL);

@@ -1,10 +1,11 @@
 /* Merging an adapter into its base: a Hugging Face folder that needs no adapter.
  *
  *     lk_merge_result result;
- *     LK_TRY(lk_model_merge("llama-8b", "run/adapter", "merged", &(lk_merge_options){.into = LK_MERGE_AUTO, .dtype = LK_BF16}, &result, err));
+ *     LK_TRY(lk_model_merge("llama-8b", "run/adapter", "merged", &(lk_merge_options){.into = LK_MERGE_AUTO, .dtype = LK_BF16}, &result,
+ * err));
  *
- * W' = W + scale * B A in fp32, rounded once to dtype. What W is matters: an adapter trained on 4-bit weights corrects those, and added to the
- * 16-bit ones gives another model (close, not equal). AUTO takes what the adapter was trained on, and says so in the result. */
+ * W' = W + scale * B A in fp32, rounded once to dtype. What W is matters: an adapter trained on 4-bit weights corrects those, and added to
+ * the 16-bit ones gives another model (close, not equal). AUTO takes what the adapter was trained on, and says so in the result. */
 #ifndef LK_MODEL_MERGE_H
 #define LK_MODEL_MERGE_H
 
@@ -12,8 +13,8 @@
 #include "kernels/tensor.h"
 
 typedef enum lk_merge_into {
-    LK_MERGE_AUTO,       /* the dequantised NF4 weights when the adapter is stamped nf4 or the base folder is 4-bit, else the original ones */
-    LK_MERGE_ORIGINAL,   /* the 16-bit (or fp32) weights of the folder; refused for a 4-bit folder */
+    LK_MERGE_AUTO,     /* the dequantised NF4 weights when the adapter is stamped nf4 or the base folder is 4-bit, else the original ones */
+    LK_MERGE_ORIGINAL, /* the 16-bit (or fp32) weights of the folder; refused for a 4-bit folder */
     LK_MERGE_DEQUANTIZED /* codebook * absmax of the folder's NF4 weights, or of what quantising it gives */
 } lk_merge_into;
 
@@ -24,11 +25,12 @@ typedef struct lk_merge_options {
 } lk_merge_options;
 
 typedef struct lk_merge_result {
-    lk_merge_into into; /* what it was: never AUTO */
+    lk_merge_into into;     /* what it was: never AUTO */
     int64_t merged, copied; /* matrices changed, tensors carried over */
 } lk_merge_result;
 
 /* The out folder must not exist or be empty. Tokenizer files are copied; config.json comes last. On failure what was written is removed. */
-lk_status lk_model_merge(const char *base, const char *adapter, const char *out, const lk_merge_options *options, lk_merge_result *result, lk_error *err);
+lk_status lk_model_merge(const char *base, const char *adapter, const char *out, const lk_merge_options *options, lk_merge_result *result,
+                         lk_error *err);
 
 #endif

@@ -41,9 +41,11 @@ static lk_status load_vector(loader *l, float **out, const char *name, int64_t n
     if (!host) return lk_fail(l->err, LK_ERR_MEMORY, "no memory for %s", name);
     lk_status status = lk_st_read_f32(t, 0, n, host, l->err);
     for (int64_t i = 0; i < n && !status; i++)
-        if (!(host[i] - host[i] == 0.0f)) status = lk_fail(l->err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity at element %lld", t->file, name, (long long)i);
+        if (!(host[i] - host[i] == 0.0f))
+            status = lk_fail(l->err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity at element %lld", t->file, name, (long long)i);
     void *device = NULL;
-    if (!status && ((status = lk_alloc(l->model->be, (size_t)n * 4, &device)) || (status = lk_upload(l->model->be, device, host, (size_t)n * 4))))
+    if (!status &&
+        ((status = lk_alloc(l->model->be, (size_t)n * 4, &device)) || (status = lk_upload(l->model->be, device, host, (size_t)n * 4))))
         lk_backend_fail(l->model->be, status, l->err);
     free(host);
     *out = device;
@@ -68,7 +70,8 @@ static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_
     int64_t shape[2] = {n, k};
     LK_TRY(lk_safetensors_expect(l->st, name, 2, shape, &t, l->err));
     if (t->type != LK_F32 && t->type != LK_BF16 && t->type != LK_F16)
-        return lk_fail(l->err, LK_ERR_UNSUPPORTED, "%s: %s is %s; F32, BF16, F16 or bitsandbytes NF4 expected", t->file, name, lk_dtype_name(t->type));
+        return lk_fail(l->err, LK_ERR_UNSUPPORTED, "%s: %s is %s; F32, BF16, F16 or bitsandbytes NF4 expected", t->file, name,
+                       lk_dtype_name(t->type));
     LK_TRY(create(l, out, &(lk_matrix_source){.type = t->type, .n = n, .k = k, .data = t->data}));
     report(l);
     return LK_OK;
@@ -128,7 +131,8 @@ static lk_status load_rope(loader *l)
     lk_config_inv_freq(&model->config, host);
     void *device = NULL;
     lk_status status;
-    if ((status = lk_alloc(model->be, bytes, &device)) || (status = lk_upload(model->be, device, host, bytes))) lk_backend_fail(model->be, status, l->err);
+    if ((status = lk_alloc(model->be, bytes, &device)) || (status = lk_upload(model->be, device, host, bytes)))
+        lk_backend_fail(model->be, status, l->err);
     model->inv_freq = device;
     free(host);
     return status;
@@ -182,7 +186,8 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     if ((status = lk_pool_create(&l.pool, lk_backend_threads(be), err))) goto out;
     bool four_bit = lk_bnb_any(l.st);
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
-    if (four_bit && options->quant == LK_QUANT_NONE) lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
+    if (four_bit && options->quant == LK_QUANT_NONE)
+        lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
     l.total = model->config.layers * LK_N_MODULES + (model->config.tied ? 1 : 2);
     status = load_all(&l);
 out:

@@ -39,8 +39,8 @@ typedef struct lk_model {
     lk_matrix *head; /* == embedding when tied */
     float *final_norm, *inv_freq;
     lk_layer *layers;
-    /* Two SHA-256: `identity` over config, embedding, norms and biases: the same for every quantisation of one base. `digest` over all effective
-     * weights as they are computed with: changes with the quantisation. Adapters are stamped with both. */
+    /* Two SHA-256: `identity` over config, embedding, norms and biases: the same for every quantisation of one base. `digest` over all
+     * effective weights as they are computed with: changes with the quantisation. Adapters are stamped with both. */
     char identity[65], digest[65];
 } lk_model;
 

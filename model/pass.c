@@ -1,9 +1,10 @@
 /* Forward, loss and backward of a training micro-batch, with gradient checkpointing.
  *
- * Layers are taken in groups of `group`. The forward keeps the input of each group (its checkpoint) and writes the activations of a layer into
- * slot (layer mod group), so that after the forward the slots hold the last group, which therefore needs no recomputation. The backward takes groups
- * from the top: recompute the group's layers from its checkpoint into the slots, then go down through them. group = layers keeps everything,
- * group = 1 is the usual "checkpoint every layer". Normalised inputs and gated products are cheap and are remade in backward instead of kept. */
+ * Layers are taken in groups of `group`. The forward keeps the input of each group (its checkpoint) and writes the activations of a layer
+ * into slot (layer mod group), so that after the forward the slots hold the last group, which therefore needs no recomputation. The
+ * backward takes groups from the top: recompute the group's layers from its checkpoint into the slots, then go down through them. group =
+ * layers keeps everything, group = 1 is the usual "checkpoint every layer". Normalised inputs and gated products are cheap and are remade
+ * in backward instead of kept. */
 #include "model/transformer.h"
 
 #include <stdlib.h>
@@ -16,7 +17,7 @@ struct lk_pass {
     const lk_model *model;
     lk_pass_options options;
     int64_t group, n_inputs;
-    void *memory; /* one block of backend memory, carved */
+    void *memory;      /* one block of backend memory, carved */
     lk_tensor *inputs; /* checkpoints: x_in of each group; two that take turns when not training */
     lk_block *slots;
     lk_tensor cos_sin, x_final, normed, act, dx;
@@ -157,8 +158,10 @@ lk_status lk_pass_create(lk_pass **out, const lk_model *model, const lk_pass_opt
     lk_limits limits = pass_limits(&model->config, options);
     if ((status = lk_reserve(be, &limits))) lk_backend_fail(be, status, err);
 out:
-    if (status) lk_pass_destroy(p);
-    else *out = p;
+    if (status)
+        lk_pass_destroy(p);
+    else
+        *out = p;
     return status;
 }
 
@@ -179,9 +182,12 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     int64_t place = layer % p->group, index = layer / p->group;
     lk_block b = p->slots[place];
     if (place == 0) b.x_in = p->inputs[p->options.training ? index : layer % 2];
-    if (layer + 1 == p->model->config.layers) b.x_out = p->x_final;
-    else if (place + 1 < p->group) b.x_out = p->slots[place + 1].x_in;
-    else b.x_out = p->inputs[p->options.training ? index + 1 : (layer + 1) % 2];
+    if (layer + 1 == p->model->config.layers)
+        b.x_out = p->x_final;
+    else if (place + 1 < p->group)
+        b.x_out = p->slots[place + 1].x_in;
+    else
+        b.x_out = p->inputs[p->options.training ? index + 1 : (layer + 1) % 2];
     b.normed = p->normed;
     b.act = lk_tensor_make(p->act.data, p->act.type, p->act.rows, p->model->config.intermediate);
     lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
@@ -193,11 +199,12 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
 static lk_status check_batch(const lk_pass *p, const lk_batch *batch, lk_error *err)
 {
     if (batch->n_tokens < 1 || batch->n_tokens > p->options.max_tokens)
-        return lk_fail(err, LK_ERR_INTERNAL, "a micro-batch of %lld tokens does not fit the planned %lld", (long long)batch->n_tokens, (long long)p->options.max_tokens);
+        return lk_fail(err, LK_ERR_INTERNAL, "a micro-batch of %lld tokens does not fit the planned %lld", (long long)batch->n_tokens,
+                       (long long)p->options.max_tokens);
     for (int64_t t = 0; t < batch->n_tokens; t++)
         if (batch->ids[t] < 0 || batch->ids[t] >= p->model->config.vocab)
-            return lk_fail(err, LK_ERR_FORMAT, "token id %d at row %lld is outside the model's vocabulary of %lld", batch->ids[t], (long long)t,
-                           (long long)p->model->config.vocab);
+            return lk_fail(err, LK_ERR_FORMAT, "token id %d at row %lld is outside the model's vocabulary of %lld", batch->ids[t],
+                           (long long)t, (long long)p->model->config.vocab);
     return LK_OK;
 }
 
@@ -221,7 +228,10 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
 static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor *dx)
 {
     int64_t T = c->batch->n_tokens, layers = p->model->config.layers;
-    lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)}, front(&p->grads.dk, T), front(&p->grads.dv, T), front(&p->grads.dnormed, T)};
+    lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)},
+                        front(&p->grads.dk, T),
+                        front(&p->grads.dv, T),
+                        front(&p->grads.dnormed, T)};
     for (int64_t index = p->n_inputs - 1; index >= 0; index--) {
         int64_t first = index * p->group, end = first + p->group < layers ? first + p->group : layers;
         for (int64_t layer = first; index + 1 < p->n_inputs && layer < end; layer++) {
@@ -258,7 +268,8 @@ static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *
     return lk_download(model->be, nll, p->nll, (size_t)T * 4);
 }
 
-lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout, float *nll, lk_error *err)
+lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout,
+                           float *nll, lk_error *err)
 {
     if (!p->options.training) return lk_fail(err, LK_ERR_INTERNAL, "this pass was made for evaluation only");
     LK_TRY(check_batch(p, batch, err));

@@ -8,10 +8,7 @@
 #include "model/model.h"
 #include "model/weights.h"
 
-static const char *torch_name(lk_dtype type)
-{
-    return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32";
-}
+static const char *torch_name(lk_dtype type) { return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32"; }
 
 static cJSON *quantization_config(lk_dtype type)
 {
@@ -56,8 +53,10 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
     }
     for (int64_t i = 0; i < n; i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
-        if (lk_weights_is_linear(c, t->name)) LK_TRY(write_linear(w, t, pool, err));
-        else LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));
+        if (lk_weights_is_linear(c, t->name))
+            LK_TRY(write_linear(w, t, pool, err));
+        else
+            LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));
     }
     return LK_OK;
 }

@@ -3,9 +3,9 @@
  * Training, over packed documents:
  *
  *     lk_pass *pass;
- *     LK_TRY(lk_pass_create(&pass, model, &(lk_pass_options){.max_tokens = 2048, .max_rank = 16, .checkpoint_every = 1, .training = true}, err));
- *     LK_TRY(lk_pass_gradient(pass, &batch, labels, 1.0f / n_supervised, NULL, nll, NULL, err));   -- accumulates into the table's da, db
- *     LK_TRY(lk_pass_loss(pass, &batch, labels, nll, hits, err));                                -- evaluation
+ *     LK_TRY(lk_pass_create(&pass, model, &(lk_pass_options){.max_tokens = 2048, .max_rank = 16, .checkpoint_every = 1, .training = true},
+ * err)); LK_TRY(lk_pass_gradient(pass, &batch, labels, 1.0f / n_supervised, NULL, nll, NULL, err));   -- accumulates into the table's da,
+ * db LK_TRY(lk_pass_loss(pass, &batch, labels, nll, hits, err));                                -- evaluation
  *
  * Serving, over pages:
  *
@@ -23,7 +23,7 @@
 typedef struct lk_pass lk_pass;
 
 typedef struct lk_pass_options {
-    int64_t max_tokens;   /* rows of a micro-batch */
+    int64_t max_tokens; /* rows of a micro-batch */
     int32_t max_rank;
     int checkpoint_every; /* 0: keep the activations of every layer; 1: keep each layer's input and recompute; n: keep each n-th
                              layer's input and recompute n layers at a time */
@@ -45,8 +45,8 @@ void lk_pass_destroy(lk_pass *pass);
  * grad_scale multiplies the gradient of the summed NLL (1 / supervised tokens of the whole step). Gradients accumulate into the batch's
  * lora table. dropout NULL: none. nll[n_tokens] (host, 0 where ignored) is filled. Of dropout, the counter must differ for every
  * micro-batch. */
-lk_status lk_pass_gradient(lk_pass *pass, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout, float *nll,
-                           lk_error *err);
+lk_status lk_pass_gradient(lk_pass *pass, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout,
+                           float *nll, lk_error *err);
 /* Forward and loss. hits (host, may be NULL): 1 where the label is the arg max. */
 lk_status lk_pass_loss(lk_pass *pass, const lk_batch *batch, const int32_t *labels, float *nll, uint8_t *hits, lk_error *err);
 /* Logits of every row of a packed batch into out[n_tokens, V] host F32 (golden tests, `lorikeet logits`). */
@@ -66,7 +66,8 @@ lk_status lk_infer_create(lk_infer **infer, const lk_model *model, const lk_infe
 void lk_infer_destroy(lk_infer *infer);
 /* One step over the mixed batch. rows[n_rows] are the rows whose logits are computed; *logits is [n_rows, V] F32 in backend memory, valid
  * until the next call. A row's logits are the same bits whatever else is in the batch. */
-lk_status lk_infer_forward(lk_infer *infer, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits, lk_error *err);
+lk_status lk_infer_forward(lk_infer *infer, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,
+                           lk_error *err);
 /* The KV shape for this model: pages of page_tokens, type F32 in F32 compute and BF16 in BF16 compute. */
 lk_kv_shape lk_infer_kv_shape(const lk_model *model, int32_t page_tokens, int32_t n_pages);
 

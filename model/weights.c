@@ -68,7 +68,8 @@ lk_status lk_nf4_host_quantize(lk_nf4_host *m, const lk_st_tensor *t, int64_t n,
     for (int64_t b = 0; b < blocks; b++) {
         /* NaN or infinity anywhere in a block shows in its scale. */
         if (!(m->absmax[b] <= 3.4e38f)) {
-            status = lk_fail(err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity near element %lld", t->file, t->name, (long long)(b * LK_NF4_BLOCK));
+            status = lk_fail(err, LK_ERR_FORMAT, "%s: %s holds NaN or infinity near element %lld", t->file, t->name,
+                             (long long)(b * LK_NF4_BLOCK));
             goto out;
         }
     }
@@ -153,8 +154,8 @@ lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *conf
     for (int64_t i = 0; i < lk_safetensors_count(st); i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
         if (!known_name(t->name, config))
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s model with this config.json; refusing to ignore it", t->file, t->name,
-                           config->model_type);
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: tensor %s has no place in a %s model with this config.json; refusing to ignore it",
+                           t->file, t->name, config->model_type);
     }
     return LK_OK;
 }
@@ -163,10 +164,12 @@ lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *conf
 static void hash_config(lk_sha256 *hash, const lk_config *c)
 {
     char text[512];
-    int n = snprintf(text, sizeof text, "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g",
-                     c->model_type, (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads,
-                     (long long)c->head_dim, (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias, c->qk_norm,
-                     c->rope_theta, (int)c->rope, c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
+    int n = snprintf(
+        text, sizeof text,
+        "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g",
+        c->model_type, (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads,
+        (long long)c->head_dim, (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias,
+        c->qk_norm, c->rope_theta, (int)c->rope, c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
     lk_sha256_update(hash, text, (size_t)n);
 }
 

@@ -12,14 +12,15 @@ typedef struct lk_nf4_host {
     int64_t n, k;
     const uint8_t *codes; /* points into own or borrowed */
     uint8_t *own_codes;
-    float *absmax;        /* un-nested */
-    uint8_t *absmax8;     /* nested form; NULL when read from a checkpoint */
+    float *absmax;    /* un-nested */
+    uint8_t *absmax8; /* nested form; NULL when read from a checkpoint */
     float *absmax2;
     float offset;
 } lk_nf4_host;
 
 /* Reads `weight` as NF4: as stored when the checkpoint is 4-bit, else quantised here (double-quantised, on the pool's threads). */
-lk_status lk_nf4_host_read(lk_nf4_host *m, const lk_safetensors *st, const char *weight, int64_t n, int64_t k, lk_pool *pool, lk_error *err);
+lk_status lk_nf4_host_read(lk_nf4_host *m, const lk_safetensors *st, const char *weight, int64_t n, int64_t k, lk_pool *pool,
+                           lk_error *err);
 lk_status lk_nf4_host_quantize(lk_nf4_host *m, const lk_st_tensor *t, int64_t n, int64_t k, lk_pool *pool, lk_error *err);
 void lk_nf4_host_free(lk_nf4_host *m);
 

@@ -4,8 +4,8 @@
  *     LK_TRY(lk_clip_norm(be, grads, n, 1.0, &norm, &scale, err));
  *     -- scale goes into the optimiser's step: gradients are never rewritten for it
  *
- * norm = sqrt(sum g^2) before clipping, summed in double in row order. scale = min(1, max_norm / (norm + 1e-6)); 1 when max_norm is 0 (off).
- * A norm that is not finite is no error here: the caller sees it in *norm and stops the run. */
+ * norm = sqrt(sum g^2) before clipping, summed in double in row order. scale = min(1, max_norm / (norm + 1e-6)); 1 when max_norm is 0
+ * (off). A norm that is not finite is no error here: the caller sees it in *norm and stops the run. */
 #ifndef LK_OPTIM_CLIP_H
 #define LK_OPTIM_CLIP_H
 

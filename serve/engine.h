@@ -45,8 +45,9 @@ void lk_engine_stop(lk_engine *engine); /* NULL is fine */
 /* ------------------------------------------------------------------------------------------------ adapters */
 
 /* Reads the folder in the calling thread, prepares it, then flips the alias name -> new version atomically between two iterations. The old
- * version stays until its last request has ended. replace false: LK_ERR_CONFLICT when the name is loaded. A name equal to the base's, empty,
- * or with '@', '/', control characters is LK_ERR_ARGUMENT. On any failure nothing changes. version (may be NULL): 1, 2, ... per name. */
+ * version stays until its last request has ended. replace false: LK_ERR_CONFLICT when the name is loaded. A name equal to the base's,
+ * empty, or with '@', '/', control characters is LK_ERR_ARGUMENT. On any failure nothing changes. version (may be NULL): 1, 2, ... per
+ * name. */
 lk_status lk_engine_load_adapter(lk_engine *engine, const char *name, const char *path, bool replace, int64_t *version, lk_error *err);
 lk_status lk_engine_unload_adapter(lk_engine *engine, const char *name, lk_error *err); /* requests in flight finish first */
 
@@ -68,18 +69,18 @@ lk_status lk_engine_list_adapters(lk_engine *engine, lk_adapter_info **list, int
 enum { LK_MAX_STOPS = 16, LK_MAX_BIAS = 300 };
 
 typedef struct lk_request_spec {
-    const char *adapter;       /* name, "name@version", or NULL: the base alone */
-    const int32_t *prompt;     /* tokens, copied */
+    const char *adapter;   /* name, "name@version", or NULL: the base alone */
+    const int32_t *prompt; /* tokens, copied */
     int64_t n_prompt;
-    int64_t max_tokens;        /* <= 0: as many as fit max_model_len */
+    int64_t max_tokens; /* <= 0: as many as fit max_model_len */
     int64_t min_tokens;
     float temperature, top_p, min_p;
     int32_t top_k;
     float repetition_penalty, presence_penalty, frequency_penalty;
-    uint64_t seed;             /* the whole randomness of the request */
-    int32_t n_logprobs;        /* -1: none, 0..20 alternatives */
+    uint64_t seed;      /* the whole randomness of the request */
+    int32_t n_logprobs; /* -1: none, 0..20 alternatives */
     bool ignore_eos;
-    const int32_t *stop_ids;   /* besides the model's eos; copied */
+    const int32_t *stop_ids; /* besides the model's eos; copied */
     int32_t n_stop_ids;
     const int32_t *bias_ids;
     const float *bias;
@@ -91,29 +92,30 @@ typedef enum lk_finish { LK_FINISH_NONE, LK_FINISH_STOP, LK_FINISH_LENGTH, LK_FI
 /* One generated token (finish NONE), or the end (token -1 and a finish): never both in one event. The stop token itself is not
  * reported as a token. */
 typedef struct lk_event {
-    int32_t token;             /* -1: no token in this event */
+    int32_t token; /* -1: no token in this event */
     float logprob;
     int32_t n_top;
     int32_t top_ids[LK_MAX_LOGPROBS];
     float top_logprobs[LK_MAX_LOGPROBS];
-    lk_finish finish;          /* NONE: more to come */
-    lk_error error;            /* finish ERROR */
+    lk_finish finish; /* NONE: more to come */
+    lk_error error;   /* finish ERROR */
 } lk_event;
 
 /* No adapter, greedy, every penalty off, no logprobs; prompt and max_tokens are yours to set. */
 void lk_request_spec_default(lk_request_spec *spec);
 
 lk_status lk_engine_submit(lk_engine *engine, const lk_request_spec *spec, lk_request **request, lk_error *err);
-/* Waits up to timeout_ms (-1: for ever) for the next event. false: timed out, nothing in *event. After an event with a finish no more come. */
+/* Waits up to timeout_ms (-1: for ever) for the next event. false: timed out, nothing in *event. After an event with a finish no more come.
+ */
 bool lk_request_next(lk_request *request, int timeout_ms, lk_event *event);
 /* The caller met a stop string: the engine ends the request as soon as it can (it may deliver a few tokens more; ignore them). */
 void lk_request_cancel(lk_request *request);
 void lk_request_release(lk_request *request);
 
 typedef struct lk_request_facts {
-    char adapter[256];       /* "" for the base */
+    char adapter[256]; /* "" for the base */
     int64_t adapter_version;
-    char adapter_digest[65]; /* of the weights that answer */
+    char adapter_digest[65];                 /* of the weights that answer */
     double queued_s, first_token_s, total_s; /* durations so far */
     int64_t n_prompt, n_output, n_preempted; /* n_output counts the stop token too, as vLLM's usage does */
 } lk_request_facts;

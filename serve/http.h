@@ -27,8 +27,8 @@ typedef struct lk_server_options {
 
 void lk_server_options_default(lk_server_options *options);
 /* engine, tk and chat are borrowed and must outlive the server. */
-lk_status lk_server_start(lk_server **server, lk_engine *engine, const lk_tokenizer *tk, const lk_chat *chat, const lk_server_options *options,
-                          lk_error *err);
+lk_status lk_server_start(lk_server **server, lk_engine *engine, const lk_tokenizer *tk, const lk_chat *chat,
+                          const lk_server_options *options, lk_error *err);
 void lk_server_stop(lk_server *server);
 int lk_server_port(const lk_server *server);
 

@@ -14,9 +14,9 @@
 #include "base/status.h"
 
 /* Fails the test with the error's message. */
-#define CHECK_OK(expression, err)                                                          \
-    do {                                                                                   \
-        lk_status check_ = (expression);                                                   \
+#define CHECK_OK(expression, err)                                                                \
+    do {                                                                                         \
+        lk_status check_ = (expression);                                                         \
         if (check_) fail_msg("%s: %s: %s", #expression, lk_status_name(check_), (err)->message); \
     } while (0)
 

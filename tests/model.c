@@ -7,7 +7,8 @@ check_model check_model_open(const char *folder, lk_quant quant, lk_dtype comput
 {
     check_model m = {0};
     lk_error err = {0};
-    CHECK_OK(lk_backend_open(&m.be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier}, &err), &err);
+    CHECK_OK(lk_backend_open(&m.be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier}, &err),
+             &err);
     CHECK_OK(lk_model_open(&m.model, m.be, folder, &(lk_model_options){.quant = quant}, &err), &err);
     return m;
 }

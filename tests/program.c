@@ -67,7 +67,8 @@ void check_program_says(int code, const char *text, const char *format, ...)
     va_end(args);
     check_run r = run_line(line);
     if (r.code != code || (text && !strstr(r.out, text) && !strstr(r.err, text)))
-        fail_msg("lorikeet %s\n gave %d, wanted %d with '%s'\n stdout: %.1500s\n stderr: %.1500s", line, r.code, code, text ? text : "", r.out, r.err);
+        fail_msg("lorikeet %s\n gave %d, wanted %d with '%s'\n stdout: %.1500s\n stderr: %.1500s", line, r.code, code, text ? text : "",
+                 r.out, r.err);
     free(line);
     check_run_free(&r);
 }

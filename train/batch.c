@@ -54,7 +54,8 @@ static lk_status make_slots(lk_batches *b, lk_error *err)
         s->doc_starts = malloc((tokens + 1) * 4);
         made = s->ids && s->positions && s->labels && s->doc_starts;
     }
-    return made ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for %lld micro-batches of %zu tokens", (long long)b->options.accumulate, tokens);
+    return made ? LK_OK
+                : lk_fail(err, LK_ERR_MEMORY, "no memory for %lld micro-batches of %zu tokens", (long long)b->options.accumulate, tokens);
 }
 
 lk_status lk_batches_create(lk_batches **out, lk_store *store, const lk_batches_options *options, lk_error *err)
@@ -74,8 +75,10 @@ lk_status lk_batches_create(lk_batches **out, lk_store *store, const lk_batches_
     if (!b->lengths || !b->order) status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld documents", (long long)n);
     for (int64_t i = 0; i < n && !status; i++) b->lengths[i] = lk_store_length(store, i);
     if (!status) status = make_slots(b, err);
-    if (status) lk_batches_destroy(b);
-    else *out = b;
+    if (status)
+        lk_batches_destroy(b);
+    else
+        *out = b;
     return status;
 }
 

@@ -2,9 +2,8 @@
  * step): nothing is carried from step to step, so a resumed run needs only the step's number.
  *
  *     lk_batches *b;
- *     LK_TRY(lk_batches_create(&b, store, &(lk_batches_options){.rows = 2, .accumulate = 4, .max_length = 1024, .seed = 1, .shuffle = true}, err));
- *     LK_TRY(lk_batches_load(b, step, err));
- *     for (i < lk_batches_count(b)) { const lk_micro_batch *m = lk_batches_at(b, i); ... }
+ *     LK_TRY(lk_batches_create(&b, store, &(lk_batches_options){.rows = 2, .accumulate = 4, .max_length = 1024, .seed = 1, .shuffle =
+ * true}, err)); LK_TRY(lk_batches_load(b, step, err)); for (i < lk_batches_count(b)) { const lk_micro_batch *m = lk_batches_at(b, i); ... }
  *     lk_batches_destroy(b);
  *
  * Every epoch shuffles the documents (Fisher-Yates, Philox keyed by seed and epoch) and packs them into rows of at most max_length

@@ -96,8 +96,10 @@ static void compare(char *text, size_t size, const char *path, const cJSON *here
     {
         snprintf(below, sizeof below, "%s%s%s", path, *path ? "." : "", child->string);
         const cJSON *other = lk_json_get(there, child->string);
-        if (other) compare(text, size, below, child, other);
-        else note(text, size, below, child, NULL);
+        if (other)
+            compare(text, size, below, child, other);
+        else
+            note(text, size, below, child, NULL);
     }
     cJSON_ArrayForEach(child, there)
     {
@@ -112,7 +114,8 @@ bool lk_recipe_difference(const char *here, const char *there, char *text, size_
     text[0] = 0;
     if (!strcmp(here, there)) return false;
     cJSON *a = NULL, *b = NULL;
-    if (!lk_json_parse(&a, here, strlen(here), "recipe", NULL) && !lk_json_parse(&b, there, strlen(there), "recipe", NULL)) compare(text, size, "", a, b);
+    if (!lk_json_parse(&a, here, strlen(here), "recipe", NULL) && !lk_json_parse(&b, there, strlen(there), "recipe", NULL))
+        compare(text, size, "", a, b);
     cJSON_Delete(a);
     cJSON_Delete(b);
     if (!text[0]) snprintf(text, size, "the recipes are written differently");

@@ -44,7 +44,8 @@ static lk_status write_column(hid_t file, const char *name, const float *values,
     return status;
 }
 
-static lk_status write_content(hid_t file, const lk_checkpoint_meta *meta, const lk_checkpoint_state *s, float *host, const char *path, lk_error *err)
+static lk_status write_content(hid_t file, const lk_checkpoint_meta *meta, const lk_checkpoint_state *s, float *host, const char *path,
+                               lk_error *err)
 {
     lk_sha256 hash;
     char hex[65];
@@ -116,7 +117,10 @@ static lk_status list_steps(const char *folder, int64_t *steps, int *n, lk_error
     return status;
 }
 
-static void path_of(char path[4200], const char *folder, int64_t step) { snprintf(path, 4200, "%.4000s/step-%06" PRId64 ".h5", folder, step); }
+static void path_of(char path[4200], const char *folder, int64_t step)
+{
+    snprintf(path, 4200, "%.4000s/step-%06" PRId64 ".h5", folder, step);
+}
 
 static void remove_old(const char *folder, int64_t keep)
 {
@@ -131,7 +135,8 @@ static void remove_old(const char *folder, int64_t keep)
     }
 }
 
-lk_status lk_checkpoint_save(const char *folder, const lk_checkpoint_meta *meta, const lk_checkpoint_state *state, int64_t keep, lk_error *err)
+lk_status lk_checkpoint_save(const char *folder, const lk_checkpoint_meta *meta, const lk_checkpoint_state *state, int64_t keep,
+                             lk_error *err)
 {
     char path[4200], temporary[4300];
     LK_TRY(lk_folder_create(folder, err));
@@ -163,8 +168,8 @@ static lk_status read_column(reading *r, const char *name)
     hid_t set = H5Dopen2(r->file, name, H5P_DEFAULT), space = set >= 0 ? H5Dget_space(set) : -1;
     hsize_t length = 0;
     lk_status status = LK_OK;
-    if (space < 0 || H5Sget_simple_extent_ndims(space) != 1 || H5Sget_simple_extent_dims(space, &length, NULL) < 0 || length != (hsize_t)r->n ||
-        H5Dread(set, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, r->host) < 0)
+    if (space < 0 || H5Sget_simple_extent_ndims(space) != 1 || H5Sget_simple_extent_dims(space, &length, NULL) < 0 ||
+        length != (hsize_t)r->n || H5Dread(set, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, r->host) < 0)
         status = lk_h5_fail(r->err, LK_ERR_FORMAT, "%s: /%s is damaged", r->path, name);
     if (space >= 0) H5Sclose(space);
     if (set >= 0) H5Dclose(set);
@@ -176,7 +181,9 @@ static lk_status read_meta(reading *r)
     int64_t version;
     LK_TRY(lk_h5_open(&r->file, r->path, r->err));
     LK_TRY(lk_h5_read_int(r->file, "format_version", &version, r->path, r->err));
-    if (version != FORMAT_VERSION) return lk_fail(r->err, LK_ERR_FORMAT, "%s: format version %lld, this program reads %d", r->path, (long long)version, FORMAT_VERSION);
+    if (version != FORMAT_VERSION)
+        return lk_fail(r->err, LK_ERR_FORMAT, "%s: format version %lld, this program reads %d", r->path, (long long)version,
+                       FORMAT_VERSION);
     LK_TRY(lk_h5_read_int(r->file, "step", &r->step, r->path, r->err));
     LK_TRY(lk_h5_read_int(r->file, "n_params", &r->n, r->path, r->err));
     LK_TRY(lk_h5_read_text(r->file, "recipe", &r->essence, r->path, r->err));
@@ -207,7 +214,8 @@ static lk_status verify(reading *r)
         if (!status) lk_sha256_update(&hash, r->host, (size_t)r->n * 4);
     }
     lk_sha256_final(&hash, hex);
-    if (!status && strcmp(hex, r->content)) status = lk_fail(r->err, LK_ERR_FORMAT, "%s: the content does not have the digest that was stored with it", r->path);
+    if (!status && strcmp(hex, r->content))
+        status = lk_fail(r->err, LK_ERR_FORMAT, "%s: the content does not have the digest that was stored with it", r->path);
     return status;
 }
 
@@ -217,13 +225,17 @@ static lk_status belongs(const reading *r, const lk_checkpoint_meta *meta, const
     if (lk_recipe_difference(meta->essence, r->essence, what, sizeof what))
         return lk_fail(r->err, LK_ERR_MISMATCH, "%s is from another recipe: %s. Use that recipe, or --fresh to start again", r->path, what);
     if (strcmp(meta->base_digest, r->base))
-        return lk_fail(r->err, LK_ERR_MISMATCH, "%s was trained on another base (weights %.12s... there, %.12s... here). Use that base, or --fresh to start again", r->path, r->base,
-                       meta->base_digest);
+        return lk_fail(r->err, LK_ERR_MISMATCH,
+                       "%s was trained on another base (weights %.12s... there, %.12s... here). Use that base, or --fresh to start again",
+                       r->path, r->base, meta->base_digest);
     if (strcmp(meta->data_digest, r->data))
-        return lk_fail(r->err, LK_ERR_MISMATCH, "%s was trained on other data (tokens %.12s... there, %.12s... here): a file of data.train or the tokenizer has changed. Restore it, or --fresh to start again",
+        return lk_fail(r->err, LK_ERR_MISMATCH,
+                       "%s was trained on other data (tokens %.12s... there, %.12s... here): a file of data.train or the tokenizer has "
+                       "changed. Restore it, or --fresh to start again",
                        r->path, r->data, meta->data_digest);
     if (r->n != s->n_params)
-        return lk_fail(r->err, LK_ERR_MISMATCH, "%s has %lld adapter parameters, this run %lld", r->path, (long long)r->n, (long long)s->n_params);
+        return lk_fail(r->err, LK_ERR_MISMATCH, "%s has %lld adapter parameters, this run %lld", r->path, (long long)r->n,
+                       (long long)s->n_params);
     return LK_OK;
 }
 

@@ -3,12 +3,12 @@
  *     LK_TRY(lk_checkpoint_save("run/checkpoints", &meta, &state, keep, err));
  *     LK_TRY(lk_checkpoint_resume("run/checkpoints", &meta, &state, &found, err));      -- the newest valid one, when there is any
  *
- * step-000123.h5 holds /params, /m, /v (float32 [n_params], Fletcher32) and, as attributes, the step, the recipe's essence and the digests of
- * base and data. Random numbers are counter-based, so there is no generator to store. `content` is a SHA-256 over all of it.
+ * step-000123.h5 holds /params, /m, /v (float32 [n_params], Fletcher32) and, as attributes, the step, the recipe's essence and the digests
+ * of base and data. Random numbers are counter-based, so there is no generator to store. `content` is a SHA-256 over all of it.
  *
  * Crash-safe: written to a temporary name, flushed, renamed; a full disk leaves the older ones. On resume a torn or corrupt file is skipped
- * with a warning and the next older one is taken. One that is whole but belongs to another recipe, base or dataset is LK_ERR_MISMATCH, saying
- * what differs: nothing is guessed. */
+ * with a warning and the next older one is taken. One that is whole but belongs to another recipe, base or dataset is LK_ERR_MISMATCH,
+ * saying what differs: nothing is guessed. */
 #ifndef LK_TRAIN_CHECKPOINT_H
 #define LK_TRAIN_CHECKPOINT_H
 
@@ -31,7 +31,8 @@ typedef struct lk_checkpoint_state {
 } lk_checkpoint_state;
 
 /* Afterwards only the `keep` newest are left. On failure the folder is as before. */
-lk_status lk_checkpoint_save(const char *folder, const lk_checkpoint_meta *meta, const lk_checkpoint_state *state, int64_t keep, lk_error *err);
+lk_status lk_checkpoint_save(const char *folder, const lk_checkpoint_meta *meta, const lk_checkpoint_state *state, int64_t keep,
+                             lk_error *err);
 
 /* Takes the newest valid checkpoint: sets meta->step, fills the state, *found = true. meta says what it must belong to. Without any (or
  * without the folder) *found is false and nothing changes. */

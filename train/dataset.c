@@ -50,10 +50,10 @@ static const struct {
     const char *name;
     size_t offset;
 } report_fields[] = {
-    {"examples", offsetof(lk_dataset_report, examples)},     {"documents", offsetof(lk_dataset_report, documents)},
-    {"tokens", offsetof(lk_dataset_report, tokens)},         {"supervised", offsetof(lk_dataset_report, supervised)},
-    {"cut", offsetof(lk_dataset_report, cut)},               {"split", offsetof(lk_dataset_report, split)},
-    {"masked", offsetof(lk_dataset_report, masked)},         {"cut_away", offsetof(lk_dataset_report, cut_away)},
+    {"examples", offsetof(lk_dataset_report, examples)}, {"documents", offsetof(lk_dataset_report, documents)},
+    {"tokens", offsetof(lk_dataset_report, tokens)},     {"supervised", offsetof(lk_dataset_report, supervised)},
+    {"cut", offsetof(lk_dataset_report, cut)},           {"split", offsetof(lk_dataset_report, split)},
+    {"masked", offsetof(lk_dataset_report, masked)},     {"cut_away", offsetof(lk_dataset_report, cut_away)},
 };
 enum { FIELDS = sizeof report_fields / sizeof *report_fields };
 
@@ -76,7 +76,8 @@ static bool read_report(lk_store *s, lk_dataset_report *r)
     char *text = NULL;
     cJSON *root = NULL;
     bool read = !lk_store_get_attribute(s, "report", &text, NULL) && !lk_json_parse(&root, text, strlen(text), "report", NULL);
-    for (int i = 0; i < FIELDS && read; i++) read = !lk_json_int(root, report_fields[i].name, 0, INT64_MAX / 2, field(r, i), "report", NULL);
+    for (int i = 0; i < FIELDS && read; i++)
+        read = !lk_json_int(root, report_fields[i].name, 0, INT64_MAX / 2, field(r, i), "report", NULL);
     cJSON_Delete(root);
     free(text);
     r->reused = true;
@@ -114,9 +115,9 @@ typedef struct making {
     lk_store_writer *writer;
     lk_reader *reader;
     lk_loss_on loss_on;
-    bool chat_seen, end_seen;   /* conversations; a supervised end of turn in one */
-    bool truncated;             /* of the current example */
-    int64_t pieces;             /* documents that the current example gave */
+    bool chat_seen, end_seen; /* conversations; a supervised end of turn in one */
+    bool truncated;           /* of the current example */
+    int64_t pieces;           /* documents that the current example gave */
 } making;
 
 static lk_status check_ids(const making *m, const int32_t *ids, int64_t n, lk_error *err)
@@ -124,10 +125,14 @@ static lk_status check_ids(const making *m, const int32_t *ids, int64_t n, lk_er
     int32_t bos = lk_tokenizer_bos(m->o->tokenizer);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= m->o->vocab)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: %s: token id %d, but the model's vocabulary ends at %" PRId64 ": tokenizer and model do not belong together", m->o->what,
-                           lk_reader_place(m->reader), ids[i], m->o->vocab - 1);
+            return lk_fail(err, LK_ERR_FORMAT,
+                           "%s: %s: token id %d, but the model's vocabulary ends at %" PRId64
+                           ": tokenizer and model do not belong together",
+                           m->o->what, lk_reader_place(m->reader), ids[i], m->o->vocab - 1);
     if (bos >= 0 && n >= 2 && ids[0] == bos && ids[1] == bos)
-        return lk_fail(err, LK_ERR_FORMAT, "%s: %s: the document begins with two BOS tokens (%d): the text brings one that the template adds already; take it out of the text",
+        return lk_fail(err, LK_ERR_FORMAT,
+                       "%s: %s: the document begins with two BOS tokens (%d): the text brings one that the template adds already; take it "
+                       "out of the text",
                        m->o->what, lk_reader_place(m->reader), bos);
     return LK_OK;
 }
@@ -144,8 +149,10 @@ static lk_status keep(void *context, const int32_t *ids, const uint8_t *mask, in
     }
     m->pieces++;
     if (supervised == 0) {
-        if (m->truncated) m->report->cut_away++;
-        else m->report->masked++;
+        if (m->truncated)
+            m->report->cut_away++;
+        else
+            m->report->masked++;
         return LK_OK;
     }
     m->report->documents++;
@@ -190,8 +197,10 @@ static lk_status read_source(making *m, const lk_source *source, lk_error *err)
         if ((status = add_example(m, &ex, &why))) {
             /* Most errors below do not know which line they are about. */
             const char *place = lk_reader_place(m->reader);
-            if (strstr(why.message, place)) status = lk_fail(err, status, "%s", why.message);
-            else status = lk_fail(err, status, "%s: %s: %s", m->o->what, place, why.message);
+            if (strstr(why.message, place))
+                status = lk_fail(err, status, "%s", why.message);
+            else
+                status = lk_fail(err, status, "%s: %s: %s", m->o->what, place, why.message);
             break;
         }
         if (m->o->stop && *m->o->stop) {
@@ -211,14 +220,19 @@ static lk_status verdict(const making *m, lk_error *err)
     if (r->examples == 0) return lk_fail(err, LK_ERR_FORMAT, "%s: the dataset is empty", what);
     if (r->documents == 0)
         return lk_fail(err, LK_ERR_FORMAT,
-                       "%s: nothing to learn: of %" PRId64 " examples %" PRId64 " have no supervised token (data.loss_on is \"%s\") and %" PRId64
-                       " lost theirs to data.max_length %" PRId64,
+                       "%s: nothing to learn: of %" PRId64 " examples %" PRId64
+                       " have no supervised token (data.loss_on is \"%s\") and %" PRId64 " lost theirs to data.max_length %" PRId64,
                        what, r->examples, r->masked, m->o->loss_on, r->cut_away, m->o->max_length);
-    if (r->masked) lk_log(LK_LOG_WARN, "%s: %" PRId64 " of %" PRId64 " examples have no supervised token and are left out", what, r->masked, r->examples);
+    if (r->masked)
+        lk_log(LK_LOG_WARN, "%s: %" PRId64 " of %" PRId64 " examples have no supervised token and are left out", what, r->masked,
+               r->examples);
     if (r->cut_away)
-        lk_log(LK_LOG_WARN, "%s: %" PRId64 " of %" PRId64 " examples are left out: what they would teach lies beyond data.max_length %" PRId64, what, r->cut_away, r->examples,
-               m->o->max_length);
-    if (r->cut > r->cut_away) lk_log(LK_LOG_WARN, "%s: %" PRId64 " of %" PRId64 " examples are cut at data.max_length %" PRId64, what, r->cut - r->cut_away, r->examples, m->o->max_length);
+        lk_log(LK_LOG_WARN,
+               "%s: %" PRId64 " of %" PRId64 " examples are left out: what they would teach lies beyond data.max_length %" PRId64, what,
+               r->cut_away, r->examples, m->o->max_length);
+    if (r->cut > r->cut_away)
+        lk_log(LK_LOG_WARN, "%s: %" PRId64 " of %" PRId64 " examples are cut at data.max_length %" PRId64, what, r->cut - r->cut_away,
+               r->examples, m->o->max_length);
     if (m->chat_seen && !m->end_seen && lk_chat_end_of_turn(m->o->chat) >= 0 && m->loss_on != LK_LOSS_ALL)
         lk_log(LK_LOG_WARN, "%s: the end-of-turn token is never supervised: the model will not learn to stop", what);
     return LK_OK;
@@ -238,7 +252,11 @@ static lk_status fill(making *m, const char *key, lk_error *err)
 static lk_status make_store(lk_dataset *d, const lk_dataset_options *o, const char *key, lk_error *err)
 {
     char folder[4096];
-    making m = {.o = o, .report = &d->report, .loss_on = !strcmp(o->loss_on, "all") ? LK_LOSS_ALL : !strcmp(o->loss_on, "completion") ? LK_LOSS_COMPLETION : LK_LOSS_ASSISTANT};
+    making m = {.o = o,
+                .report = &d->report,
+                .loss_on = !strcmp(o->loss_on, "all")          ? LK_LOSS_ALL
+                           : !strcmp(o->loss_on, "completion") ? LK_LOSS_COMPLETION
+                                                               : LK_LOSS_ASSISTANT};
     LK_TRY(lk_path_folder(folder, sizeof folder, o->path, err));
     LK_TRY(lk_folder_create(folder, err));
     LK_TRY(lk_store_create(&m.writer, o->path, err));

@@ -7,10 +7,10 @@
  *
  * A store that was made from the same sources (by digest, whatever they are called now), tokenizer, template and options is used again.
  *
- * A document longer than max_length is cut there, text is split into documents of max_length instead (each begins with the last token of the
- * one before, so that no token goes unpredicted). Documents without a supervised token are left out. Refused, because training would run and
- * be worth nothing (LK_ERR_FORMAT): a dataset without documents, one in which nothing is supervised, token ids that the model does not
- * have, a doubled BOS. Warned about: completions that were cut away, an end of turn that is never trained. */
+ * A document longer than max_length is cut there, text is split into documents of max_length instead (each begins with the last token of
+ * the one before, so that no token goes unpredicted). Documents without a supervised token are left out. Refused, because training would
+ * run and be worth nothing (LK_ERR_FORMAT): a dataset without documents, one in which nothing is supervised, token ids that the model does
+ * not have, a doubled BOS. Warned about: completions that were cut away, an end of turn that is never trained. */
 #ifndef LK_TRAIN_DATASET_H
 #define LK_TRAIN_DATASET_H
 
@@ -28,9 +28,9 @@ typedef struct lk_dataset_options {
     int n_sources;
     const lk_tokenizer *tokenizer;
     const lk_chat *chat;
-    int64_t vocab;      /* of the model */
+    int64_t vocab; /* of the model */
     int64_t max_length;
-    const char *loss_on; /* "assistant", "completion", "all" */
+    const char *loss_on;               /* "assistant", "completion", "all" */
     const volatile sig_atomic_t *stop; /* NULL: never */
 } lk_dataset_options;
 
@@ -38,11 +38,11 @@ typedef struct lk_dataset_report {
     int64_t examples;  /* read from the sources */
     int64_t documents; /* kept */
     int64_t tokens, supervised;
-    int64_t cut;       /* longer than max_length */
-    int64_t split;     /* texts that became several documents */
-    int64_t masked;    /* left out: nothing supervised in them */
-    int64_t cut_away;  /* left out: what was supervised lay beyond max_length */
-    bool reused;       /* the store of an earlier run */
+    int64_t cut;      /* longer than max_length */
+    int64_t split;    /* texts that became several documents */
+    int64_t masked;   /* left out: nothing supervised in them */
+    int64_t cut_away; /* left out: what was supervised lay beyond max_length */
+    bool reused;      /* the store of an earlier run */
 } lk_dataset_report;
 
 typedef struct lk_dataset {

@@ -55,8 +55,8 @@ static lk_status walk(evaluation *e, lk_batches *batches, lk_eval_result *r, con
     return LK_OK;
 }
 
-lk_status lk_evaluate(lk_eval_result *result, lk_pass *pass, const lk_model *model, const lk_adapter *adapter, lk_store *store, int64_t rows,
-                      int64_t max_length, const volatile sig_atomic_t *stop, lk_error *err)
+lk_status lk_evaluate(lk_eval_result *result, lk_pass *pass, const lk_model *model, const lk_adapter *adapter, lk_store *store,
+                      int64_t rows, int64_t max_length, const volatile sig_atomic_t *stop, lk_error *err)
 {
     (void)model;
     double began = lk_clock_seconds();
@@ -64,7 +64,8 @@ lk_status lk_evaluate(lk_eval_result *result, lk_pass *pass, const lk_model *mod
     lk_batches *batches = NULL;
     size_t tokens = (size_t)(rows * max_length);
     *result = (lk_eval_result){0};
-    lk_status status = lk_batches_create(&batches, store, &(lk_batches_options){.rows = rows, .accumulate = 1, .max_length = max_length}, err);
+    lk_status status =
+        lk_batches_create(&batches, store, &(lk_batches_options){.rows = rows, .accumulate = 1, .max_length = max_length}, err);
     if (status) return status;
     e.nll = malloc(tokens * sizeof *e.nll);
     e.hits = malloc(tokens);
@@ -110,15 +111,24 @@ static lk_status open_data(alone *a, const lk_config *config)
     const lk_eval_options *o = a->o;
     char path[4200];
     LK_TRY(lk_tokenizer_open(&a->tokenizer, o->base, a->err));
-    LK_TRY(o->chat_format ? lk_chat_open_named(&a->chat, a->tokenizer, o->chat_format, a->err) : lk_chat_open(&a->chat, a->tokenizer, a->err));
+    LK_TRY(o->chat_format ? lk_chat_open_named(&a->chat, a->tokenizer, o->chat_format, a->err)
+                          : lk_chat_open(&a->chat, a->tokenizer, a->err));
     const char *folder = o->work_folder;
     if (!folder) {
         LK_TRY(lk_temporary_folder(a->temporary, "lorikeet-eval", a->err));
         folder = a->temporary;
     }
     LK_TRY(lk_path_join(path, sizeof path, folder, "eval.h5", a->err));
-    lk_dataset_options data = {.what = "the evaluation data", .path = path, .sources = o->sources, .n_sources = o->n_sources, .tokenizer = a->tokenizer, .chat = a->chat, .vocab = config->vocab,
-                               .max_length = o->max_length, .loss_on = o->loss_on, .stop = o->stop};
+    lk_dataset_options data = {.what = "the evaluation data",
+                               .path = path,
+                               .sources = o->sources,
+                               .n_sources = o->n_sources,
+                               .tokenizer = a->tokenizer,
+                               .chat = a->chat,
+                               .vocab = config->vocab,
+                               .max_length = o->max_length,
+                               .loss_on = o->loss_on,
+                               .stop = o->stop};
     return lk_dataset_open(&a->data, &data, a->err);
 }
 
@@ -127,7 +137,8 @@ static lk_status run_alone(alone *a, lk_eval_result *result)
     const lk_eval_options *o = a->o;
     lk_config config;
     LK_TRY(lk_config_read(&config, o->base, a->err));
-    LK_TRY(lk_backend_open(&a->be, &(lk_backend_options){.device = o->device, .threads = o->threads, .compute = o->compute, .cpu_tier = o->cpu_tier}, a->err));
+    LK_TRY(lk_backend_open(
+        &a->be, &(lk_backend_options){.device = o->device, .threads = o->threads, .compute = o->compute, .cpu_tier = o->cpu_tier}, a->err));
     LK_TRY(open_data(a, &config));
     LK_TRY(lk_model_open(&a->model, a->be, o->base, &(lk_model_options){.quant = o->quant}, a->err));
     if (o->adapter) LK_TRY(lk_adapter_load(&a->adapter, a->model, o->adapter, LK_F32, a->err));
@@ -140,7 +151,8 @@ lk_status lk_eval_run(lk_eval_result *result, const lk_eval_options *options, lk
 {
     alone a = {.o = options, .err = err};
     *result = (lk_eval_result){0};
-    if (options->max_length < 2 || options->rows < 1) return lk_fail(err, LK_ERR_ARGUMENT, "evaluation needs documents of at least 2 tokens and at least 1 row");
+    if (options->max_length < 2 || options->rows < 1)
+        return lk_fail(err, LK_ERR_ARGUMENT, "evaluation needs documents of at least 2 tokens and at least 1 row");
     lk_status status = run_alone(&a, result);
     lk_pass_destroy(a.pass);
     lk_adapter_destroy(a.adapter);

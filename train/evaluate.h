@@ -41,7 +41,7 @@ typedef struct lk_eval_options {
     const char *device;      /* NULL: auto */
     int threads;
     const char *cpu_tier;
-    const char *work_folder; /* where the token store goes; NULL: a temporary folder, removed at the end */
+    const char *work_folder;           /* where the token store goes; NULL: a temporary folder, removed at the end */
     const volatile sig_atomic_t *stop; /* when it becomes non-zero: LK_ERR_INTERRUPTED; NULL: never */
 } lk_eval_options;
 
@@ -50,9 +50,9 @@ lk_eval_options lk_eval_options_default(void); /* NF4, bf16, 1024 tokens, 1 row,
 /* Opens everything, evaluates, closes everything. */
 lk_status lk_eval_run(lk_eval_result *result, const lk_eval_options *options, lk_error *err);
 
-/* The loop itself, over an open token store with a pass that takes rows * max_length tokens (the trainer's own). adapter NULL: the base. stop may
- * be NULL. Nothing about the pass or the adapter changes. */
-lk_status lk_evaluate(lk_eval_result *result, lk_pass *pass, const lk_model *model, const lk_adapter *adapter, lk_store *store, int64_t rows,
-                      int64_t max_length, const volatile sig_atomic_t *stop, lk_error *err);
+/* The loop itself, over an open token store with a pass that takes rows * max_length tokens (the trainer's own). adapter NULL: the base.
+ * stop may be NULL. Nothing about the pass or the adapter changes. */
+lk_status lk_evaluate(lk_eval_result *result, lk_pass *pass, const lk_model *model, const lk_adapter *adapter, lk_store *store,
+                      int64_t rows, int64_t max_length, const volatile sig_atomic_t *stop, lk_error *err);
 
 #endif

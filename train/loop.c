@@ -29,7 +29,8 @@ static lk_checkpoint_meta meta_of(const lk_loop *l)
 static lk_checkpoint_state state_of(const lk_loop *l)
 {
     const lk_trainer *t = l->trainer;
-    return (lk_checkpoint_state){.be = l->model->be, .params = t->adapter->weights, .m = t->optim.m, .v = t->optim.v, .n_params = t->adapter->n_params};
+    return (lk_checkpoint_state){
+        .be = l->model->be, .params = t->adapter->weights, .m = t->optim.m, .v = t->optim.v, .n_params = t->adapter->n_params};
 }
 
 lk_status lk_loop_resume(lk_loop *loop, lk_error *err)
@@ -39,9 +40,12 @@ lk_status lk_loop_resume(lk_loop *loop, lk_error *err)
     bool found;
     LK_TRY(lk_checkpoint_resume(loop->run->checkpoints, &meta, &content, &found, err));
     loop->first = found ? meta.step : 0;
-    if (!found) lk_log(LK_LOG_INFO, "no checkpoint in %s: starting from the first step", loop->run->checkpoints);
-    else if (loop->first >= loop->total) lk_log(LK_LOG_INFO, "the run is finished: all %lld steps are done", (long long)loop->total);
-    else lk_log(LK_LOG_INFO, "going on after step %lld of %lld", (long long)loop->first, (long long)loop->total);
+    if (!found)
+        lk_log(LK_LOG_INFO, "no checkpoint in %s: starting from the first step", loop->run->checkpoints);
+    else if (loop->first >= loop->total)
+        lk_log(LK_LOG_INFO, "the run is finished: all %lld steps are done", (long long)loop->total);
+    else
+        lk_log(LK_LOG_INFO, "going on after step %lld of %lld", (long long)loop->first, (long long)loop->total);
     return LK_OK;
 }
 
@@ -61,9 +65,11 @@ static lk_status evaluate(state *s, int64_t done, lk_eval_result *out)
     const lk_loop *l = s->loop;
     lk_eval_result r;
     if (!l->eval) return LK_OK;
-    LK_TRY(lk_evaluate(&r, l->trainer->pass, l->model, l->trainer->adapter, l->eval, l->recipe->rows, l->recipe->max_length, l->stop, s->err));
+    LK_TRY(
+        lk_evaluate(&r, l->trainer->pass, l->model, l->trainer->adapter, l->eval, l->recipe->rows, l->recipe->max_length, l->stop, s->err));
     LK_TRY(lk_metrics_eval_line(&s->metrics, done, lk_clock_seconds() - s->began, &r, s->err));
-    lk_progress_say(&s->progress, "step %lld: held-out loss %.4f, perplexity %.3f, token accuracy %.1f%%", (long long)done, r.loss, r.perplexity, 100 * r.accuracy);
+    lk_progress_say(&s->progress, "step %lld: held-out loss %.4f, perplexity %.3f, token accuracy %.1f%%", (long long)done, r.loss,
+                    r.perplexity, 100 * r.accuracy);
     s->result->evaluated = true;
     if (out) *out = r;
     return LK_OK;
@@ -79,8 +85,15 @@ static lk_status step(state *s, int64_t index)
     lk_step_result r;
     LK_TRY(lk_trainer_step(l->trainer, s->micro, n, index, lr, &r, s->err));
     double now = lk_clock_seconds(), rate = (double)r.tokens / (now - began > 1e-9 ? now - began : 1e-9);
-    lk_metrics_step line = {.step = index + 1, .tokens = r.tokens, .supervised = r.supervised, .loss = r.loss, .grad_norm = r.grad_norm, .lr = lr,
-                            .tokens_per_s = rate, .epoch = lk_batches_epoch(l->batches), .seconds = now - s->began};
+    lk_metrics_step line = {.step = index + 1,
+                            .tokens = r.tokens,
+                            .supervised = r.supervised,
+                            .loss = r.loss,
+                            .grad_norm = r.grad_norm,
+                            .lr = lr,
+                            .tokens_per_s = rate,
+                            .epoch = lk_batches_epoch(l->batches),
+                            .seconds = now - s->began};
     LK_TRY(lk_metrics_step_line(&s->metrics, &line, s->err));
     s->result->loss = r.loss;
     s->result->tokens += r.tokens;
@@ -92,8 +105,8 @@ static lk_status stopped(state *s, int64_t done)
 {
     const lk_loop *l = s->loop;
     LK_TRY(checkpoint(s, done));
-    return lk_fail(s->err, LK_ERR_INTERRUPTED, "stopped after step %lld of %lld; a checkpoint is in %s: --resume goes on from it", (long long)done, (long long)l->total,
-                   l->run->checkpoints);
+    return lk_fail(s->err, LK_ERR_INTERRUPTED, "stopped after step %lld of %lld; a checkpoint is in %s: --resume goes on from it",
+                   (long long)done, (long long)l->total, l->run->checkpoints);
 }
 
 /* Evaluations can take minutes, so a stop does not wait for their end. */

@@ -33,8 +33,10 @@ static lk_status keep_until(const char *path, int64_t last_step, lk_error *err)
         if (step >= 0 && step <= last_step) status = lk_atomic_write(&out, text, (size_t)(newline + 1 - text), err);
         text = newline + 1;
     }
-    if (status) lk_atomic_abort(&out);
-    else status = lk_atomic_commit(&out, err);
+    if (status)
+        lk_atomic_abort(&out);
+    else
+        status = lk_atomic_commit(&out, err);
     lk_map_close(&map);
     return status;
 }

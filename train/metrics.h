@@ -3,8 +3,8 @@
  *     {"step":12,"loss":1.2345,"grad_norm":0.61,"lr":0.0002,"tokens":1012,"supervised":310,"tokens_per_s":5120.3,"epoch":0.4,"seconds":2.31}
  *     {"step":12,"eval_loss":1.31,"eval_perplexity":3.7,"eval_accuracy":0.71,"eval_tokens":9120,"eval_supervised":2210,"seconds":2.9}
  *
- * step counts finished optimiser steps (an evaluation at step 0 is of the untrained adapter); seconds since this process began training. On resume
- * the lines after the checkpoint's step are dropped, so every step has one line. */
+ * step counts finished optimiser steps (an evaluation at step 0 is of the untrained adapter); seconds since this process began training. On
+ * resume the lines after the checkpoint's step are dropped, so every step has one line. */
 #ifndef LK_TRAIN_METRICS_H
 #define LK_TRAIN_METRICS_H
 

@@ -1,6 +1,6 @@
 /* The plan is a sum of sizes that the parts themselves state (lk_model_bytes, lk_pass_plan_bytes, lk_batches_bytes, ...): nothing is
- * estimated that somebody knows. Checkpointing "auto" asks for the plan at every group size and takes the one that recomputes the fewest layers
- * among those that fit. */
+ * estimated that somebody knows. Checkpointing "auto" asks for the plan at every group size and takes the one that recomputes the fewest
+ * layers among those that fit. */
 #include "train/plan.h"
 
 #include <stdio.h>
@@ -111,10 +111,13 @@ static void add_host(lk_plan *plan, const lk_plan_request *r)
     lk_batches_options train = {.rows = r->rows, .accumulate = r->accumulate, .max_length = r->max_length};
     lk_batches_options eval = {.rows = r->rows, .accumulate = 1, .max_length = r->max_length};
     add(plan, "base file, mapped", r->model_file_bytes, LOADING, "let go when the weights are prepared");
-    if (r->quant == LK_QUANT_NF4 && !r->facts->prequantized) add(plan, "one matrix being quantised", quantising_bytes(c), LOADING, "codes and scales");
+    if (r->quant == LK_QUANT_NF4 && !r->facts->prequantized)
+        add(plan, "one matrix being quantised", quantising_bytes(c), LOADING, "codes and scales");
     add(plan, "training batches", lk_batches_bytes(&train, r->train_documents), TRAINING, "%lld documents, %lld micro-batches a step",
         (long long)r->train_documents, (long long)r->accumulate);
-    if (r->eval_documents) add(plan, "evaluation batches", lk_batches_bytes(&eval, r->eval_documents), TRAINING, "%lld documents", (long long)r->eval_documents);
+    if (r->eval_documents)
+        add(plan, "evaluation batches", lk_batches_bytes(&eval, r->eval_documents), TRAINING, "%lld documents",
+            (long long)r->eval_documents);
     add(plan, "losses on the host", (size_t)plan->micro_batch_tokens * 9, TRAINING, "of training and of evaluation");
     add(plan, "a copy of the adapter", (size_t)plan->n_params * 4, TRAINING, "while a checkpoint or the adapter is saved");
     add(plan, "program and libraries", proc_field("/proc/self/status", "VmRSS:"), LOADING | TRAINING, "resident now");
@@ -129,15 +132,17 @@ static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int checkpo
     LK_TRY(lk_adapter_params(c, r->adapter, &plan->n_params, &plan->n_trainable, &max_rank, err));
     size_t params = (size_t)plan->n_params * 4;
     lk_pass_plan pass;
-    lk_pass_options options = {.max_tokens = plan->micro_batch_tokens, .max_rank = max_rank, .checkpoint_every = checkpoint_every, .training = true};
+    lk_pass_options options = {
+        .max_tokens = plan->micro_batch_tokens, .max_rank = max_rank, .checkpoint_every = checkpoint_every, .training = true};
     lk_pass_plan_bytes(r->be, c, &options, &pass);
     bool nf4 = r->quant == LK_QUANT_NF4 || r->facts->prequantized;
-    add(plan, "base weights", lk_model_bytes(r->be, r->facts, r->quant), BACKEND | LOADING | TRAINING, "%s, %lld layers, %.4g M parameters", nf4 ? "NF4" : lk_dtype_name(r->facts->linear),
-        (long long)c->layers, (double)lk_config_params(c) / 1e6);
+    add(plan, "base weights", lk_model_bytes(r->be, r->facts, r->quant), BACKEND | LOADING | TRAINING, "%s, %lld layers, %.4g M parameters",
+        nf4 ? "NF4" : lk_dtype_name(r->facts->linear), (long long)c->layers, (double)lk_config_params(c) / 1e6);
     add(plan, "adapter", params, BACKEND | TRAINING, "%.4g M parameters, fp32", (double)plan->n_trainable / 1e6);
     add(plan, "gradients", params, BACKEND | TRAINING, "fp32");
     add(plan, "AdamW moments", lk_adamw_state_bytes(plan->n_params), BACKEND | TRAINING, "fp32, two of them");
-    add(plan, "checkpointed layer inputs", pass.checkpoints, BACKEND | TRAINING, "%lld x %lld tokens", (long long)r->rows, (long long)r->max_length);
+    add(plan, "checkpointed layer inputs", pass.checkpoints, BACKEND | TRAINING, "%lld x %lld tokens", (long long)r->rows,
+        (long long)r->max_length);
     add(plan, "activations", pass.activations, BACKEND | TRAINING, "of %lld layers at a time",
         (long long)(checkpoint_every <= 0 || checkpoint_every > c->layers ? c->layers : checkpoint_every));
     add(plan, "activation gradients, losses", pass.transient, BACKEND | TRAINING, "shared by all layers");
@@ -194,14 +199,18 @@ lk_status lk_plan_make(lk_plan *plan, const lk_plan_request *request, lk_error *
         shown(size, available);
         snprintf(source, sizeof source, "80%% of the %s available here", size);
     }
-    if (request->checkpointing == LK_CHECKPOINTING_AUTO) LK_TRY(choose(plan, request, budget, err));
-    else LK_TRY(make_terms(plan, request, request->checkpointing, err));
+    if (request->checkpointing == LK_CHECKPOINTING_AUTO)
+        LK_TRY(choose(plan, request, budget, err));
+    else
+        LK_TRY(make_terms(plan, request, request->checkpointing, err));
     plan->budget = budget;
     memcpy(plan->budget_source, source, sizeof source);
     if (lk_plan_peak_bytes(plan) <= budget) return LK_OK;
     shown(size, budget);
     shown(peak, lk_plan_peak_bytes(plan));
-    return lk_fail(err, LK_ERR_MEMORY, "the run needs %s and %s are allowed (%s): lower batch.rows or data.max_length, set memory.checkpointing to \"full\", or raise memory.budget",
+    return lk_fail(err, LK_ERR_MEMORY,
+                   "the run needs %s and %s are allowed (%s): lower batch.rows or data.max_length, set memory.checkpointing to \"full\", "
+                   "or raise memory.budget",
                    peak, size, source);
 }
 
@@ -221,7 +230,8 @@ char *lk_plan_text(const lk_plan *plan)
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (!out) return NULL;
-    fprintf(out, "Memory plan for %s\n  %lld tokens a micro-batch, checkpointing: %s\n", plan->device, (long long)plan->micro_batch_tokens, checkpointing_name(plan, buffer));
+    fprintf(out, "Memory plan for %s\n  %lld tokens a micro-batch, checkpointing: %s\n", plan->device, (long long)plan->micro_batch_tokens,
+            checkpointing_name(plan, buffer));
     for (int i = 0; i < plan->n_terms; i++) {
         const lk_plan_term *t = &plan->terms[i];
         shown(amount, t->bytes);
@@ -231,8 +241,10 @@ char *lk_plan_text(const lk_plan *plan)
     shown(other, lk_plan_loading_bytes(plan));
     bool loading = lk_plan_loading_bytes(plan) > lk_plan_training_bytes(plan);
     fprintf(out, "  %-30s %10s  ", "peak", amount);
-    if (loading) fprintf(out, "while the base loads\n");
-    else fprintf(out, "in training (%s while the base loads)\n", other);
+    if (loading)
+        fprintf(out, "while the base loads\n");
+    else
+        fprintf(out, "in training (%s while the base loads)\n", other);
     shown(amount, plan->budget);
     fprintf(out, "  %-30s %10s  %s\n", "budget", amount, plan->budget_source);
     if (fclose(out) == 0) return text;

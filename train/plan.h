@@ -32,13 +32,13 @@ typedef struct lk_plan_term {
 typedef struct lk_plan {
     lk_plan_term terms[LK_PLAN_MAX_TERMS];
     int n_terms;
-    int checkpoint_every;      /* of lk_pass_options, after "auto" was decided */
+    int checkpoint_every;       /* of lk_pass_options, after "auto" was decided */
     int64_t micro_batch_tokens; /* rows * max_length */
     int64_t n_params, n_trainable;
     int64_t layers;
-    size_t budget;             /* what the recipe allows, or what this machine has to give */
-    char budget_source[96];    /* "80% of the 21.3 GiB available here" */
-    char device[64];           /* "cpu/avx512, 2 threads" */
+    size_t budget;          /* what the recipe allows, or what this machine has to give */
+    char budget_source[96]; /* "80% of the 21.3 GiB available here" */
+    char device[64];        /* "cpu/avx512, 2 threads" */
 } lk_plan;
 
 /* Everything the plan follows from. */

@@ -10,15 +10,18 @@
 
 void lk_progress_begin(lk_progress *p, const char *what, int64_t total, int64_t first, int64_t every, bool quiet)
 {
-    *p = (lk_progress){.what = what, .total = total, .first = first, .every = every > 0 ? every : 1, .quiet = quiet, .began = lk_clock_seconds()};
+    *p = (lk_progress){
+        .what = what, .total = total, .first = first, .every = every > 0 ? every : 1, .quiet = quiet, .began = lk_clock_seconds()};
     p->terminal = !quiet && isatty(STDERR_FILENO);
 }
 
 static void time_text(char out[32], double seconds)
 {
     int64_t s = (int64_t)(seconds + 0.5);
-    if (s >= 3600) snprintf(out, 32, "%lld:%02lld:%02lld", (long long)(s / 3600), (long long)(s / 60 % 60), (long long)(s % 60));
-    else snprintf(out, 32, "%lld:%02lld", (long long)(s / 60), (long long)(s % 60));
+    if (s >= 3600)
+        snprintf(out, 32, "%lld:%02lld:%02lld", (long long)(s / 3600), (long long)(s / 60 % 60), (long long)(s % 60));
+    else
+        snprintf(out, 32, "%lld:%02lld", (long long)(s / 60), (long long)(s % 60));
 }
 
 /* One write, so that the line does not flicker. */
@@ -35,7 +38,8 @@ static void draw_bar(lk_progress *p, int64_t done, double loss, double rate, con
     int filled = p->total ? (int)(WIDTH * done / p->total) : WIDTH;
     for (int i = 0; i < WIDTH; i++) bar[i] = i < filled ? '#' : '.';
     bar[WIDTH] = 0;
-    snprintf(line, sizeof line, "\r\x1b[K%s [%s] %lld/%lld  loss %.4f  %.0f tokens/s  %s left", p->what, bar, (long long)done, (long long)p->total, loss, rate, left);
+    snprintf(line, sizeof line, "\r\x1b[K%s [%s] %lld/%lld  loss %.4f  %.0f tokens/s  %s left", p->what, bar, (long long)done,
+             (long long)p->total, loss, rate, left);
     put(line);
     p->drawn = true;
 }
@@ -48,7 +52,8 @@ void lk_progress_step(lk_progress *p, int64_t done, double loss, double tokens_p
     time_text(left, each * (double)(p->total - done));
     if (!p->terminal) {
         if (done % p->every == 0 || done == p->total)
-            lk_log(LK_LOG_INFO, "%s: step %lld/%lld, loss %.4f, %.0f tokens/s, %s left", p->what, (long long)done, (long long)p->total, loss, tokens_per_s, left);
+            lk_log(LK_LOG_INFO, "%s: step %lld/%lld, loss %.4f, %.0f tokens/s, %s left", p->what, (long long)done, (long long)p->total,
+                   loss, tokens_per_s, left);
         return;
     }
     if (now - p->drawn_at < 0.1 && done < p->total) return;

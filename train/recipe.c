@@ -59,9 +59,11 @@ static void absolute_folder(char out[4096], const char *folder)
 /* Keys that exclude each other: whoever overrides one takes the other away. */
 static void drop_rival(cJSON *parent, const cJSON *child)
 {
-    static const char *const rivals[][2] = {{"epochs", "steps"}, {"steps", "epochs"}, {"warmup_ratio", "warmup_steps"}, {"warmup_steps", "warmup_ratio"}};
+    static const char *const rivals[][2] = {
+        {"epochs", "steps"}, {"steps", "epochs"}, {"warmup_ratio", "warmup_steps"}, {"warmup_steps", "warmup_ratio"}};
     for (size_t i = 0; i < sizeof rivals / sizeof *rivals; i++)
-        if (lk_json_get(child, rivals[i][0]) && !lk_json_get(child, rivals[i][1])) cJSON_DeleteItemFromObjectCaseSensitive(parent, rivals[i][1]);
+        if (lk_json_get(child, rivals[i][0]) && !lk_json_get(child, rivals[i][1]))
+            cJSON_DeleteItemFromObjectCaseSensitive(parent, rivals[i][1]);
 }
 
 /* Moves what child has into parent, objects key by key. */
@@ -106,7 +108,8 @@ static lk_status extend(cJSON **root, const char *where, const char *folder, int
 {
     const cJSON *extends = lk_json_get(*root, "extends");
     if (!cJSON_IsString(extends)) return LK_OK;
-    if (depth >= MAX_EXTENDS) return lk_fail(err, LK_ERR_ARGUMENT, "%s: extends is more than %d recipes deep (a circle?)", where, MAX_EXTENDS);
+    if (depth >= MAX_EXTENDS)
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: extends is more than %d recipes deep (a circle?)", where, MAX_EXTENDS);
     char path[4096];
     LK_TRY(lk_path_join(path, sizeof path, folder, extends->valuestring, err));
     cJSON *parent;
@@ -136,7 +139,8 @@ static lk_status parse_tree(cJSON **root, const char *text, size_t size, const c
 
 static lk_status bad_set(const char *set, const char *why, lk_error *err)
 {
-    return lk_fail(err, LK_ERR_ARGUMENT, "--set %.100s: %s (wanted: key.key=value, as in optim.lr=1e-4 or data.train[0].path=a.jsonl)", set, why);
+    return lk_fail(err, LK_ERR_ARGUMENT, "--set %.100s: %s (wanted: key.key=value, as in optim.lr=1e-4 or data.train[0].path=a.jsonl)", set,
+                   why);
 }
 
 /* The value as JSON, else as the text itself. */
@@ -190,9 +194,12 @@ static lk_status apply_set(cJSON *root, const char *set, const char *folder, lk_
             if (!value) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
             drop_rival(at, &(cJSON){.type = cJSON_Object, .child = &(cJSON){.type = cJSON_Number, .string = key}});
             bool done;
-            if (index >= 0) done = cJSON_ReplaceItemInArray(lk_json_get(at, key), (int)index, value);
-            else if (child) done = cJSON_ReplaceItemInObjectCaseSensitive(at, key, value);
-            else done = cJSON_AddItemToObject(at, key, value);
+            if (index >= 0)
+                done = cJSON_ReplaceItemInArray(lk_json_get(at, key), (int)index, value);
+            else if (child)
+                done = cJSON_ReplaceItemInObjectCaseSensitive(at, key, value);
+            else
+                done = cJSON_AddItemToObject(at, key, value);
             if (!done) {
                 cJSON_Delete(value);
                 return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
@@ -214,8 +221,8 @@ bool lk_parse_bytes(const char *text, size_t *bytes)
     static const struct {
         const char *unit;
         double factor;
-    } units[] = {{"", 1},           {"B", 1},      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"KB", 1e3},
-                 {"MB", 1e6},       {"GB", 1e9},   {"TB", 1e12},    {"K", 0x1p10},   {"M", 0x1p20},   {"G", 0x1p30},   {"T", 0x1p40}};
+    } units[] = {{"", 1},     {"B", 1},    {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}, {"KB", 1e3},
+                 {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12},    {"K", 0x1p10},   {"M", 0x1p20},   {"G", 0x1p30},   {"T", 0x1p40}};
     char *end;
     double number = strtod(text, &end);
     if (end == text || !(number > 0)) return false;
@@ -243,7 +250,11 @@ static const char *word(const cJSON *root, const char *section, const char *key)
 
 static lk_data_format format_of(const char *name)
 {
-    static const char *const names[] = {[LK_DATA_MESSAGES] = "messages", [LK_DATA_COMPLETION] = "completion", [LK_DATA_TEXT] = "text", [LK_DATA_ALPACA] = "alpaca", [LK_DATA_SHAREGPT] = "sharegpt"};
+    static const char *const names[] = {[LK_DATA_MESSAGES] = "messages",
+                                        [LK_DATA_COMPLETION] = "completion",
+                                        [LK_DATA_TEXT] = "text",
+                                        [LK_DATA_ALPACA] = "alpaca",
+                                        [LK_DATA_SHAREGPT] = "sharegpt"};
     for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
         if (!strcmp(name, names[i])) return (lk_data_format)i;
     return LK_DATA_MESSAGES; /* the schema lets nothing else through */
@@ -294,20 +305,27 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     r->patterns = calloc((size_t)(cJSON_GetArraySize(ranks) + cJSON_GetArraySize(alphas)) + 1, sizeof *r->patterns);
     if (!r->patterns) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
     s->patterns = r->patterns;
-    cJSON_ArrayForEach(item, ranks) r->patterns[s->n_patterns++] = (lk_adapter_pattern){.pattern = item->string, .rank = (int32_t)item->valuedouble};
-    cJSON_ArrayForEach(item, alphas) r->patterns[s->n_patterns++] = (lk_adapter_pattern){.pattern = item->string, .alpha = item->valuedouble};
+    cJSON_ArrayForEach(item, ranks) r->patterns[s->n_patterns++] =
+        (lk_adapter_pattern){.pattern = item->string, .rank = (int32_t)item->valuedouble};
+    cJSON_ArrayForEach(item, alphas) r->patterns[s->n_patterns++] =
+        (lk_adapter_pattern){.pattern = item->string, .alpha = item->valuedouble};
     return LK_OK;
 }
 
 static lk_status read_memory(lk_recipe *r, const char *where, lk_error *err)
 {
     const cJSON *checkpointing = member(r->resolved, "memory", "checkpointing"), *budget = member(r->resolved, "memory", "budget");
-    if (cJSON_IsNumber(checkpointing)) r->checkpointing = (int)checkpointing->valuedouble;
-    else r->checkpointing = !strcmp(checkpointing->valuestring, "auto") ? LK_CHECKPOINTING_AUTO : !strcmp(checkpointing->valuestring, "full");
+    if (cJSON_IsNumber(checkpointing))
+        r->checkpointing = (int)checkpointing->valuedouble;
+    else
+        r->checkpointing =
+            !strcmp(checkpointing->valuestring, "auto") ? LK_CHECKPOINTING_AUTO : !strcmp(checkpointing->valuestring, "full");
     r->budget = 0;
-    if (cJSON_IsNumber(budget)) r->budget = (size_t)budget->valuedouble;
+    if (cJSON_IsNumber(budget))
+        r->budget = (size_t)budget->valuedouble;
     else if (strcmp(budget->valuestring, "auto") && !lk_parse_bytes(budget->valuestring, &r->budget))
-        return lk_fail(err, LK_ERR_ARGUMENT, "%s: memory.budget: \"%.60s\" is no size; write bytes, \"24GiB\" or \"auto\"", where, budget->valuestring);
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: memory.budget: \"%.60s\" is no size; write bytes, \"24GiB\" or \"auto\"", where,
+                       budget->valuestring);
     return LK_OK;
 }
 
@@ -387,7 +405,8 @@ static lk_status validate(lk_recipe *r, const char *where, lk_error *err)
 }
 
 /* Takes the tree. */
-static lk_status finish(lk_recipe **out, cJSON *root, const char *where, const char *folder, const char *const *sets, int n_sets, lk_error *err)
+static lk_status finish(lk_recipe **out, cJSON *root, const char *where, const char *folder, const char *const *sets, int n_sets,
+                        lk_error *err)
 {
     lk_recipe *r = calloc(1, sizeof *r);
     if (!r) {
@@ -405,8 +424,10 @@ static lk_status finish(lk_recipe **out, cJSON *root, const char *where, const c
     if (!status) status = validate(r, where, err);
     if (!status) status = read_all(r, where, err);
     if (!status) status = make_essence(r, err);
-    if (status) lk_recipe_free(r);
-    else *out = r;
+    if (status)
+        lk_recipe_free(r);
+    else
+        *out = r;
     return status;
 }
 
@@ -430,8 +451,8 @@ lk_status lk_recipe_load(lk_recipe **recipe, const char *path, const char *const
     return users_mistake(status, err);
 }
 
-lk_status lk_recipe_parse(lk_recipe **recipe, const char *text, size_t size, const char *where, const char *folder, const char *const *sets, int n_sets,
-                          lk_error *err)
+lk_status lk_recipe_parse(lk_recipe **recipe, const char *text, size_t size, const char *where, const char *folder, const char *const *sets,
+                          int n_sets, lk_error *err)
 {
     *recipe = NULL;
     cJSON *root;

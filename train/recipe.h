@@ -21,7 +21,7 @@ typedef struct lk_recipe {
     char digest[65];            /* SHA-256 of the resolved recipe with sorted keys */
     char *essence;              /* the part that decides the result, canonical JSON: what a resumed run must have in common */
 
-    const char *base_path;      /* strings point into resolved */
+    const char *base_path; /* strings point into resolved */
     lk_quant quant;
     lk_dtype compute;
     lk_adapter_spec adapter;
@@ -44,8 +44,8 @@ typedef struct lk_recipe {
 
 lk_status lk_recipe_load(lk_recipe **recipe, const char *path, const char *const *sets, int n_sets, lk_error *err);
 /* From text in memory (tests, fuzzing); folder: what paths are relative to. */
-lk_status lk_recipe_parse(lk_recipe **recipe, const char *text, size_t size, const char *where, const char *folder, const char *const *sets, int n_sets,
-                          lk_error *err);
+lk_status lk_recipe_parse(lk_recipe **recipe, const char *text, size_t size, const char *where, const char *folder, const char *const *sets,
+                          int n_sets, lk_error *err);
 void lk_recipe_free(lk_recipe *recipe); /* NULL is fine */
 
 /* Names the keys in which two essences differ ("optim.lr: 0.001 here, 0.0002 there") into text; false when they are the same. */

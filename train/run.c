@@ -62,7 +62,9 @@ static lk_status check_empty(const lk_run *run, lk_error *err)
     lk_status status = lk_folder_list(run->folder, &arena, &names, &n, err);
     for (size_t i = 0; !status && i < n; i++) {
         if (!strcmp(names[i], ".lock") || !strcmp(names[i], "data")) continue;
-        status = lk_fail(err, LK_ERR_CONFLICT, "%s is not empty (%s): --resume goes on with the run in it, --fresh removes that run and starts again", run->folder, names[i]);
+        status = lk_fail(err, LK_ERR_CONFLICT,
+                         "%s is not empty (%s): --resume goes on with the run in it, --fresh removes that run and starts again",
+                         run->folder, names[i]);
     }
     lk_arena_free(&arena);
     return status;

@@ -39,7 +39,10 @@ static const cJSON *resolve(const cJSON *root, const cJSON *schema)
     return at;
 }
 
-static void child_path(char out[PATH], const char *path, const char *key) { snprintf(out, PATH, "%s%s%.100s", path, *path ? "." : "", key); }
+static void child_path(char out[PATH], const char *path, const char *key)
+{
+    snprintf(out, PATH, "%s%s%.100s", path, *path ? "." : "", key);
+}
 
 static const char *type_name(const cJSON *v)
 {
@@ -190,7 +193,8 @@ static lk_status check_object(const check *c, const cJSON *schema, const cJSON *
 
 static lk_status check_array(const check *c, const cJSON *schema, const cJSON *v, const char *path)
 {
-    const cJSON *items = lk_json_get(schema, "items"), *least = lk_json_get(schema, "minItems"), *most = lk_json_get(schema, "maxItems"), *item;
+    const cJSON *items = lk_json_get(schema, "items"), *least = lk_json_get(schema, "minItems"), *most = lk_json_get(schema, "maxItems"),
+                *item;
     int n = cJSON_GetArraySize(v), index = 0;
     char text[100];
     if (least && n < least->valuedouble) {
@@ -257,9 +261,12 @@ static void describe(char *text, size_t size, const cJSON *schema)
 {
     const cJSON *type = lk_json_get(schema, "type"), *allowed = lk_json_get(schema, "enum"), *constant = lk_json_get(schema, "const"), *one;
     const cJSON *required = lk_json_get(schema, "required");
-    if (constant) append_value(text, size, constant);
-    else if (type) append(text, size, type->valuestring);
-    else if (required) append_value(text, size, required->child);
+    if (constant)
+        append_value(text, size, constant);
+    else if (type)
+        append(text, size, type->valuestring);
+    else if (required)
+        append_value(text, size, required->child);
     cJSON_ArrayForEach(one, allowed)
     {
         if (one != allowed->child) append(text, size, ", ");
@@ -292,8 +299,27 @@ static lk_status check_alternatives(const check *c, const cJSON *list, bool exac
 /* A keyword that nobody interprets would be a rule that nobody checks. */
 static lk_status check_keywords(const check *c, const cJSON *schema)
 {
-    static const char *const known[] = {"$schema", "$defs", "$ref",  "title", "description", "default", "type",    "properties",       "required",         "additionalProperties", "items",
-                                        "minItems", "maxItems", "enum", "const", "minimum",     "maximum", "exclusiveMinimum", "exclusiveMaximum", "anyOf", "oneOf"};
+    static const char *const known[] = {"$schema",
+                                        "$defs",
+                                        "$ref",
+                                        "title",
+                                        "description",
+                                        "default",
+                                        "type",
+                                        "properties",
+                                        "required",
+                                        "additionalProperties",
+                                        "items",
+                                        "minItems",
+                                        "maxItems",
+                                        "enum",
+                                        "const",
+                                        "minimum",
+                                        "maximum",
+                                        "exclusiveMinimum",
+                                        "exclusiveMaximum",
+                                        "anyOf",
+                                        "oneOf"};
     const cJSON *key;
     cJSON_ArrayForEach(key, schema)
     {
@@ -314,7 +340,8 @@ static lk_status check_value(const check *c, const cJSON *schema, const cJSON *v
     if (type && !is_type(v, type->valuestring)) {
         char text[100];
         bool whole = !strcmp(type->valuestring, "integer");
-        snprintf(text, sizeof text, "must be %s, not %s", whole ? "a whole number" : type->valuestring, cJSON_IsNumber(v) && whole ? "a fraction" : type_name(v));
+        snprintf(text, sizeof text, "must be %s, not %s", whole ? "a whole number" : type->valuestring,
+                 cJSON_IsNumber(v) && whole ? "a fraction" : type_name(v));
         return refuse(c, path, text);
     }
     if ((rule = lk_json_get(schema, "const")) && !same_scalar(rule, v)) {
@@ -361,8 +388,7 @@ static lk_status fill(const cJSON *root, const cJSON *schema, cJSON *v, lk_error
         }
     }
     const cJSON *items = lk_json_get(schema, "items");
-    if (cJSON_IsArray(v) && items)
-        cJSON_ArrayForEach(item, v) LK_TRY(fill(root, items, item, err));
+    if (cJSON_IsArray(v) && items) cJSON_ArrayForEach(item, v) LK_TRY(fill(root, items, item, err));
     return LK_OK;
 }
 

@@ -3,8 +3,8 @@
  *     LK_TRY(lk_schema_check(schema, recipe, "recipe.json", err));    -- LK_ERR_ARGUMENT with the place and what is allowed there
  *     LK_TRY(lk_schema_fill(schema, recipe, err));                    -- every "default" of a missing key, recursively
  *
- * Keywords: type, properties, required, additionalProperties (false, or a schema for the rest), items, minItems, maxItems, enum, const, minimum,
- * maximum, exclusiveMinimum, exclusiveMaximum, anyOf, oneOf, $ref into the same file, default. A schema with any other keyword is
+ * Keywords: type, properties, required, additionalProperties (false, or a schema for the rest), items, minItems, maxItems, enum, const,
+ * minimum, maximum, exclusiveMinimum, exclusiveMaximum, anyOf, oneOf, $ref into the same file, default. A schema with any other keyword is
  * LK_ERR_INTERNAL: a rule that nobody checks would be a lie. An unknown key is answered with the nearest known one. */
 #ifndef LK_TRAIN_SCHEMA_H
 #define LK_TRAIN_SCHEMA_H

@@ -59,7 +59,8 @@ static lk_status accumulate(lk_trainer *t, const lk_micro_batch *m, const lk_dro
     return LK_OK;
 }
 
-lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int n_micro, int64_t step, double lr, lk_step_result *result, lk_error *err)
+lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int n_micro, int64_t step, double lr, lk_step_result *result,
+                          lk_error *err)
 {
     lk_backend *be = t->model->be;
     const lk_trainer_options *o = &t->options;
@@ -81,7 +82,8 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
     float scale = 1.0f;
     LK_TRY(lk_clip_norm(be, t->grads, t->adapter->n_params, o->clip, &result->grad_norm, &scale, err));
     if (!isfinite(result->loss) || !isfinite(result->grad_norm))
-        return lk_fail(err, LK_ERR_FORMAT, "step %lld: loss %g with gradient norm %g: training has diverged. A lower optim.lr or a longer warm-up helps most",
+        return lk_fail(err, LK_ERR_FORMAT,
+                       "step %lld: loss %g with gradient norm %g: training has diverged. A lower optim.lr or a longer warm-up helps most",
                        (long long)step + 1, result->loss, result->grad_norm);
     lk_adamw_step update = {.lr = (float)lr,
                             .beta1 = (float)o->beta1,

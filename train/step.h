@@ -5,9 +5,9 @@
  *     LK_TRY(lk_trainer_step(&t, micro, n_micro, step, lr, &result, err));
  *     lk_trainer_free(&t);
  *
- * The loss of a step is the sum of the NLL over all supervised tokens of all its micro-batches divided by their number; the gradient is that
- * of this loss, however the tokens are spread over micro-batches (transformers#35203 is the fault this avoids). Dropout is keyed by seed, step
- * and micro-batch. All memory is taken in init. */
+ * The loss of a step is the sum of the NLL over all supervised tokens of all its micro-batches divided by their number; the gradient is
+ * that of this loss, however the tokens are spread over micro-batches (transformers#35203 is the fault this avoids). Dropout is keyed by
+ * seed, step and micro-batch. All memory is taken in init. */
 #ifndef LK_TRAIN_STEP_H
 #define LK_TRAIN_STEP_H
 
@@ -26,14 +26,14 @@ typedef struct lk_trainer_options {
 } lk_trainer_options;
 
 typedef struct lk_trainer {
-    const lk_model *model;  /* borrowed */
-    lk_adapter *adapter;    /* borrowed; its weights are what is trained */
+    const lk_model *model; /* borrowed */
+    lk_adapter *adapter;   /* borrowed; its weights are what is trained */
     lk_trainer_options options;
     lk_pass *pass;
     lk_adamw_state optim;
-    float *grads;           /* [n_params] backend memory */
+    float *grads; /* [n_params] backend memory */
     lk_lora *table;
-    float *nll;             /* [max_tokens] host */
+    float *nll; /* [max_tokens] host */
 } lk_trainer;
 
 typedef struct lk_step_result {
@@ -46,6 +46,7 @@ lk_status lk_trainer_init(lk_trainer *t, const lk_model *model, lk_adapter *adap
 void lk_trainer_free(lk_trainer *t); /* safe on a zeroed struct */
 
 /* step counts from 0. A loss or gradient norm that is not finite is LK_ERR_FORMAT and changes neither adapter nor moments. */
-lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int n_micro, int64_t step, double lr, lk_step_result *result, lk_error *err);
+lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int n_micro, int64_t step, double lr, lk_step_result *result,
+                          lk_error *err);
 
 #endif

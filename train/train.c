@@ -81,8 +81,9 @@ static lk_status open_dataset(session *s, lk_dataset *d, const char *what, const
     LK_TRY(lk_dataset_open(d, &o, s->err));
     const lk_dataset_report *r = &d->report;
     if (!s->options->quiet)
-        lk_log(LK_LOG_INFO, "%s: %lld documents, %lld tokens, %lld of them supervised (%s, %.2f s)", what, (long long)r->documents, (long long)r->tokens,
-               (long long)r->supervised, r->reused ? "tokenised before" : lk_chat_name(s->chat), lk_clock_seconds() - began);
+        lk_log(LK_LOG_INFO, "%s: %lld documents, %lld tokens, %lld of them supervised (%s, %.2f s)", what, (long long)r->documents,
+               (long long)r->tokens, (long long)r->supervised, r->reused ? "tokenised before" : lk_chat_name(s->chat),
+               lk_clock_seconds() - began);
     return LK_OK;
 }
 
@@ -90,7 +91,8 @@ static lk_status open_tokenizer(session *s)
 {
     const lk_recipe *r = s->recipe;
     LK_TRY(lk_tokenizer_open(&s->tokenizer, r->base_path, s->err));
-    return r->chat_format ? lk_chat_open_named(&s->chat, s->tokenizer, r->chat_format, s->err) : lk_chat_open(&s->chat, s->tokenizer, s->err);
+    return r->chat_format ? lk_chat_open_named(&s->chat, s->tokenizer, r->chat_format, s->err)
+                          : lk_chat_open(&s->chat, s->tokenizer, s->err);
 }
 
 static void close_tokenizer(session *s)

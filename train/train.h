@@ -11,9 +11,9 @@
  * stores). Only one process at a time may use a run folder.
  *
  * Status: LK_ERR_ARGUMENT for anything wrong in the recipe or the options (exit code 2); LK_ERR_CONFLICT for a run folder that is in use or
- * not empty; LK_ERR_INTERRUPTED when *stop became non-zero and a checkpoint was written (exit code 75: --resume goes on); anything else is a failure
- * that leaves the last checkpoint in place. Progress and warnings go to standard error. No signal handlers are installed here: the program's
- * handler sets *stop. */
+ * not empty; LK_ERR_INTERRUPTED when *stop became non-zero and a checkpoint was written (exit code 75: --resume goes on); anything else is
+ * a failure that leaves the last checkpoint in place. Progress and warnings go to standard error. No signal handlers are installed here:
+ * the program's handler sets *stop. */
 #ifndef LK_TRAIN_TRAIN_H
 #define LK_TRAIN_TRAIN_H
 
@@ -29,28 +29,28 @@ typedef struct lk_train_options {
     const char *recipe;      /* path of the recipe */
     const char *const *sets; /* "optim.lr=1e-4": dotted path, value as JSON or else a string */
     int n_sets;
-    const char *out;         /* run folder; NULL: runs/NAME in the current folder, NAME being the recipe's file name without .json */
-    bool resume;             /* go on from the newest valid checkpoint; a folder without one starts afresh */
-    bool fresh;              /* remove what an earlier run left in the folder */
-    bool dry_run;            /* check everything, data and masks included; print the plan; train nothing, leave nothing */
-    const char *device;      /* "cpu", "cuda", "auto"; NULL: auto */
-    int threads;             /* 0: all the process may use */
-    const char *cpu_tier;    /* as lk_backend_options; NULL: the best */
-    bool quiet;              /* no progress lines (warnings still come) */
+    const char *out;      /* run folder; NULL: runs/NAME in the current folder, NAME being the recipe's file name without .json */
+    bool resume;          /* go on from the newest valid checkpoint; a folder without one starts afresh */
+    bool fresh;           /* remove what an earlier run left in the folder */
+    bool dry_run;         /* check everything, data and masks included; print the plan; train nothing, leave nothing */
+    const char *device;   /* "cpu", "cuda", "auto"; NULL: auto */
+    int threads;          /* 0: all the process may use */
+    const char *cpu_tier; /* as lk_backend_options; NULL: the best */
+    bool quiet;           /* no progress lines (warnings still come) */
     const volatile sig_atomic_t *stop; /* checked after every step; NULL: never stops early */
 } lk_train_options;
 
 typedef struct lk_train_result {
-    char folder[4096];          /* the run folder */
-    int64_t steps;              /* optimiser steps of the whole run */
-    int64_t first_step;         /* steps that were already done when this process began */
-    double loss;                /* of the last step; NaN when this process did none */
+    char folder[4096];  /* the run folder */
+    int64_t steps;      /* optimiser steps of the whole run */
+    int64_t first_step; /* steps that were already done when this process began */
+    double loss;        /* of the last step; NaN when this process did none */
     bool evaluated;
     lk_eval_result before, after; /* held-out set at step 0 (NaN loss when resumed later) and at the end */
-    double seconds;             /* of this process */
-    int64_t tokens;             /* trained by this process */
+    double seconds;               /* of this process */
+    int64_t tokens;               /* trained by this process */
     char adapter_digest[65];
-    size_t backend_peak;        /* lk_allocated_peak, equal to lk_plan_backend_bytes(&plan) */
+    size_t backend_peak; /* lk_allocated_peak, equal to lk_plan_backend_bytes(&plan) */
     lk_plan plan;
 } lk_train_result;
 

@@ -1,5 +1,5 @@
-/* The program as a user meets it: usage errors with suggestions and exit codes, and generation, quantising, merging, inspecting and tokenising against golden
- * values of transformers and PEFT. */
+/* The program as a user meets it: usage errors with suggestions and exit codes, and generation, quantising, merging, inspecting and
+ * tokenising against golden values of transformers and PEFT. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,7 +56,9 @@ static void test_generate(void **state)
         {
             char adapter[300] = "";
             if (*want->string) snprintf(adapter, sizeof adapter, "--adapter " GOLDEN "/adapters/%s", want->string);
-            check_run r = check_program("generate " GOLDEN "/models/chat-tiny %s --messages %s --dtype f32 --max-tokens 24 --json --log-level error", adapter, path);
+            check_run r =
+                check_program("generate " GOLDEN "/models/chat-tiny %s --messages %s --dtype f32 --max-tokens 24 --json --log-level error",
+                              adapter, path);
             if (r.code) fail_msg("%s", r.err);
             cJSON *got;
             CHECK_OK(lk_json_parse(&got, r.out, strlen(r.out), "stdout", &err), &err);
@@ -64,7 +66,8 @@ static void test_generate(void **state)
             int n = cJSON_GetArraySize(ids), m = cJSON_GetArraySize(expected);
             /* The golden run does not stop; ours ends before the first of the two ids that generation_config.json calls the end. */
             int end = 0;
-            while (end < m && cJSON_GetArrayItem(expected, end)->valueint != 420 && cJSON_GetArrayItem(expected, end)->valueint != 422) end++;
+            while (end < m && cJSON_GetArrayItem(expected, end)->valueint != 420 && cJSON_GetArrayItem(expected, end)->valueint != 422)
+                end++;
             for (int i = 0; i < n; i++) assert_int_equal(cJSON_GetArrayItem(ids, i)->valueint, cJSON_GetArrayItem(expected, i)->valueint);
             assert_int_equal(n, end);
             assert_string_equal(lk_json_get(got, "finish_reason")->valuestring, end < m ? "stop" : "length");
@@ -92,7 +95,8 @@ static void test_folders(void **state)
     check_program_says(1, "only 4-bit weights", "merge %s/q " GOLDEN "/adapters/r8_all -o %s/m2 --into original", out, out);
     /* The merged folder without adapter and the 4-bit one with it: the same logits. */
     check_program_says(0, "logits of 5", "logits %s/m --ids 5,9,100,33,7 --quant none --dtype f32 -o %s/a.safetensors", out, out);
-    check_program_says(0, "logits of 5", "logits %s/q --adapter " GOLDEN "/adapters/r8_all --ids 5,9,100,33,7 --dtype f32 -o %s/b.safetensors", out, out);
+    check_program_says(0, "logits of 5",
+                       "logits %s/q --adapter " GOLDEN "/adapters/r8_all --ids 5,9,100,33,7 --dtype f32 -o %s/b.safetensors", out, out);
     check_program_says(0, "\"name\":\"logits\"", "inspect %s/a.safetensors --json", out);
     free(out);
 }
@@ -114,6 +118,7 @@ static void test_tokenize(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_usage), cmocka_unit_test(test_generate), cmocka_unit_test(test_folders), cmocka_unit_test(test_tokenize)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_usage), cmocka_unit_test(test_generate), cmocka_unit_test(test_folders),
+                                       cmocka_unit_test(test_tokenize)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* label: slow */
-/* The printed plan of a run against what the process really took: peak resident memory within 5%. A base of 25 million random parameters, so that the program
- * itself (some 20 MiB) does not drown what is planned. */
+/* The printed plan of a run against what the process really took: peak resident memory within 5%. A base of 25 million random parameters,
+ * so that the program itself (some 20 MiB) does not drown what is planned. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,9 +37,11 @@ static void write_base(const char *folder)
     static const struct {
         const char *name;
         int64_t rows, cols;
-    } parts[] = {{"input_layernorm", HIDDEN, 0},          {"post_attention_layernorm", HIDDEN, 0}, {"self_attn.q_proj", HIDDEN, HIDDEN},
-                 {"self_attn.k_proj", KV, HIDDEN},        {"self_attn.v_proj", KV, HIDDEN},        {"self_attn.o_proj", HIDDEN, HIDDEN},
-                 {"mlp.gate_proj", FFN, HIDDEN},          {"mlp.up_proj", FFN, HIDDEN},            {"mlp.down_proj", HIDDEN, FFN}};
+    } parts[] = {{"input_layernorm", HIDDEN, 0},       {"post_attention_layernorm", HIDDEN, 0},
+                 {"self_attn.q_proj", HIDDEN, HIDDEN}, {"self_attn.k_proj", KV, HIDDEN},
+                 {"self_attn.v_proj", KV, HIDDEN},     {"self_attn.o_proj", HIDDEN, HIDDEN},
+                 {"mlp.gate_proj", FFN, HIDDEN},       {"mlp.up_proj", FFN, HIDDEN},
+                 {"mlp.down_proj", HIDDEN, FFN}};
     lk_error err = {0};
     lk_st_writer *w;
     CHECK_OK(lk_st_writer_create(&w, folder, "model", 0, &err), &err);
@@ -55,8 +57,9 @@ static void write_base(const char *folder)
         tensor(w, pass, "model.norm.weight", HIDDEN, 0);
     }
     CHECK_OK(lk_st_writer_commit(w, &err), &err);
-    static const char config[] = "{\"model_type\":\"llama\",\"hidden_size\":512,\"intermediate_size\":1408,\"num_hidden_layers\":8,\"num_attention_heads\":8,"
-                                 "\"num_key_value_heads\":4,\"vocab_size\":2048,\"max_position_embeddings\":1024,\"tie_word_embeddings\":true}";
+    static const char config[] =
+        "{\"model_type\":\"llama\",\"hidden_size\":512,\"intermediate_size\":1408,\"num_hidden_layers\":8,\"num_attention_heads\":8,"
+        "\"num_key_value_heads\":4,\"vocab_size\":2048,\"max_position_embeddings\":1024,\"tie_word_embeddings\":true}";
     char path[4200];
     snprintf(path, sizeof path, "%s/config.json", folder);
     check_write_file(path, config, sizeof config - 1);
@@ -78,7 +81,8 @@ static double run_and_measure(const char *recipe, const char *out, const char *l
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
-        execl(LK_BINARY_DIR "/lorikeet", "lorikeet", "train", recipe, "--out", out, "--fresh", "--quiet", "--log-level", "error", "--set", length, (char *)NULL);
+        execl(LK_BINARY_DIR "/lorikeet", "lorikeet", "train", recipe, "--out", out, "--fresh", "--quiet", "--log-level", "error", "--set",
+              length, (char *)NULL);
         _exit(127);
     }
     int status;
@@ -98,8 +102,10 @@ static void test_plan_holds(void **state)
     snprintf(recipe, sizeof recipe, "%s/recipe.json", folder);
     snprintf(text, sizeof text,
              "{\"base\":{\"path\":\"%s\"},\"adapter\":{\"r\":16,\"alpha\":32,\"targets\":\"all-linear\"},"
-             "\"data\":{\"train\":[{\"path\":\"%s/recipes/demo/harbor/train.jsonl\",\"format\":\"messages\"}],\"eval\":[{\"path\":\"%s/recipes/demo/harbor/eval.jsonl\","
-             "\"format\":\"messages\"}],\"max_length\":128},\"optim\":{\"lr\":0.001},\"schedule\":{\"name\":\"constant\"},\"batch\":{\"rows\":2,\"accumulate\":1,\"steps\":2},\"checkpoint\":{\"every\":1,\"keep\":1},\"seed\":1}",
+             "\"data\":{\"train\":[{\"path\":\"%s/recipes/demo/harbor/train.jsonl\",\"format\":\"messages\"}],\"eval\":[{\"path\":\"%s/"
+             "recipes/demo/harbor/eval.jsonl\","
+             "\"format\":\"messages\"}],\"max_length\":128},\"optim\":{\"lr\":0.001},\"schedule\":{\"name\":\"constant\"},\"batch\":{"
+             "\"rows\":2,\"accumulate\":1,\"steps\":2},\"checkpoint\":{\"every\":1,\"keep\":1},\"seed\":1}",
              folder, LK_SOURCE_DIR, LK_SOURCE_DIR);
     check_write_file(recipe, text, strlen(text));
     static const char *const lengths[] = {"data.max_length=64", "data.max_length=1024"}; /* loading is the peak; training is the peak */
@@ -111,7 +117,8 @@ static void test_plan_holds(void **state)
         double planned = 0, took = run_and_measure(recipe, out, lengths[i]);
         CHECK_OK(lk_json_number(json, "peak_bytes", 1, 1e15, &planned, "plan", &err), &err);
         printf("%s: planned %.1f MiB, took %.1f MiB\n", lengths[i], planned / 1048576, took / 1048576);
-        if (!(fabs(took - planned) <= 0.05 * planned)) fail_msg("%s: planned %.1f MiB, took %.1f MiB", lengths[i], planned / 1048576, took / 1048576);
+        if (!(fabs(took - planned) <= 0.05 * planned))
+            fail_msg("%s: planned %.1f MiB, took %.1f MiB", lengths[i], planned / 1048576, took / 1048576);
         cJSON_Delete(json);
         check_run_free(&plan);
     }

@@ -26,7 +26,8 @@ static void test_refusals(void **state)
         {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", LK_ERR_FORMAT, "factor is missing"},
         {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":100}", LK_ERR_FORMAT, "outside the vocabulary"},
         {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":\"x\"}", LK_ERR_FORMAT, "must be a number or a list"},
-        {"{\"model_type\":\"qwen2\"," BASE ",\"use_sliding_window\":true,\"sliding_window\":32,\"max_position_embeddings\":64}", LK_ERR_UNSUPPORTED, "use_sliding_window"},
+        {"{\"model_type\":\"qwen2\"," BASE ",\"use_sliding_window\":true,\"sliding_window\":32,\"max_position_embeddings\":64}",
+         LK_ERR_UNSUPPORTED, "use_sliding_window"},
         {"{\"model_type\":\"llama\"," BASE ",\"rms_norm_eps\":\"small\"}", LK_ERR_FORMAT, "rms_norm_eps must be a number"},
     };
     lk_error err = {0};
@@ -42,8 +43,9 @@ static void test_refusals(void **state)
 static void test_fields(void **state)
 {
     (void)state;
-    const char *text = "{\"model_type\":\"mistral\"," BASE ",\"num_key_value_heads\":2,\"sliding_window\":32,\"max_position_embeddings\":64,"
-                       "\"eos_token_id\":[2,3,2],\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":500.0}}";
+    const char *text =
+        "{\"model_type\":\"mistral\"," BASE ",\"num_key_value_heads\":2,\"sliding_window\":32,\"max_position_embeddings\":64,"
+        "\"eos_token_id\":[2,3,2],\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":500.0}}";
     lk_error err = {0};
     cJSON *json;
     CHECK_OK(lk_json_parse(&json, text, strlen(text), "config.json", &err), &err);

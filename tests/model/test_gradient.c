@@ -1,5 +1,5 @@
-/* LoRA gradients of whole tiny models against PEFT over the same dequantised NF4 weights, and what must not change them: checkpointing, threads,
- * packing. */
+/* LoRA gradients of whole tiny models against PEFT over the same dequantised NF4 weights, and what must not change them: checkpointing,
+ * threads, packing. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,7 +62,8 @@ static double run(example *x, int checkpoint_every, float *grads)
 {
     lk_error err = {0};
     lk_pass *pass;
-    lk_pass_options options = {.max_tokens = x->n, .max_rank = x->adapter->max_rank, .checkpoint_every = checkpoint_every, .training = true};
+    lk_pass_options options = {
+        .max_tokens = x->n, .max_rank = x->adapter->max_rank, .checkpoint_every = checkpoint_every, .training = true};
     CHECK_OK(lk_pass_create(&pass, x->m.model, &options, &err), &err);
     memset(grads, 0, (size_t)x->adapter->n_params * 4);
     check_batch b;
@@ -117,7 +118,11 @@ static void test_against_peft(void **state)
     (void)state;
     static const struct {
         const char *model, *adapter;
-    } cases[] = {{"llama-tiny", "r8_all"}, {"llama-tiny", "mixed"}, {"llama-tiny", "rslora"}, {"qwen2-tiny", "r8_all_qwen2"}, {"qwen3-tiny", "r8_all_qwen3"}};
+    } cases[] = {{"llama-tiny", "r8_all"},
+                 {"llama-tiny", "mixed"},
+                 {"llama-tiny", "rslora"},
+                 {"qwen2-tiny", "r8_all_qwen2"},
+                 {"qwen3-tiny", "r8_all_qwen3"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (int fast = 0; fast < 2; fast++) {
             example x = open_example(cases[i].model, cases[i].adapter, 2, LK_F32, fast ? NULL : "reference");
@@ -229,7 +234,8 @@ static void test_plan_is_exact(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_peft), cmocka_unit_test(test_bf16_near), cmocka_unit_test(test_checkpointing_and_threads),
-                                       cmocka_unit_test(test_packing), cmocka_unit_test(test_plan_is_exact)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_peft), cmocka_unit_test(test_bf16_near),
+                                       cmocka_unit_test(test_checkpointing_and_threads), cmocka_unit_test(test_packing),
+                                       cmocka_unit_test(test_plan_is_exact)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

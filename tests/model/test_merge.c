@@ -31,7 +31,8 @@ static void test_agrees(void **state)
 {
     (void)state;
     lk_error err = {0};
-    char *base = check_golden("models/llama-tiny"), *four = check_golden("models/llama-tiny-bnb4"), *adapter = check_golden("adapters/mixed");
+    char *base = check_golden("models/llama-tiny"), *four = check_golden("models/llama-tiny-bnb4"),
+         *adapter = check_golden("adapters/mixed");
     int32_t ids[40];
     for (int i = 0; i < 40; i++) ids[i] = (i * 37 + 5) % 160;
     const struct {
@@ -72,7 +73,8 @@ static void test_refuses(void **state)
 {
     (void)state;
     lk_error err = {0};
-    char *four = check_golden("models/llama-tiny-bnb4"), *other = check_golden("models/qwen2-tiny"), *adapter = check_golden("adapters/r8_all");
+    char *four = check_golden("models/llama-tiny-bnb4"), *other = check_golden("models/qwen2-tiny"),
+         *adapter = check_golden("adapters/r8_all");
     char *out = check_temporary("merge_refused");
     lk_merge_result result;
     lk_merge_options options = {.into = LK_MERGE_ORIGINAL, .dtype = LK_BF16};

@@ -1,5 +1,5 @@
-/* `lorikeet quantize`: the 4-bit folder equals what transformers and bitsandbytes save for the same model, byte for byte, and opening it gives the very
- * weights that opening the 16-bit folder with NF4 gives. */
+/* `lorikeet quantize`: the 4-bit folder equals what transformers and bitsandbytes save for the same model, byte for byte, and opening it
+ * gives the very weights that opening the 16-bit folder with NF4 gives. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +11,8 @@ static void test_equals_bitsandbytes(void **state)
 {
     (void)state;
     lk_error err = {0};
-    char *from = check_golden("models/llama-tiny"), *want_folder = check_golden("models/llama-tiny-bnb4"), *out = check_temporary("quantized");
+    char *from = check_golden("models/llama-tiny"), *want_folder = check_golden("models/llama-tiny-bnb4"),
+         *out = check_temporary("quantized");
     CHECK_OK(lk_model_quantize(from, out, 2, &err), &err);
     lk_safetensors *got, *want;
     CHECK_OK(lk_safetensors_open(&got, out, &err), &err);
@@ -31,7 +32,8 @@ static void test_equals_bitsandbytes(void **state)
     lk_safetensors_close(got);
     lk_safetensors_close(want);
     check_model a = check_model_open(from, LK_QUANT_NF4, LK_F32, 1, NULL), b = check_model_open(out, LK_QUANT_NF4, LK_F32, 2, NULL);
-    check_model c = check_model_open(want_folder, LK_QUANT_NONE, LK_F32, 2, NULL), d = check_model_open(from, LK_QUANT_NONE, LK_F32, 2, NULL);
+    check_model c = check_model_open(want_folder, LK_QUANT_NONE, LK_F32, 2, NULL),
+                d = check_model_open(from, LK_QUANT_NONE, LK_F32, 2, NULL);
     assert_string_equal(a.model->digest, b.model->digest);
     assert_string_equal(a.model->digest, c.model->digest);
     assert_string_not_equal(a.model->digest, d.model->digest);
@@ -54,7 +56,8 @@ static void test_equals_bitsandbytes(void **state)
 static void test_bytes_are_exact(void **state)
 {
     (void)state;
-    static const char *const names[] = {"models/llama-tiny", "models/qwen2-tiny", "models/qwen3-tiny", "models/mistral-tiny", "models/llama-tiny-bnb4"};
+    static const char *const names[] = {"models/llama-tiny", "models/qwen2-tiny", "models/qwen3-tiny", "models/mistral-tiny",
+                                        "models/llama-tiny-bnb4"};
     lk_error err = {0};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         for (int quant = 0; quant < 2; quant++) {
@@ -63,7 +66,9 @@ static void test_bytes_are_exact(void **state)
                 lk_model_facts facts;
                 CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
                 lk_backend *be;
-                CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 1, .compute = compute ? LK_BF16 : LK_F32}, &err), &err);
+                CHECK_OK(
+                    lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 1, .compute = compute ? LK_BF16 : LK_F32}, &err),
+                    &err);
                 size_t before = lk_allocated(be);
                 lk_model *model;
                 CHECK_OK(lk_model_open(&model, be, folder, &(lk_model_options){.quant = quant ? LK_QUANT_NF4 : LK_QUANT_NONE}, &err), &err);

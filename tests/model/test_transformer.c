@@ -1,4 +1,5 @@
-/* The whole model against transformers (golden logits in fp32), the serving step against the training pass, and the greedy text of a real model. */
+/* The whole model against transformers (golden logits in fp32), the serving step against the training pass, and the greedy text of a real
+ * model. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,6 +131,7 @@ static void test_stories_greedy(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiny_models), cmocka_unit_test(test_stories_logits), cmocka_unit_test(test_stories_greedy)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiny_models), cmocka_unit_test(test_stories_logits),
+                                       cmocka_unit_test(test_stories_greedy)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* Schedules against hand-computed values of transformers' formulas and the rates a real run used (golden); clipping and AdamW against torch's
- * definitions, on a tiny vector. */
+/* Schedules against hand-computed values of transformers' formulas and the rates a real run used (golden); clipping and AdamW against
+ * torch's definitions, on a tiny vector. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +18,12 @@ static void test_schedule_table(void **state)
         int64_t warmup, total, step;
         double want;
     } rows[] = {
-        {LK_SCHEDULE_CONSTANT, 0, 10, 0, 1.0},  {LK_SCHEDULE_CONSTANT, 4, 10, 0, 0.0},  {LK_SCHEDULE_CONSTANT, 4, 10, 3, 0.75},
-        {LK_SCHEDULE_CONSTANT, 4, 10, 4, 1.0},  {LK_SCHEDULE_CONSTANT, 4, 10, 99, 1.0}, {LK_SCHEDULE_LINEAR, 0, 10, 0, 1.0},
-        {LK_SCHEDULE_LINEAR, 0, 10, 5, 0.5},    {LK_SCHEDULE_LINEAR, 2, 10, 1, 0.5},    {LK_SCHEDULE_LINEAR, 2, 10, 6, 0.5},
-        {LK_SCHEDULE_LINEAR, 2, 10, 10, 0.0},   {LK_SCHEDULE_LINEAR, 2, 10, 12, 0.0},   {LK_SCHEDULE_LINEAR, 10, 10, 10, 0.0},
-        {LK_SCHEDULE_COSINE, 0, 10, 0, 1.0},    {LK_SCHEDULE_COSINE, 0, 10, 5, 0.5},    {LK_SCHEDULE_COSINE, 2, 10, 0, 0.0},
-        {LK_SCHEDULE_COSINE, 2, 10, 6, 0.5},    {LK_SCHEDULE_COSINE, 2, 10, 10, 0.0},   {LK_SCHEDULE_COSINE, 2, 10, 4, 0.85355339059327373},
+        {LK_SCHEDULE_CONSTANT, 0, 10, 0, 1.0}, {LK_SCHEDULE_CONSTANT, 4, 10, 0, 0.0},  {LK_SCHEDULE_CONSTANT, 4, 10, 3, 0.75},
+        {LK_SCHEDULE_CONSTANT, 4, 10, 4, 1.0}, {LK_SCHEDULE_CONSTANT, 4, 10, 99, 1.0}, {LK_SCHEDULE_LINEAR, 0, 10, 0, 1.0},
+        {LK_SCHEDULE_LINEAR, 0, 10, 5, 0.5},   {LK_SCHEDULE_LINEAR, 2, 10, 1, 0.5},    {LK_SCHEDULE_LINEAR, 2, 10, 6, 0.5},
+        {LK_SCHEDULE_LINEAR, 2, 10, 10, 0.0},  {LK_SCHEDULE_LINEAR, 2, 10, 12, 0.0},   {LK_SCHEDULE_LINEAR, 10, 10, 10, 0.0},
+        {LK_SCHEDULE_COSINE, 0, 10, 0, 1.0},   {LK_SCHEDULE_COSINE, 0, 10, 5, 0.5},    {LK_SCHEDULE_COSINE, 2, 10, 0, 0.0},
+        {LK_SCHEDULE_COSINE, 2, 10, 6, 0.5},   {LK_SCHEDULE_COSINE, 2, 10, 10, 0.0},   {LK_SCHEDULE_COSINE, 2, 10, 4, 0.85355339059327373},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         lk_schedule s = {rows[i].kind, rows[i].warmup, rows[i].total};
@@ -90,7 +90,8 @@ static void test_clip_and_adamw(void **state)
     CHECK_OK(lk_adamw_state_init(&s, be, 3, &err), &err);
     double m[3] = {0}, v[3] = {0}, p[3] = {1.0, -2.0, 0.5};
     for (int step = 1; step <= 3; step++) {
-        lk_adamw_step u = {.lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f, .step = step, .grad_scale = 0.2f};
+        lk_adamw_step u = {
+            .lr = 0.1f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.01f, .step = step, .grad_scale = 0.2f};
         CHECK_OK(lk_adamw_state_update(&s, params, grads, &u, &err), &err);
         for (int i = 0; i < 3; i++) { /* torch.optim.AdamW, in double */
             double gi = 0.2 * (double)g[i];
@@ -112,6 +113,7 @@ static void test_clip_and_adamw(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_schedule_table), cmocka_unit_test(test_schedule_golden), cmocka_unit_test(test_clip_and_adamw)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_schedule_table), cmocka_unit_test(test_schedule_golden),
+                                       cmocka_unit_test(test_clip_and_adamw)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,7 +75,8 @@ static void test_epoch(void **state)
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         lk_error err = {0};
         lk_batches *b;
-        lk_batches_options o = {.rows = shapes[i].rows, .accumulate = shapes[i].accumulate, .max_length = MAX_LENGTH, .seed = 5, .shuffle = true};
+        lk_batches_options o = {
+            .rows = shapes[i].rows, .accumulate = shapes[i].accumulate, .max_length = MAX_LENGTH, .seed = 5, .shuffle = true};
         CHECK_OK(lk_batches_create(&b, s, &o, &err), &err);
         int64_t end, begin = 0;
         for (int epoch = 1; epoch <= 3; epoch++) {
@@ -175,6 +176,7 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_epoch), cmocka_unit_test(test_resume_from_step), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_epoch), cmocka_unit_test(test_resume_from_step),
+                                       cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

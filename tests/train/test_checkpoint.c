@@ -239,7 +239,8 @@ static void test_full_disk(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newest_valid), cmocka_unit_test(test_any_byte), cmocka_unit_test(test_keep), cmocka_unit_test(test_belongs), cmocka_unit_test(test_long_recipe),
-                                       cmocka_unit_test(test_full_disk)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_newest_valid), cmocka_unit_test(test_any_byte),
+                                       cmocka_unit_test(test_keep),         cmocka_unit_test(test_belongs),
+                                       cmocka_unit_test(test_long_recipe),  cmocka_unit_test(test_full_disk)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,7 +27,15 @@ static fixture *setup(const char *name, lk_data_format format, const char *text)
     CHECK_OK(lk_tokenizer_open(&f->tk, model, &err), &err);
     CHECK_OK(lk_chat_open(&f->chat, f->tk, &err), &err);
     f->source = (lk_source){.path = f->source_path, .format = format};
-    f->o = (lk_dataset_options){.what = "data.train", .path = f->store_path, .sources = &f->source, .n_sources = 1, .tokenizer = f->tk, .chat = f->chat, .vocab = 424, .max_length = 64, .loss_on = "assistant"};
+    f->o = (lk_dataset_options){.what = "data.train",
+                                .path = f->store_path,
+                                .sources = &f->source,
+                                .n_sources = 1,
+                                .tokenizer = f->tk,
+                                .chat = f->chat,
+                                .vocab = 424,
+                                .max_length = 64,
+                                .loss_on = "assistant"};
     free(model);
     return f;
 }
@@ -40,7 +48,7 @@ static void teardown(fixture *f)
     free(f);
 }
 
-#define ONE "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"the bread\"}]}\n"
+#define ONE  "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"the bread\"}]}\n"
 #define MUTE "{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n"
 
 static void test_reuse(void **state)

@@ -1,6 +1,6 @@
 /* label: slow */
-/* The program killed with SIGKILL at twenty random moments of a run, resumed each time: the adapter's bytes are those of the run that was left
- * alone. With one thread and with two. */
+/* The program killed with SIGKILL at twenty random moments of a run, resumed each time: the adapter's bytes are those of the run that was
+ * left alone. With one thread and with two. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,13 +24,15 @@ static void make_data(const char *folder)
     char path[4096], text[40000] = "", *base = check_golden("models/chat-tiny");
     for (int i = 0; i < 200; i++) {
         size_t used = strlen(text);
-        snprintf(text + used, sizeof text - used, "{\"messages\":[{\"role\":\"user\",\"content\":\"say %s %s\"},{\"role\":\"assistant\",\"content\":\"%s it is\"}]}\n", words[i % 8],
-                 words[i * 3 % 8], words[i * 5 % 7]);
+        snprintf(text + used, sizeof text - used,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":\"say %s %s\"},{\"role\":\"assistant\",\"content\":\"%s it is\"}]}\n",
+                 words[i % 8], words[i * 3 % 8], words[i * 5 % 7]);
     }
     snprintf(path, sizeof path, "%s/train.jsonl", folder);
     check_write_file(path, text, strlen(text));
     snprintf(text, sizeof text,
-             "{\"base\":{\"path\":\"%s\"},\"adapter\":{\"r\":8,\"dropout\":0.05},\"data\":{\"train\":[{\"path\":\"train.jsonl\",\"format\":\"messages\"}],"
+             "{\"base\":{\"path\":\"%s\"},\"adapter\":{\"r\":8,\"dropout\":0.05},\"data\":{\"train\":[{\"path\":\"train.jsonl\",\"format\":"
+             "\"messages\"}],"
              "\"eval\":[{\"path\":\"train.jsonl\",\"format\":\"messages\"}],\"max_length\":128},\"optim\":{\"lr\":3e-3},"
              "\"batch\":{\"rows\":2,\"accumulate\":2,\"steps\":160},\"eval\":{\"every\":60},\"checkpoint\":{\"every\":5,\"keep\":2}}",
              base);
@@ -46,7 +48,8 @@ static pid_t start(const char *folder, const char *out, const char *threads)
     snprintf(where, sizeof where, "%s/%s", folder, out);
     pid_t child = fork();
     if (child != 0) return child;
-    char *argv[] = {program, "train", recipe, "--out", where, "--resume", "--quiet", "--device", "cpu", "--threads", (char *)(size_t)threads, NULL};
+    char *argv[] = {
+        program, "train", recipe, "--out", where, "--resume", "--quiet", "--device", "cpu", "--threads", (char *)(size_t)threads, NULL};
     execv(program, argv);
     _exit(127);
 }

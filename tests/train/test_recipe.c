@@ -1,5 +1,5 @@
-/* Recipes: what is accepted, what is refused and with which words; --set, extends, comments, defaults, digest and essence; the demo's recipes;
- * and that the embedded schema holds only keywords that are interpreted. */
+/* Recipes: what is accepted, what is refused and with which words; --set, extends, comments, defaults, digest and essence; the demo's
+ * recipes; and that the embedded schema holds only keywords that are interpreted. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,11 +11,11 @@
 #include "train/recipe.h"
 #include "train/schema.h"
 
-#define BASE "\"base\":{\"path\":\"b\"}"
-#define DATA "\"data\":{\"train\":[{\"path\":\"t.jsonl\",\"format\":\"messages\"}]}"
+#define BASE  "\"base\":{\"path\":\"b\"}"
+#define DATA  "\"data\":{\"train\":[{\"path\":\"t.jsonl\",\"format\":\"messages\"}]}"
 #define OPTIM "\"optim\":{\"lr\":2e-4}"
 #define BATCH "\"batch\":{\"steps\":10}"
-#define REST BASE "," DATA "," OPTIM
+#define REST  BASE "," DATA "," OPTIM
 #define SMALL "{" REST "," BATCH "}"
 
 static lk_status parse(lk_recipe **r, const char *text, const char *const *sets, int n, lk_error *err)
@@ -59,13 +59,16 @@ static void test_everything_is_read(void **state)
     (void)state;
     static const char text[] =
         "{\"base\":{\"path\":\"/m\",\"quant\":\"none\",\"dtype\":\"f32\"},"
-        "\"adapter\":{\"r\":4,\"alpha\":8,\"dropout\":0.05,\"targets\":[\"q_proj\",\"v_proj\"],\"rslora\":true,\"rank_pattern\":{\"layers.0.*\":2},"
+        "\"adapter\":{\"r\":4,\"alpha\":8,\"dropout\":0.05,\"targets\":[\"q_proj\",\"v_proj\"],\"rslora\":true,\"rank_pattern\":{\"layers."
+        "0.*\":2},"
         "\"alpha_pattern\":{\"v_proj\":3}},"
         "\"data\":{\"train\":[{\"path\":\"a\",\"format\":{\"prompt\":\"q\",\"completion\":\"a\"}},{\"path\":\"b\",\"format\":\"text\"}],"
         "\"eval\":[{\"path\":\"c\",\"format\":\"sharegpt\"}],\"max_length\":64,\"loss_on\":\"all\",\"chat_format\":\"chatml\"},"
-        "\"objective\":\"sft\",\"optim\":{\"name\":\"adamw\",\"lr\":1e-3,\"betas\":[0.8,0.95],\"eps\":1e-6,\"weight_decay\":0.1,\"clip\":0.3},"
+        "\"objective\":\"sft\",\"optim\":{\"name\":\"adamw\",\"lr\":1e-3,\"betas\":[0.8,0.95],\"eps\":1e-6,\"weight_decay\":0.1,\"clip\":0."
+        "3},"
         "\"schedule\":{\"name\":\"linear\",\"warmup_steps\":7},\"batch\":{\"rows\":2,\"accumulate\":3,\"epochs\":4},"
-        "\"memory\":{\"checkpointing\":3,\"budget\":\"2 GiB\"},\"eval\":{\"every\":5},\"checkpoint\":{\"every\":6,\"keep\":1},\"log\":{\"every\":2},\"seed\":9}";
+        "\"memory\":{\"checkpointing\":3,\"budget\":\"2 "
+        "GiB\"},\"eval\":{\"every\":5},\"checkpoint\":{\"every\":6,\"keep\":1},\"log\":{\"every\":2},\"seed\":9}";
     lk_error err = {0};
     lk_recipe *r;
     CHECK_OK(parse(&r, text, NULL, 0, &err), &err);
@@ -111,7 +114,8 @@ static void test_refusals(void **state)
         {"{" REST "," BATCH ",\"bathc\":{}}", "did you mean \"batch\"?"},
         {"{" REST "," BATCH ",\"lr\":1}", "did you mean \"optim.lr\"?"},
         {"{" REST "," BATCH ",\"frobnicate\":1}", "unknown key \"frobnicate\" Known here:"},
-        {"{" REST "," BATCH ",\"adapter\":{\"rnak_pattern\":{}}}", "adapter: unknown key \"rnak_pattern\"; did you mean \"adapter.rank_pattern\"?"},
+        {"{" REST "," BATCH ",\"adapter\":{\"rnak_pattern\":{}}}",
+         "adapter: unknown key \"rnak_pattern\"; did you mean \"adapter.rank_pattern\"?"},
         {"{" REST "," BATCH ",\"adapter\":{\"lora_alpha\":8}}", "adapter: unknown key \"lora_alpha\""},
         {"{" REST "," BATCH ",\"schedule\":{\"warmup_ration\":0.1}}", "did you mean \"schedule.warmup_ratio\"?"},
         {"{" REST "," BATCH ",\"adapter\":{\"r\":0}}", "adapter.r: must be at least 1, not 0"},
@@ -125,8 +129,11 @@ static void test_refusals(void **state)
         {"{" REST "," BATCH ",\"objective\":\"dpo\"}", "objective: must be \"sft\", the only value known"},
         {"{" REST ",\"batch\":{}}", "batch: give exactly one of \"epochs\" or \"steps\""},
         {"{" REST ",\"batch\":{\"epochs\":1,\"steps\":2}}", "give exactly one of"},
-        {"{" BASE "," OPTIM ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":\"text\"}],\"max_length\":65536},\"batch\":{\"epochs\":1,\"rows\":65536}}", "tokens in one micro-batch"},
-        {"{" REST "," BATCH ",\"memory\":{\"checkpointing\":\"some\"}}", "memory.checkpointing: must be one of \"auto\", \"none\", \"full\""},
+        {"{" BASE "," OPTIM
+         ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":\"text\"}],\"max_length\":65536},\"batch\":{\"epochs\":1,\"rows\":65536}}",
+         "tokens in one micro-batch"},
+        {"{" REST "," BATCH ",\"memory\":{\"checkpointing\":\"some\"}}",
+         "memory.checkpointing: must be one of \"auto\", \"none\", \"full\""},
         {"{" REST "," BATCH ",\"memory\":{\"checkpointing\":0}}", "memory.checkpointing: must be at least 1"},
         {"{" REST "," BATCH ",\"memory\":{\"checkpointing\":true}}", "memory.checkpointing: must be"},
         {"{" REST "," BATCH ",\"memory\":{\"budget\":\"lots\"}}", "is no size"},
@@ -135,8 +142,10 @@ static void test_refusals(void **state)
         {"{" REST "," BATCH ",\"extends\":\"nowhere.json\"}", "nowhere.json"},
         {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[]}}", "at least one source wanted"},
         {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[{\"path\":\"a\"}]}}", "data.train[0]: \"format\" is missing"},
-        {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":\"jsonl\"}]}}", "data.train[0].format: must be one of \"messages\""},
-        {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":{\"prompt\":\"q\"}}]}}", "data.train[0].format: \"completion\" is missing"},
+        {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":\"jsonl\"}]}}",
+         "data.train[0].format: must be one of \"messages\""},
+        {"{" BASE "," OPTIM "," BATCH ",\"data\":{\"train\":[{\"path\":\"a\",\"format\":{\"prompt\":\"q\"}}]}}",
+         "data.train[0].format: \"completion\" is missing"},
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":0}}", "optim.lr: must be above 0"},
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"betas\":[0.9]}}", "optim.betas: has 1 entries, at least 2"},
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"betas\":[0.9,1]}}", "optim.betas[1]: must be below 1"},
@@ -157,7 +166,8 @@ static void test_set(void **state)
     (void)state;
     lk_error err = {0};
     lk_recipe *r;
-    const char *sets[] = {"optim.lr=1e-3", "data.train[0].path=u.jsonl", "adapter.targets=[\"q_proj\"]", "base.quant=none", "batch.epochs=2", "memory.budget=1GiB"};
+    const char *sets[] = {"optim.lr=1e-3",  "data.train[0].path=u.jsonl", "adapter.targets=[\"q_proj\"]", "base.quant=none",
+                          "batch.epochs=2", "memory.budget=1GiB"};
     CHECK_OK(parse(&r, SMALL, sets, 6, &err), &err);
     assert_true(r->lr == 1e-3);
     assert_string_equal(r->train[0].path, "/data/u.jsonl");
@@ -167,11 +177,18 @@ static void test_set(void **state)
     assert_int_equal(r->steps, 0);
     assert_int_equal(r->budget, (size_t)1 << 30);
     lk_recipe_free(r);
-    static const char *const wrong[][2] = {{"optim.lr", "no key=value"},      {"=3", "no key=value"},      {".a=1", "malformed"},
-                                           {"a..b=1", "malformed"},           {"a.=1", "malformed"},       {"data.train[x].path=1", "malformed"},
-                                           {"data.train[7].path=1", "no such entry"}, {"optim.lr.x=1", "not an object"}, {"optim.lrr=1", "did you mean \"optim.lr\""},
+    static const char *const wrong[][2] = {{"optim.lr", "no key=value"},
+                                           {"=3", "no key=value"},
+                                           {".a=1", "malformed"},
+                                           {"a..b=1", "malformed"},
+                                           {"a.=1", "malformed"},
+                                           {"data.train[x].path=1", "malformed"},
+                                           {"data.train[7].path=1", "no such entry"},
+                                           {"optim.lr.x=1", "not an object"},
+                                           {"optim.lrr=1", "did you mean \"optim.lr\""},
                                            {"extends=x", "only stand in a file"}};
-    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) CHECK_FAILS(parse(&r, SMALL, &wrong[i][0], 1, &err), LK_ERR_ARGUMENT, wrong[i][1], &err);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK_FAILS(parse(&r, SMALL, &wrong[i][0], 1, &err), LK_ERR_ARGUMENT, wrong[i][1], &err);
 }
 
 static void test_extends(void **state)
@@ -235,7 +252,8 @@ static void test_sizes(void **state)
     assert_true(lk_parse_bytes("1.5 MiB", &n) && n == 3 << 19);
     assert_true(lk_parse_bytes("500 MB", &n) && n == 500000000);
     assert_true(lk_parse_bytes("4096", &n) && n == 4096);
-    assert_false(lk_parse_bytes("", &n) || lk_parse_bytes("GiB", &n) || lk_parse_bytes("-1", &n) || lk_parse_bytes("1 Gib", &n) || lk_parse_bytes("nan", &n) || lk_parse_bytes("1e40", &n));
+    assert_false(lk_parse_bytes("", &n) || lk_parse_bytes("GiB", &n) || lk_parse_bytes("-1", &n) || lk_parse_bytes("1 Gib", &n) ||
+                 lk_parse_bytes("nan", &n) || lk_parse_bytes("1e40", &n));
 }
 
 static void test_unknown_keyword_in_schema(void **state)
@@ -268,10 +286,10 @@ static void test_demo_recipes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),  cmocka_unit_test(test_everything_is_read),
-                                       cmocka_unit_test(test_refusals),  cmocka_unit_test(test_set),
-                                       cmocka_unit_test(test_extends),   cmocka_unit_test(test_digest_and_essence),
-                                       cmocka_unit_test(test_sizes),     cmocka_unit_test(test_unknown_keyword_in_schema),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),    cmocka_unit_test(test_everything_is_read),
+                                       cmocka_unit_test(test_refusals),    cmocka_unit_test(test_set),
+                                       cmocka_unit_test(test_extends),     cmocka_unit_test(test_digest_and_essence),
+                                       cmocka_unit_test(test_sizes),       cmocka_unit_test(test_unknown_keyword_in_schema),
                                        cmocka_unit_test(test_demo_recipes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

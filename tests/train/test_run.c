@@ -36,11 +36,14 @@ static char *write_recipe(const char *folder, const char *name, const char *extr
     static char path[4096];
     char text[4000];
     char *base = check_golden("models/chat-tiny");
-    snprintf(text, sizeof text,
-             "{\"base\":{\"path\":\"%s\"},\"adapter\":{\"r\":4,\"alpha\":8,\"dropout\":0.1},\"data\":{\"train\":[{\"path\":\"train.jsonl\",\"format\":\"messages\"}],"
-             "\"eval\":[{\"path\":\"eval.jsonl\",\"format\":\"messages\"}],\"max_length\":64},\"optim\":{\"lr\":1e-2},\"schedule\":{\"warmup_steps\":1},"
-             "\"batch\":{\"rows\":2,\"accumulate\":2,\"epochs\":3},\"eval\":{\"every\":3},\"checkpoint\":{\"every\":2,\"keep\":2},\"seed\":3%s}",
-             base, extra);
+    snprintf(
+        text, sizeof text,
+        "{\"base\":{\"path\":\"%s\"},\"adapter\":{\"r\":4,\"alpha\":8,\"dropout\":0.1},\"data\":{\"train\":[{\"path\":\"train.jsonl\","
+        "\"format\":\"messages\"}],"
+        "\"eval\":[{\"path\":\"eval.jsonl\",\"format\":\"messages\"}],\"max_length\":64},\"optim\":{\"lr\":1e-2},\"schedule\":{\"warmup_"
+        "steps\":1},"
+        "\"batch\":{\"rows\":2,\"accumulate\":2,\"epochs\":3},\"eval\":{\"every\":3},\"checkpoint\":{\"every\":2,\"keep\":2},\"seed\":3%s}",
+        base, extra);
     snprintf(path, sizeof path, "%s/%s", folder, name);
     check_write_file(path, text, strlen(text));
     free(base);
@@ -55,7 +58,10 @@ static char *prepare(const char *name)
     return folder;
 }
 
-static lk_train_options options_for(const char *recipe, const char *out) { return (lk_train_options){.recipe = recipe, .out = out, .device = "cpu", .threads = 2, .quiet = true}; }
+static lk_train_options options_for(const char *recipe, const char *out)
+{
+    return (lk_train_options){.recipe = recipe, .out = out, .device = "cpu", .threads = 2, .quiet = true};
+}
 
 static void digest_of(const char *out, const char *name, char hex[65])
 {
@@ -136,8 +142,10 @@ static void test_resume_is_exact(void **state)
         o.threads = i % 2 ? 1 : 2;
         o.resume = i > 0;
         lk_status status = lk_train_run(&r, &o, &err);
-        if (i + 1 == steps) CHECK_OK(status, &err);
-        else if (status != LK_ERR_INTERRUPTED) fail_msg("stop %lld: %s: %s", (long long)i, lk_status_name(status), err.message);
+        if (i + 1 == steps)
+            CHECK_OK(status, &err);
+        else if (status != LK_ERR_INTERRUPTED)
+            fail_msg("stop %lld: %s: %s", (long long)i, lk_status_name(status), err.message);
         assert_int_equal(r.first_step, i);
     }
     digest_of(parts, "adapter/adapter_model.safetensors", got);
@@ -217,13 +225,19 @@ static void test_refused_before_step_0(void **state)
     } rows[] = {
         {"", NULL, LK_ERR_FORMAT, "train.jsonl"}, /* empty: the reader's own words */
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}\n", NULL, LK_ERR_FORMAT, "nothing to learn"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello hello hello hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "data.max_length=8", LK_ERR_FORMAT, "lost theirs to data.max_length"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\",\"weight\":0}]}\n", NULL, LK_ERR_FORMAT, "no supervised token"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello hello hello hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n",
+         "data.max_length=8", LK_ERR_FORMAT, "lost theirs to data.max_length"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\",\"weight\":0}]}\n", NULL,
+         LK_ERR_FORMAT, "no supervised token"},
         {"not json\n", NULL, LK_ERR_FORMAT, "train.jsonl:1"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "memory.budget=1000", LK_ERR_MEMORY, "memory.budget"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "base.path=/nowhere", LK_ERR_IO, "base.path"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "adapter.r=1000", LK_ERR_ARGUMENT, "rank 1000"},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "adapter.targtes=1", LK_ERR_ARGUMENT, "adapter.targets"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "memory.budget=1000",
+         LK_ERR_MEMORY, "memory.budget"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "base.path=/nowhere",
+         LK_ERR_IO, "base.path"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "adapter.r=1000",
+         LK_ERR_ARGUMENT, "rank 1000"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n", "adapter.targtes=1",
+         LK_ERR_ARGUMENT, "adapter.targets"},
     };
     char *folder = prepare("run_refused"), path[4200], out[4200];
     char *recipe = strdup(write_recipe(folder, "r.json", ""));
@@ -240,7 +254,8 @@ static void test_refused_before_step_0(void **state)
             o.dry_run = dry;
             lk_status status = lk_train_run(&r, &o, &err);
             bool close = rows[i].want == LK_ERR_IO ? status == LK_ERR_IO || status == LK_ERR_NOT_FOUND : status == rows[i].want;
-            if (!close || !strstr(err.message, rows[i].says)) fail_msg("row %zu: %s '%s', wanted '%s'", i, lk_status_name(status), err.message, rows[i].says);
+            if (!close || !strstr(err.message, rows[i].says))
+                fail_msg("row %zu: %s '%s', wanted '%s'", i, lk_status_name(status), err.message, rows[i].says);
         }
     }
     free(recipe);
@@ -303,7 +318,8 @@ static void test_eval_run(void **state)
 int main(void)
 {
     lk_log_set_level(LK_LOG_ERROR);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume_is_exact), cmocka_unit_test(test_damaged_checkpoint), cmocka_unit_test(test_refused_before_step_0),
-                                       cmocka_unit_test(test_dry_run_and_plan), cmocka_unit_test(test_eval_run)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume_is_exact), cmocka_unit_test(test_damaged_checkpoint),
+                                       cmocka_unit_test(test_refused_before_step_0), cmocka_unit_test(test_dry_run_and_plan),
+                                       cmocka_unit_test(test_eval_run)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

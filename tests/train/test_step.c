@@ -1,5 +1,5 @@
-/* The optimiser step: fifty steps beside PEFT over bitsandbytes, accumulation against one large micro-batch, packed against separate documents,
- * what a diverged step leaves behind, and the memory plan to the byte. */
+/* The optimiser step: fifty steps beside PEFT over bitsandbytes, accumulation against one large micro-batch, packed against separate
+ * documents, what a diverged step leaves behind, and the memory plan to the byte. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,13 +43,15 @@ static void own_add(own_batch *o, const int32_t *ids, const int32_t *token_label
 
 static lk_trainer_options golden_options(void)
 {
-    return (lk_trainer_options){.max_tokens = T, .checkpoint_every = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
+    return (lk_trainer_options){
+        .max_tokens = T, .checkpoint_every = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
 }
 
 static void fifty_steps(lk_dtype compute, const char *tier, double loss_limit, double norm_limit)
 {
     lk_error err = {0};
-    char *folder = check_golden("models/llama-tiny"), *init = check_golden("adapters/train50_init"), *golden = check_golden("train50.safetensors");
+    char *folder = check_golden("models/llama-tiny"), *init = check_golden("adapters/train50_init"),
+         *golden = check_golden("train50.safetensors");
     check_model model = check_model_open(folder, LK_QUANT_NF4, compute, 2, tier);
     lk_adapter *adapter;
     lk_trainer t;
@@ -76,10 +78,12 @@ static void fifty_steps(lk_dtype compute, const char *tier, double loss_limit, d
         if (loss > worst_loss) worst_loss = loss;
         if (norm > worst_norm) worst_norm = norm;
         if (loss > loss_limit || norm > norm_limit)
-            fail_msg("step %d: loss %.6f want %.6f, norm %.6f want %.6f", step, r.loss, (double)losses[step], r.grad_norm, (double)norms[step]);
+            fail_msg("step %d: loss %.6f want %.6f, norm %.6f want %.6f", step, r.loss, (double)losses[step], r.grad_norm,
+                     (double)norms[step]);
         for (int m = 0; m < MICRO; m++) free(own[m]);
     }
-    print_message("%s, tier %s: worst loss difference %.2e, worst gradient norm difference %.2e\n", compute == LK_F32 ? "f32" : "bf16", tier ? tier : "best", worst_loss, worst_norm);
+    print_message("%s, tier %s: worst loss difference %.2e, worst gradient norm difference %.2e\n", compute == LK_F32 ? "f32" : "bf16",
+                  tier ? tier : "best", worst_loss, worst_norm);
     free(ids);
     free(labels);
     free(losses);
@@ -164,7 +168,8 @@ static void test_spread(void **state)
         for (int s = 0; s < 2; s++) {
             /* The same sums in another order. */
             if (fabs(many[s] - one[s]) > 1e-5 || fabs(norms[s] - norms_one[s]) > 1e-4 * norms_one[s])
-                fail_msg("%d documents a micro-batch, step %d: loss %.9g want %.9g, norm %.9g want %.9g", eaches[i], s, many[s], one[s], norms[s], norms_one[s]);
+                fail_msg("%d documents a micro-batch, step %d: loss %.9g want %.9g, norm %.9g want %.9g", eaches[i], s, many[s], one[s],
+                         norms[s], norms_one[s]);
         }
         /* Adam's first steps move by about lr whatever the gradient, so a tiny gradient's rounding shows: a bound of that size. */
         check_close("adapter", got, want, n, 2e-4, 1e-3);
@@ -228,8 +233,17 @@ static void test_plan(void **state)
             lk_adapter_spec spec = {.rank = 3, .alpha = 2, .targets = {true, false, true, true, false, false, true}};
             CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_BF16}, &err), &err);
             CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
-            lk_plan_request request = {.be = be, .facts = &facts, .quant = LK_QUANT_NF4, .adapter = &spec, .rows = 2, .max_length = 33, .accumulate = 2, .train_documents = 10,
-                                       .eval_documents = 3, .model_file_bytes = 1000, .checkpointing = checkpointing[c]};
+            lk_plan_request request = {.be = be,
+                                       .facts = &facts,
+                                       .quant = LK_QUANT_NF4,
+                                       .adapter = &spec,
+                                       .rows = 2,
+                                       .max_length = 33,
+                                       .accumulate = 2,
+                                       .train_documents = 10,
+                                       .eval_documents = 3,
+                                       .model_file_bytes = 1000,
+                                       .checkpointing = checkpointing[c]};
             CHECK_OK(lk_plan_make(&plan, &request, &err), &err);
             if (checkpointing[c] == LK_CHECKPOINTING_AUTO) assert_int_equal(plan.checkpoint_every, 0);
             CHECK_OK(lk_model_open(&model, be, folder, &(lk_model_options){.quant = LK_QUANT_NF4}, &err), &err);
@@ -239,7 +253,8 @@ static void test_plan(void **state)
             options.checkpoint_every = plan.checkpoint_every;
             CHECK_OK(lk_trainer_init(&t, model, a, &options, &err), &err);
             if (lk_allocated_peak(be) != lk_plan_backend_bytes(&plan))
-                fail_msg("%s, checkpointing %d: planned %zu, taken %zu", models[i], checkpointing[c], lk_plan_backend_bytes(&plan), lk_allocated_peak(be));
+                fail_msg("%s, checkpointing %d: planned %zu, taken %zu", models[i], checkpointing[c], lk_plan_backend_bytes(&plan),
+                         lk_allocated_peak(be));
             char *text = lk_plan_text(&plan), *json = lk_plan_json(&plan);
             assert_non_null(strstr(text, "base weights"));
             assert_non_null(strstr(json, "\"peak_bytes\""));
@@ -263,7 +278,8 @@ static void test_plan(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32), cmocka_unit_test(test_golden_reference), cmocka_unit_test(test_golden_bf16),
-                                       cmocka_unit_test(test_spread),     cmocka_unit_test(test_divergence),       cmocka_unit_test(test_plan)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32),  cmocka_unit_test(test_golden_reference),
+                                       cmocka_unit_test(test_golden_bf16), cmocka_unit_test(test_spread),
+                                       cmocka_unit_test(test_divergence),  cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
