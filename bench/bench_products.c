@@ -28,7 +28,7 @@ typedef struct settings {
 } settings;
 
 typedef struct ceilings {
-    double read, f32, dpbf16, amx;
+    double read, f32_avx2, f32, dpbf16, amx;
 } ceilings;
 
 /* N, K: the projections of a 100M, a 1B and an 8B model */
@@ -132,7 +132,8 @@ static void run_own(void *context, int call)
 
 static double arithmetic_ceiling(const ceilings *c, const char *tier, lk_dtype compute)
 {
-    if (compute == LK_F32 || !strcmp(tier, "avx2") || !strcmp(tier, "portable")) return c->f32;
+    if (!strcmp(tier, "avx2") || !strcmp(tier, "portable")) return c->f32_avx2;
+    if (compute == LK_F32) return c->f32;
     return !strcmp(tier, "amx") ? c->amx : c->dpbf16;
 }
 
@@ -251,9 +252,10 @@ int main(int argc, char **argv)
         return 1;
     }
     s.threads = lk_pool_threads(pool);
-    ceilings c = {lk_ceiling_read(pool), lk_ceiling_f32(pool), lk_ceiling_dpbf16(pool), lk_ceiling_amx(pool)};
+    ceilings c = {lk_ceiling_read(pool), lk_ceiling_f32_avx2(pool), lk_ceiling_f32(pool), lk_ceiling_dpbf16(pool), lk_ceiling_amx(pool)};
     lk_pool_destroy(pool);
-    printf("%d threads; ceilings: read %.1f GB/s, fp32 %.0f, dpbf16 %.0f, AMX %.0f GFLOP/s\n", s.threads, c.read, c.f32, c.dpbf16, c.amx);
+    printf("%d threads; ceilings: read %.1f GB/s, fp32 %.0f (avx2 %.0f), dpbf16 %.0f, AMX %.0f GFLOP/s\n", s.threads, c.read, c.f32,
+           c.f32_avx2, c.dpbf16, c.amx);
     for (int i = 0; i < SHAPES; i++) {
         layer l = make_layer(s.n ? s.n : shapes[i][0], s.n ? s.k : shapes[i][1]);
         for (int tier = LK_CPU_AVX2; tier <= (int)lk_cpu_tier_best(); tier++) {

@@ -133,11 +133,11 @@ enum { READ_BYTES = 256 << 20 };
 
 double lk_ceiling_read(lk_pool *pool) { return lk_cpu_tier_best() >= LK_CPU_AVX2 ? best_rate(pool, read_avx2, READ_BYTES) : 0; }
 
+double lk_ceiling_f32_avx2(lk_pool *pool) { return lk_cpu_tier_best() >= LK_CPU_AVX2 ? best_rate(pool, fma_avx2, 0) : 0; }
+
 double lk_ceiling_f32(lk_pool *pool)
 {
-    lk_cpu_tier tier = lk_cpu_tier_best();
-    if (tier < LK_CPU_AVX2) return 0;
-    double narrow = best_rate(pool, fma_avx2, 0), wide = tier >= LK_CPU_AVX512 ? best_rate(pool, fma_avx512, 0) : 0;
+    double narrow = lk_ceiling_f32_avx2(pool), wide = lk_cpu_tier_best() >= LK_CPU_AVX512 ? best_rate(pool, fma_avx512, 0) : 0;
     return wide > narrow ? wide : narrow;
 }
 
@@ -147,6 +147,7 @@ double lk_ceiling_amx(lk_pool *pool) { return lk_cpu_tier_best() >= LK_CPU_AMX ?
 #else
 
 double lk_ceiling_read(lk_pool *pool) { return (void)pool, 0; }
+double lk_ceiling_f32_avx2(lk_pool *pool) { return (void)pool, 0; }
 double lk_ceiling_f32(lk_pool *pool) { return (void)pool, 0; }
 double lk_ceiling_dpbf16(lk_pool *pool) { return (void)pool, 0; }
 double lk_ceiling_amx(lk_pool *pool) { return (void)pool, 0; }

@@ -11,7 +11,8 @@
 #include "base/pool.h"
 
 double lk_ceiling_read(lk_pool *pool);     /* GB/s from memory, 256 MiB a thread */
-double lk_ceiling_f32(lk_pool *pool);      /* GFLOP/s of fp32 FMA, the widest vectors there are */
+double lk_ceiling_f32_avx2(lk_pool *pool); /* GFLOP/s of fp32 FMA on 256 bits */
+double lk_ceiling_f32(lk_pool *pool);      /* the same on the widest vectors there are */
 double lk_ceiling_dpbf16(lk_pool *pool);   /* GFLOP/s of vdpbf16ps on 512 bits */
 double lk_ceiling_amx(lk_pool *pool);      /* GFLOP/s of tdpbf16ps, operands resident in tile registers */
 

@@ -23,6 +23,7 @@ const lk_gemm *lk_gemm_get(lk_cpu_tier tier, lk_dtype compute)
 }
 
 size_t lk_gemm_element(const lk_gemm *g) { return g->element; }
+int64_t lk_gemm_depth(const lk_gemm *g) { return (int64_t)g->depth * LK_TILE_DEPTH; }
 
 static inline size_t tile_bytes(const lk_gemm *g) { return LK_TILE_SIZE * g->element; }
 
@@ -125,8 +126,8 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
     if (k <= 0 || m <= 0 || n <= 0) return;
     lk_gemm_begin(g);
     char *left = scratch, *right = left + lk_gemm_panel_bytes(g, PRODUCT_LEFT, LK_GEMM_DEPTH);
-    for (int64_t first = 0; first < k; first += LK_GEMM_DEPTH) {
-        int64_t depth = at_most(k - first, LK_GEMM_DEPTH);
+    for (int64_t first = 0; first < k; first += lk_gemm_depth(g)) {
+        int64_t depth = at_most(k - first, (int)lk_gemm_depth(g));
         for (int64_t j = 0; j < n; j += PRODUCT_RIGHT) {
             int64_t columns = at_most(n - j, PRODUCT_RIGHT);
             lk_gemm_pack_right(g, right, b, j, columns, first, depth);

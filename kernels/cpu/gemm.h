@@ -75,8 +75,10 @@ void lk_gemm_product(const lk_gemm *g, float *c, int64_t ldc, int64_t m, int64_t
  * Panels are 64-byte aligned. */
 enum { LK_TILE_ROWS = 16, LK_TILE_DEPTH = 32, LK_TILE_SIZE = LK_TILE_ROWS * LK_TILE_DEPTH };
 
-/* Where sums are joined: kernels that keep several partial sums ("lanes") per element add them up after every 2048 k, counted from 0. */
+/* Where sums are joined: kernels that keep several partial sums ("lanes") per element add them up after every lk_gemm_depth(g) k,
+ * counted from 0. At most LK_GEMM_DEPTH, a power of two, at least 512. */
 enum { LK_GEMM_DEPTH = 2048 };
+int64_t lk_gemm_depth(const lk_gemm *g);
 
 static inline int64_t lk_tiles_down(int64_t rows) { return (rows + LK_TILE_ROWS - 1) / LK_TILE_ROWS; }
 static inline int64_t lk_tiles_along(int64_t k) { return (k + LK_TILE_DEPTH - 1) / LK_TILE_DEPTH; }
@@ -90,7 +92,7 @@ void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t
 
 /* One pass over (part of) K. Element (i of left, j of right) of the result is c[i * down + j * across]; one of the two is 1.
  * A product whose K does not fit one panel takes several passes, in order, all but the last `partial`. They begin at multiples of
- * LK_GEMM_DEPTH, or at any tile when there are `sums`.
+ * lk_gemm_depth, or at any tile when there are `sums`.
  *
  * sums keeps what is unfinished between passes, lk_gemm_sums floats in an arrangement of the kernel's own. It may be NULL when
  * across is 1 or there is one pass; unfinished sums are kept in c then. Wide results would be read and written a line a page. */
@@ -106,7 +108,7 @@ typedef struct lk_gemm_pass {
     float *sums; /* 64-byte aligned */
 } lk_gemm_pass;
 
-/* Floats of sums for a result of this size; `inside`: passes end inside LK_GEMM_DEPTH. */
+/* Floats of sums for a result of this size; `inside`: passes end inside lk_gemm_depth. */
 int64_t lk_gemm_sums(const lk_gemm *g, int64_t left_rows, int64_t right_rows, bool inside);
 
 void lk_gemm_multiply(const lk_gemm *g, const lk_gemm_pass *pass);
@@ -140,6 +142,7 @@ struct lk_gemm {
     lk_dtype compute;
     size_t element;
     int lanes;          /* partial sums per element */
+    int depth;          /* in tiles, between joins of the lanes */
     bool right_differs; /* right tiles are not laid out like left ones: `swap` turns one kind into the other */
     /* A left tile from rows x k values in memory (rows <= 16, k <= 32); the rest of the tile is zeroed. */
     void (*load)(void *tile, const void *data, lk_dtype type, int64_t stride, int rows, int k, float scale);

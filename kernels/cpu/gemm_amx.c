@@ -288,6 +288,7 @@ const lk_gemm lk_gemm_amx_bf16 = {.tier = LK_CPU_AMX,
                                   .compute = LK_BF16,
                                   .element = sizeof(uint16_t),
                                   .lanes = 1,
+                                  .depth = LK_GEMM_DEPTH / LK_TILE_DEPTH, /* nothing to join: any would do */
                                   .right_differs = true,
                                   .load = lk_avx512_load_bf16,
                                   .swap = lk_avx512_swap_pairs,

@@ -1,6 +1,7 @@
 /* AVX2 kernels: fp32 with FMA for both kinds of compute; BF16 rounds while packing, so its products are exact and its sums are the fp32
  * ones. The shape of the kernels is that of gemm_avx512.c: dot products of rows, here in 8 lanes, 4 rows by up to 3 (12 sums,
- * 3 + 1 operands), 8 rows by 1 at a single token, where four sums would wait for each other. */
+ * 3 + 1 operands), 8 rows by 1 at a single token, where four sums would wait for each other. Lanes are
+ * joined every 1024 k: four rows of that depth fill half of the first-level cache and stay there. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-enum { SIDE = 4, WIDE = 3, LANES = 8, DEPTH = LK_GEMM_DEPTH / LK_TILE_DEPTH };
+enum { SIDE = 4, WIDE = 3, LANES = 8, DEPTH = 1024 / LK_TILE_DEPTH };
 
 /* ---------------------------------------------------------------------------------------------- tiles */
 
@@ -150,7 +151,7 @@ static inline void put(float *c, __m128 result, int rows, bool add)
     for (int i = 0; i < rows; i++) c[i] = add ? c[i] + values[i] : values[i];
 }
 
-/* Where a block's lanes come from and go to: NULL when it begins at, or reaches, a multiple of LK_GEMM_DEPTH. */
+/* Where a block's lanes come from and go to: NULL when it begins at, or reaches, a multiple of DEPTH. */
 typedef struct lanes {
     const float *from;
     float *to;
@@ -173,6 +174,7 @@ static inline __attribute__((always_inline)) void block(float *c, int64_t across
 #pragma GCC unroll 8
             for (int i = 0; i < height; i++) {
                 __m256 left = _mm256_load_ps(a + from + i * LK_TILE_DEPTH);
+                __asm__("" : "+x"(left)); /* in a register, not loaded for each multiplication */
 #pragma GCC unroll 3
                 for (int j = 0; j < n; j++) sum[j][i] = _mm256_fmadd_ps(left, right[j], sum[j][i]);
             }
@@ -203,7 +205,7 @@ static lk_gemm_pass contiguous_down(const lk_gemm_pass *pass)
     return p;
 }
 
-/* A part of a pass that does not cross a multiple of LK_GEMM_DEPTH: tiles [t, t + tiles) of it. */
+/* A part of a pass that does not cross a multiple of DEPTH: tiles [t, t + tiles) of it. */
 static void multiply_part(const lk_gemm_pass *p, int64_t t, int64_t tiles)
 {
     int64_t begin = p->first + t, finish = begin + tiles;
@@ -252,6 +254,7 @@ const lk_gemm lk_gemm_avx2_f32 = {.tier = LK_CPU_AVX2,
                                   .compute = LK_F32,
                                   .element = sizeof(float),
                                   .lanes = LANES,
+                                  .depth = DEPTH,
                                   .load = load_f32,
                                   .swap = swap,
                                   .turn = turn,
@@ -261,6 +264,7 @@ const lk_gemm lk_gemm_avx2_bf16 = {.tier = LK_CPU_AVX2,
                                    .compute = LK_BF16,
                                    .element = sizeof(float),
                                   .lanes = LANES,
+                                  .depth = DEPTH,
                                    .load = load_bf16,
                                    .swap = swap,
                                    .turn = turn,

@@ -89,7 +89,7 @@ static inline void dot(v4 lanes[2], const float *a, const float *b, int64_t tile
     lanes[1] = high;
 }
 
-/* One element over a whole pass; `kept`: its lanes, should the pass begin or end inside LK_GEMM_DEPTH. */
+/* One element over a whole pass; `kept`: its lanes, should the pass begin or end inside DEPTH. */
 static void multiply_element(const lk_gemm_pass *p, float *c, const float *a, const float *b, float *kept)
 {
     int64_t end = p->first + p->tiles;
@@ -127,6 +127,7 @@ const lk_gemm lk_gemm_portable_f32 = {.tier = LK_CPU_PORTABLE,
                                       .compute = LK_F32,
                                       .element = sizeof(float),
                                       .lanes = LANES,
+                                      .depth = DEPTH,
                                       .load = load_f32,
                                       .swap = swap,
                                       .turn = turn,
@@ -136,6 +137,7 @@ const lk_gemm lk_gemm_portable_bf16 = {.tier = LK_CPU_PORTABLE,
                                        .compute = LK_BF16,
                                        .element = sizeof(float),
                                       .lanes = LANES,
+                                      .depth = DEPTH,
                                        .load = load_bf16,
                                        .swap = swap,
                                        .turn = turn,

@@ -32,8 +32,8 @@ typedef struct cut {
 static cut choose_cut(const lk_gemm *g, int64_t rows, int64_t depth, bool turned)
 {
     bool few = rows <= (g->lanes > 1 ? FEW : FEW_TILES) && !turned;
-    cut c = {.width = 2 * LK_TILE_ROWS, .depth = LK_GEMM_DEPTH};
-    if (turned) c = (cut){.width = LK_NF4_TILE_DEPTH, .depth = g->lanes > 1 ? LK_GEMM_DEPTH : LK_GEMM_DEPTH / 2};
+    cut c = {.width = 2 * LK_TILE_ROWS, .depth = lk_gemm_depth(g)};
+    if (turned) c = (cut){.width = LK_NF4_TILE_DEPTH, .depth = g->lanes > 1 ? lk_gemm_depth(g) : lk_gemm_depth(g) / 2};
     if (few) { /* one block of rows keeps lanes longest; two give the tile multiplier a second chain of sums */
         c.width = g->lanes > 1 ? LK_TILE_ROWS : 2 * LK_TILE_ROWS;
         c.depth = FEW_BYTES / c.width / (int64_t)g->element;
