@@ -32,9 +32,15 @@ typedef struct ceilings {
 } ceilings;
 
 /* N, K: the projections of a 100M, a 1B and an 8B model */
-static const int64_t shapes[][2] = {{768, 768}, {2048, 768}, {768, 2048}, {2048, 2048}, {8192, 2048}, {2048, 8192}, {4096, 4096}, {14336, 4096}};
+static const int64_t shapes[][2] = {{768, 768},   {2048, 768},  {768, 2048},  {2048, 2048},
+                                    {8192, 2048}, {2048, 8192}, {4096, 4096}, {14336, 4096}};
 static const int64_t row_counts[] = {1, 2, 4, 8, 12, 16, 32, 128, 512, 2048};
-enum { SHAPES = sizeof shapes / sizeof *shapes, ROW_COUNTS = sizeof row_counts / sizeof *row_counts, ROTATE_BYTES = 160 << 20, MOST_COPIES = 256 };
+enum {
+    SHAPES = sizeof shapes / sizeof *shapes,
+    ROW_COUNTS = sizeof row_counts / sizeof *row_counts,
+    ROTATE_BYTES = 160 << 20,
+    MOST_COPIES = 256
+};
 
 static uint64_t random_state = 88172645463325252ull;
 static float noise(void)
@@ -173,8 +179,9 @@ static void bench_tier(const settings *s, const ceilings *c, const char *tier, c
             double seconds = best_time(run_own, &r, s->seconds);
             double rate = bytes / seconds * 1e-9, flops = 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9;
             double by_read = c->read > 0 ? rate / c->read : 0, by_peak = peak > 0 ? flops / peak : 0;
-            printf("  %-8s M %5lld  %9.1f us  %7.2f GB/s  %8.1f GFLOP/s  %5.1f%% of %s\n", backward ? "backward" : "linear", (long long)rows,
-                   seconds * 1e6, rate, flops, 100 * (by_read > by_peak ? by_read : by_peak), by_read > by_peak ? "read bandwidth" : "arithmetic");
+            printf("  %-8s M %5lld  %9.1f us  %7.2f GB/s  %8.1f GFLOP/s  %5.1f%% of %s\n", backward ? "backward" : "linear",
+                   (long long)rows, seconds * 1e6, rate, flops, 100 * (by_read > by_peak ? by_read : by_peak),
+                   by_read > by_peak ? "read bandwidth" : "arithmetic");
             if (s->rows) break;
         }
     }
@@ -209,8 +216,8 @@ static void bench_peers(const settings *s, const layer *l)
                 run_peer(&r, 0);
                 validate(l, y, x, rows, false);
                 double seconds = best_time(run_peer, &r, s->seconds);
-                printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name((lk_peer_kind)kind), (long long)l->n, (long long)l->k,
-                       (long long)rows, seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
+                printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name((lk_peer_kind)kind), (long long)l->n,
+                       (long long)l->k, (long long)rows, seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
                 lk_peer_close(r.peer);
             }
             free(x);
@@ -222,7 +229,8 @@ static void bench_peers(const settings *s, const layer *l)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: bench_products [--threads N] [--tier T] [--shape N,K] [--rows M] [--compute bf16|f32] [--peers] [--seconds S]\n");
+    fprintf(stderr,
+            "usage: bench_products [--threads N] [--tier T] [--shape N,K] [--rows M] [--compute bf16|f32] [--peers] [--seconds S]\n");
     return 2;
 }
 
@@ -231,19 +239,27 @@ int main(int argc, char **argv)
     settings s = {.seconds = 0.2, .compute = LK_BF16};
     for (int i = 1; i < argc; i++) {
         bool more = i + 1 < argc;
-        if (!strcmp(argv[i], "--peers")) s.peers = true;
-        else if (!more) return usage();
-        else if (!strcmp(argv[i], "--threads")) s.threads = atoi(argv[++i]);
-        else if (!strcmp(argv[i], "--tier")) s.tier = argv[++i];
-        else if (!strcmp(argv[i], "--rows")) s.rows = atoll(argv[++i]);
-        else if (!strcmp(argv[i], "--seconds")) s.seconds = atof(argv[++i]);
-        else if (!strcmp(argv[i], "--compute")) s.compute = strcmp(argv[++i], "f32") ? LK_BF16 : LK_F32;
+        if (!strcmp(argv[i], "--peers"))
+            s.peers = true;
+        else if (!more)
+            return usage();
+        else if (!strcmp(argv[i], "--threads"))
+            s.threads = atoi(argv[++i]);
+        else if (!strcmp(argv[i], "--tier"))
+            s.tier = argv[++i];
+        else if (!strcmp(argv[i], "--rows"))
+            s.rows = atoll(argv[++i]);
+        else if (!strcmp(argv[i], "--seconds"))
+            s.seconds = atof(argv[++i]);
+        else if (!strcmp(argv[i], "--compute"))
+            s.compute = strcmp(argv[++i], "f32") ? LK_BF16 : LK_F32;
         else if (!strcmp(argv[i], "--shape")) {
             char *comma;
             s.n = strtoll(argv[++i], &comma, 10);
             s.k = *comma == ',' ? strtoll(comma + 1, NULL, 10) : 0;
             if (s.n < 1 || s.k < 64 || s.k % 64) return usage();
-        } else return usage();
+        } else
+            return usage();
     }
     lk_error err = {0};
     lk_pool *pool;

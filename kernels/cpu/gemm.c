@@ -43,14 +43,16 @@ static void pack_rows(const lk_gemm *g, char *panel, const lk_factor *f, int64_t
     for (int64_t i = 0; i < rows; i += LK_TILE_ROWS) {
         for (int64_t j = 0; j < k; j += LK_TILE_DEPTH, panel += bytes) {
             const char *from = data + ((row + i) * f->stride + first + j) * lk_dtype_size(f->type);
-            g->load(swapped ? tile : panel, from, f->type, f->stride, at_most(rows - i, LK_TILE_ROWS), at_most(k - j, LK_TILE_DEPTH), f->scale);
+            g->load(swapped ? tile : panel, from, f->type, f->stride, at_most(rows - i, LK_TILE_ROWS), at_most(k - j, LK_TILE_DEPTH),
+                    f->scale);
             if (swapped) g->swap(panel, tile);
         }
     }
 }
 
 /* A factor given by columns: 32 k x 32 rows of memory at a time, turned. */
-static void pack_columns(const lk_gemm *g, char *panel, const lk_factor *f, int64_t row, int64_t rows, int64_t first, int64_t k, bool swapped)
+static void pack_columns(const lk_gemm *g, char *panel, const lk_factor *f, int64_t row, int64_t rows, int64_t first, int64_t k,
+                         bool swapped)
 {
     _Alignas(64) char top[LK_TILE_SIZE * sizeof(float)], bottom[LK_TILE_SIZE * sizeof(float)];
     _Alignas(64) char turned[2][LK_TILE_SIZE * sizeof(float)];

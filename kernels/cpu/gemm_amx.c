@@ -11,7 +11,8 @@
 #include "kernels/cpu/gemm_avx512.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 #endif
@@ -19,12 +20,12 @@
 enum { TILE_BYTES = LK_TILE_SIZE * 2, ROW_BYTES = 64 };
 
 /* Which registers hold what; the intrinsics want literal numbers. */
-#define SUM00 0 /* left tile 0 by right tile 0, ... */
-#define SUM01 1
-#define SUM10 2
-#define SUM11 3
-#define LEFT0 4
-#define LEFT1 5
+#define SUM00  0 /* left tile 0 by right tile 0, ... */
+#define SUM01  1
+#define SUM10  2
+#define SUM11  3
+#define LEFT0  4
+#define LEFT1  5
 #define RIGHT0 6
 #define RIGHT1 7
 
@@ -205,7 +206,8 @@ static inline void loop22(const lk_gemm_pass *p, const char *a0, const char *a1,
 {
     enum { STEPS = 4 };
     for (int64_t tiles = p->tiles; tiles > 0; tiles -= STEPS) {
-        for (int64_t t = tiles < STEPS ? tiles : STEPS; t > 0; t--, a0 += TILE_BYTES, a1 += TILE_BYTES, b0 += TILE_BYTES, b1 += TILE_BYTES) {
+        for (int64_t t = tiles < STEPS ? tiles : STEPS; t > 0;
+             t--, a0 += TILE_BYTES, a1 += TILE_BYTES, b0 += TILE_BYTES, b1 += TILE_BYTES) {
             fetch_next(b0);
             _tile_loadd(LEFT0, a0, ROW_BYTES);
             _tile_loadd(RIGHT0, b0, ROW_BYTES);
@@ -228,8 +230,8 @@ static inline int exist(int64_t total, int64_t at) { return total - at >= LK_TIL
 static inline place place_of(const lk_gemm_pass *p, int64_t i, int64_t j)
 {
     int64_t tile = i / LK_TILE_ROWS * lk_tiles_down(p->right_rows) + j / LK_TILE_ROWS;
-    return (place){p->c + i * p->down + j * p->across, p->sums ? p->sums + tile * LK_TILE_ROWS * LK_TILE_ROWS : NULL, exist(p->left_rows, i),
-                   exist(p->right_rows, j)};
+    return (place){p->c + i * p->down + j * p->across, p->sums ? p->sums + tile * LK_TILE_ROWS * LK_TILE_ROWS : NULL,
+                   exist(p->left_rows, i), exist(p->right_rows, j)};
 }
 
 /* Lines that the end of this block, and the beginning of the next one to the right, will touch: sums lie in the third-level cache and

@@ -91,7 +91,7 @@ static void turn(void *right0, void *right1, const void *top, const void *bottom
 {
     const float *source[2] = {top, bottom};
     float *to[2] = {right0, right1};
-    for (int row = 0; row < LK_TILE_DEPTH; row += 8)     /* of the source */
+    for (int row = 0; row < LK_TILE_DEPTH; row += 8) /* of the source */
         for (int k = 0; k < LK_TILE_DEPTH; k += 8)
             transpose8(to[k / LK_TILE_ROWS] + k % LK_TILE_ROWS * LK_TILE_DEPTH + row,
                        source[row / LK_TILE_ROWS] + row % LK_TILE_ROWS * LK_TILE_DEPTH + k);
@@ -163,8 +163,7 @@ static inline __attribute__((always_inline)) void block(float *c, int64_t across
 {
     __m256 sum[WIDE][2 * SIDE];
     for (int j = 0; j < n; j++)
-        for (int i = 0; i < height; i++)
-            sum[j][i] = kept.from ? _mm256_load_ps(kept.from + (j * height + i) * LANES) : _mm256_setzero_ps();
+        for (int i = 0; i < height; i++) sum[j][i] = kept.from ? _mm256_load_ps(kept.from + (j * height + i) * LANES) : _mm256_setzero_ps();
     for (int64_t t = 0; t < tiles; t++) {
         for (int at = 0; at < LK_TILE_DEPTH; at += 8) {
             const int64_t from = t * LK_TILE_SIZE + at;
@@ -263,8 +262,8 @@ const lk_gemm lk_gemm_avx2_f32 = {.tier = LK_CPU_AVX2,
 const lk_gemm lk_gemm_avx2_bf16 = {.tier = LK_CPU_AVX2,
                                    .compute = LK_BF16,
                                    .element = sizeof(float),
-                                  .lanes = LANES,
-                                  .depth = DEPTH,
+                                   .lanes = LANES,
+                                   .depth = DEPTH,
                                    .load = load_bf16,
                                    .swap = swap,
                                    .turn = turn,

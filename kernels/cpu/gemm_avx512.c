@@ -54,39 +54,39 @@ typedef struct lanes {
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 /* c[i + j*across], i < 8 (those in the mask exist), j < n: eight rows of a by n of b over `tiles` tiles. */
-#define BLOCK_KERNEL(name, n, STEP, ROW_BYTES)                                                                                               \
-    static inline void name(float *c, int64_t across, __mmask8 mask, const char *a, const char *const b[WIDE], int64_t tiles, bool add,      \
-                            lanes kept)                                                                                                      \
-    {                                                                                                                                        \
-        __m512 sum[n][SIDE];                                                                                                                 \
-        for (int j = 0; j < n; j++)                                                                                                          \
-            for (int i = 0; i < SIDE; i++)                                                                                                   \
-                sum[j][i] = kept.from ? _mm512_load_ps(kept.from + (j * SIDE + i) * LANES) : _mm512_setzero_ps();                            \
-        for (int64_t t = 0; t < tiles; t++) {                                                                                                \
-            int64_t at = t * LK_TILE_ROWS * (ROW_BYTES);                                                                                     \
-            for (int part = 0; part < (ROW_BYTES); part += 64) {                                                                             \
-                __m512 right[n];                                                                                                             \
-                _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) right[j] = _mm512_load_ps(b[j] + at + part);                             \
-                _Pragma("GCC unroll 8") for (int i = 0; i < SIDE; i++)                                                                       \
-                {                                                                                                                            \
-                    __m512 left = _mm512_load_ps(a + at + part + i * (ROW_BYTES));                                                           \
-                    IN_REGISTER(left);                                                                                                       \
-                    _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) sum[j][i] = STEP(sum[j][i], left, right[j]);                         \
-                }                                                                                                                            \
-            }                                                                                                                                \
-        }                                                                                                                                    \
-        for (int j = 0; j < n; j++) {                                                                                                        \
-            if (kept.to) {                                                                                                                   \
-                for (int i = 0; i < SIDE; i++) _mm512_store_ps(kept.to + (j * SIDE + i) * LANES, sum[j][i]);                                 \
-            } else {                                                                                                                         \
-                __m256 result = sums(sum[j]);                                                                                                \
-                if (add) result = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, c + j * across), result);                                        \
-                _mm256_mask_storeu_ps(c + j * across, mask, result);                                                                         \
-            }                                                                                                                                \
-        }                                                                                                                                    \
+#define BLOCK_KERNEL(name, n, STEP, ROW_BYTES)                                                                                          \
+    static inline void name(float *c, int64_t across, __mmask8 mask, const char *a, const char *const b[WIDE], int64_t tiles, bool add, \
+                            lanes kept)                                                                                                 \
+    {                                                                                                                                   \
+        __m512 sum[n][SIDE];                                                                                                            \
+        for (int j = 0; j < n; j++)                                                                                                     \
+            for (int i = 0; i < SIDE; i++)                                                                                              \
+                sum[j][i] = kept.from ? _mm512_load_ps(kept.from + (j * SIDE + i) * LANES) : _mm512_setzero_ps();                       \
+        for (int64_t t = 0; t < tiles; t++) {                                                                                           \
+            int64_t at = t * LK_TILE_ROWS * (ROW_BYTES);                                                                                \
+            for (int part = 0; part < (ROW_BYTES); part += 64) {                                                                        \
+                __m512 right[n];                                                                                                        \
+                _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) right[j] = _mm512_load_ps(b[j] + at + part);                        \
+                _Pragma("GCC unroll 8") for (int i = 0; i < SIDE; i++)                                                                  \
+                {                                                                                                                       \
+                    __m512 left = _mm512_load_ps(a + at + part + i * (ROW_BYTES));                                                      \
+                    IN_REGISTER(left);                                                                                                  \
+                    _Pragma("GCC unroll 3") for (int j = 0; j < n; j++) sum[j][i] = STEP(sum[j][i], left, right[j]);                    \
+                }                                                                                                                       \
+            }                                                                                                                           \
+        }                                                                                                                               \
+        for (int j = 0; j < n; j++) {                                                                                                   \
+            if (kept.to) {                                                                                                              \
+                for (int i = 0; i < SIDE; i++) _mm512_store_ps(kept.to + (j * SIDE + i) * LANES, sum[j][i]);                            \
+            } else {                                                                                                                    \
+                __m256 result = sums(sum[j]);                                                                                           \
+                if (add) result = _mm256_add_ps(_mm256_maskz_loadu_ps(mask, c + j * across), result);                                   \
+                _mm256_mask_storeu_ps(c + j * across, mask, result);                                                                    \
+            }                                                                                                                           \
+        }                                                                                                                               \
     }
 
-#define STEP_F32(sum, left, right) _mm512_fmadd_ps(left, right, sum)
+#define STEP_F32(sum, left, right)  _mm512_fmadd_ps(left, right, sum)
 #define STEP_BF16(sum, left, right) _mm512_dpbf16_ps(sum, (__m512bh)(left), (__m512bh)(right))
 
 BLOCK_KERNEL(block1_f32, 1, STEP_F32, 128)
@@ -108,31 +108,31 @@ static inline lk_gemm_pass contiguous_down(const lk_gemm_pass *pass)
 }
 
 /* A part of a pass that does not cross a multiple of `depth`: tiles [t, t + tiles) of it. */
-#define MULTIPLY_PART(name, suffix, ROW_BYTES, DEPTH)                                                                                             \
-    static void name(const lk_gemm_pass *p, int64_t t, int64_t tiles)                                                                        \
-    {                                                                                                                                        \
-        int64_t offset = t * LK_TILE_ROWS * (ROW_BYTES), begin = p->first + t, finish = begin + tiles;                                       \
-        bool last = t + tiles == p->tiles && !p->partial, resume = begin % DEPTH != 0, keep = finish % DEPTH != 0 && !last;                  \
-        bool add = begin >= DEPTH || p->mode == LK_GEMM_ADD;                                                                                 \
-        for (int64_t i = 0; i < p->left_rows; i += SIDE) {                                                                                   \
-            const char *a = row_of(p->left, p->left_pitch, i, ROW_BYTES) + offset;                                                           \
-            __mmask8 mask = p->left_rows - i >= SIDE ? 0xff : (__mmask8)((1u << (p->left_rows - i)) - 1);                                    \
-            for (int64_t j = 0; j < p->right_rows; j += WIDE) {                                                                              \
-                int n = p->right_rows - j < WIDE ? (int)(p->right_rows - j) : WIDE;                                                          \
-                const char *b[WIDE] = {NULL};                                                                                                \
-                for (int m = 0; m < n; m++) b[m] = row_of(p->right, p->right_pitch, j + m, ROW_BYTES) + offset;                              \
-                float *c = p->c + i + j * p->across;                                                                                         \
-                lanes kept = {NULL, NULL};                                                                                                   \
-                if (resume) kept.from = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                                    \
-                if (keep) kept.to = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                                        \
-                if (n == 3)                                                                                                                  \
-                    block3_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
-                else if (n == 2)                                                                                                             \
-                    block2_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
-                else                                                                                                                         \
-                    block1_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                                             \
-            }                                                                                                                                \
-        }                                                                                                                                    \
+#define MULTIPLY_PART(name, suffix, ROW_BYTES, DEPTH)                                                                       \
+    static void name(const lk_gemm_pass *p, int64_t t, int64_t tiles)                                                       \
+    {                                                                                                                       \
+        int64_t offset = t * LK_TILE_ROWS * (ROW_BYTES), begin = p->first + t, finish = begin + tiles;                      \
+        bool last = t + tiles == p->tiles && !p->partial, resume = begin % DEPTH != 0, keep = finish % DEPTH != 0 && !last; \
+        bool add = begin >= DEPTH || p->mode == LK_GEMM_ADD;                                                                \
+        for (int64_t i = 0; i < p->left_rows; i += SIDE) {                                                                  \
+            const char *a = row_of(p->left, p->left_pitch, i, ROW_BYTES) + offset;                                          \
+            __mmask8 mask = p->left_rows - i >= SIDE ? 0xff : (__mmask8)((1u << (p->left_rows - i)) - 1);                   \
+            for (int64_t j = 0; j < p->right_rows; j += WIDE) {                                                             \
+                int n = p->right_rows - j < WIDE ? (int)(p->right_rows - j) : WIDE;                                         \
+                const char *b[WIDE] = {NULL};                                                                               \
+                for (int m = 0; m < n; m++) b[m] = row_of(p->right, p->right_pitch, j + m, ROW_BYTES) + offset;             \
+                float *c = p->c + i + j * p->across;                                                                        \
+                lanes kept = {NULL, NULL};                                                                                  \
+                if (resume) kept.from = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                   \
+                if (keep) kept.to = p->sums + (i * p->right_rows + j * SIDE) * LANES;                                       \
+                if (n == 3)                                                                                                 \
+                    block3_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                            \
+                else if (n == 2)                                                                                            \
+                    block2_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                            \
+                else                                                                                                        \
+                    block1_##suffix(c, p->across, mask, a, b, tiles, add, kept);                                            \
+            }                                                                                                               \
+        }                                                                                                                   \
     }
 
 MULTIPLY_PART(part_f32, f32, 128, DEPTH_F32)

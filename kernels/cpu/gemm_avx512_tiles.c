@@ -87,7 +87,8 @@ void lk_avx512_swap_pairs(void *to, const void *from) { lk_avx512_transpose(to, 
 
 void lk_avx512_turn_pairs(void *right0, void *right1, const void *top, const void *bottom)
 {
-    static const uint16_t first[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    static const uint16_t first[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     __m512i low = _mm512_loadu_si512(first), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     const __m512i *source[2] = {top, bottom};
     __m512i *to0 = right0, *to1 = right1;

@@ -10,13 +10,13 @@
 #include "kernels/cpu/linear.h"
 
 enum {
-    FEW = 8,                    /* rows up to which a panel is made for the first-level cache, */
-    FEW_TILES = 16,             /* where rows are multiplied by tiles, */
-    FEW_BYTES = 16 << 10,       /* of this size */
-    MOST_ROWS = 512,            /* packed at a time */
-    ROWS_BYTES = 1 << 20,       /* of packed rows that one pass reads */
+    FEW = 8,                                            /* rows up to which a panel is made for the first-level cache, */
+    FEW_TILES = 16,                                     /* where rows are multiplied by tiles, */
+    FEW_BYTES = 16 << 10,                               /* of this size */
+    MOST_ROWS = 512,                                    /* packed at a time */
+    ROWS_BYTES = 1 << 20,                               /* of packed rows that one pass reads */
     PANEL_ELEMENTS = LK_NF4_TILE_DEPTH * LK_GEMM_DEPTH, /* of the matrix, unpacked */
-    SUMS = 256 * 1024           /* floats kept between passes */
+    SUMS = 256 * 1024                                   /* floats kept between passes */
 };
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

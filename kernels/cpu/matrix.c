@@ -51,8 +51,7 @@ static void order_codes(uint16_t words[32], const uint8_t bytes[64])
         codes[2 * i] = bytes[i] >> 4;
         codes[2 * i + 1] = bytes[i] & 15;
     }
-    for (int j = 0; j < 32; j++)
-        words[j] = (uint16_t)(codes[j] | codes[64 + j] << 4 | codes[32 + j] << 8 | codes[96 + j] << 12);
+    for (int j = 0; j < 32; j++) words[j] = (uint16_t)(codes[j] | codes[64 + j] << 4 | codes[32 + j] << 8 | codes[96 + j] << 12);
 }
 
 static void prepare_nf4(void *context, int64_t begin, int64_t end, int thread)

@@ -105,8 +105,9 @@ static void check_product(const lk_gemm *g, const char *name, const product_case
 
 static void products(const lk_gemm *g, const char *name)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 16, 32},  {16, 16, 32},  {17, 33, 65},  {3, 5, 0},      {1, 129, 64}, {64, 7, 16},
-                                        {65, 129, 31}, {48, 40, 128}, {33, 64, 1025}, {5, 18, 2100}, {130, 257, 96}, {2, 2, 3},   {31, 1, 1024}};
+    static const int64_t shapes[][3] = {{1, 1, 1},     {1, 16, 32},    {16, 16, 32},  {17, 33, 65},  {3, 5, 0},
+                                        {1, 129, 64},  {64, 7, 16},    {65, 129, 31}, {48, 40, 128}, {33, 64, 1025},
+                                        {5, 18, 2100}, {130, 257, 96}, {2, 2, 3},     {31, 1, 1024}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int flags = 0; flags < 16; flags++) {
             product_case t = {shapes[i][0], shapes[i][1], shapes[i][2], flags & 1, flags & 2, flags & 4, flags & 8};
@@ -164,7 +165,8 @@ static lk_backend *open_backend(const lk_gemm *g, int threads, int64_t tokens, i
     return be;
 }
 
-static float *reference(const layer *l, const float *x, int64_t ldx, int64_t tokens, lk_dtype compute, bool backward, const float *start, int64_t ldy)
+static float *reference(const layer *l, const float *x, int64_t ldx, int64_t tokens, lk_dtype compute, bool backward, const float *start,
+                        int64_t ldy)
 {
     int64_t n = l->source.n, k = l->source.k, depth = backward ? n : k, width = backward ? k : n;
     float *want = malloc((size_t)(tokens * ldy + 1) * sizeof(float));
@@ -212,7 +214,8 @@ static void check_layer(const lk_gemm *g, const char *name, lk_dtype type, int64
         }
         float *want = reference(&l, in[backward], ld[backward], tokens, g->compute, backward, start, ldy);
         lk_tensor source = view(in[backward], tokens, backward ? n : k, ld[backward]), result = view(y, tokens, width, ldy);
-        lk_status status = backward ? lk_linear_backward(be, &result, &source, w, extra) : lk_linear(be, &result, &source, w, extra ? bias : NULL);
+        lk_status status =
+            backward ? lk_linear_backward(be, &result, &source, w, extra) : lk_linear(be, &result, &source, w, extra ? bias : NULL);
         CHECK_OK(status, lk_backend_error(be));
         snprintf(what, sizeof what, "%s %s %s T%lld N%lld K%lld, %d threads%s", name, lk_dtype_name(type), backward ? "backward" : "linear",
                  (long long)tokens, (long long)n, (long long)k, threads, extra ? ", extra" : "");
@@ -245,8 +248,9 @@ static void check_layer(const lk_gemm *g, const char *name, lk_dtype type, int64
 static void layers(const lk_gemm *g, const char *name)
 {
     static const lk_dtype types[] = {LK_NF4, LK_BF16, LK_F32, LK_F16};
-    static const int64_t shapes[][3] = {{1, 16, 64},  {1, 1, 1},     {2, 33, 128},   {5, 48, 192},  {17, 65, 320}, {12, 130, 172}, {3, 7, 5},
-                                        {33, 96, 640}, {1, 257, 1088}, {16, 40, 2112}, {4, 1100, 64}, {0, 16, 64},   {40, 31, 33}};
+    static const int64_t shapes[][3] = {{1, 16, 64},    {1, 1, 1},   {2, 33, 128},  {5, 48, 192},   {17, 65, 320},
+                                        {12, 130, 172}, {3, 7, 5},   {33, 96, 640}, {1, 257, 1088}, {16, 40, 2112},
+                                        {4, 1100, 64},  {0, 16, 64}, {40, 31, 33}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (size_t t = 0; t < sizeof types / sizeof *types; t++)
             check_layer(g, name, types[t], shapes[i][0], shapes[i][1], shapes[i][2], 1 + (int)(i % 3));
