@@ -170,18 +170,28 @@ static float torch_mean(const float *a, int64_t n)
     return total / (float)n;
 }
 
-/* The code is looked up from v rounded to one of 65536 grid points, not from v: near a midpoint the library's answer is not the
- * nearest code, and ours must be the same. */
+/* A code is looked up from v rounded to one of 65536 grid points, not from v: near a midpoint the library's answer is not the nearest
+ * code, and ours must be the same. */
+enum { GRID = 65536 };
+
+static inline int32_t grid_index(float v)
+{
+    float half = (v + 1.0f) * 0.5f, position = half * (GRID - 1);
+    return (int32_t)(position + 0.5f);
+}
+
+static inline float grid_value(int32_t index) { return -1.0f + (float)(2 * index) / (GRID - 1); }
+
+/* The bound between codes k and k + 1: a code is the number of bounds below the grid point. */
+static inline float dynamic_bound(int k) { return 0.5f * (dynamic_map[k] + dynamic_map[k + 1]); }
+
 static uint8_t dynamic_code(float v)
 {
-    const float *map = lk_dynamic_map();
-    float half = (v + 1.0f) * 0.5f, position = half * 65535.0f;
-    int32_t index = (int32_t)(position + 0.5f);
-    float grid = -1.0f + (float)(2 * index) / 65535.0f;
-    int low = 0, high = 255; /* how many of the 255 midpoints are below the grid point */
+    float grid = grid_value(grid_index(v));
+    int low = 0, high = 255;
     while (low < high) {
         int mid = (low + high) / 2;
-        if (0.5f * (map[mid] + map[mid + 1]) < grid)
+        if (dynamic_bound(mid) < grid)
             low = mid + 1;
         else
             high = mid;
@@ -189,8 +199,21 @@ static uint8_t dynamic_code(float v)
     return (uint8_t)low;
 }
 
+/* The codes of all grid points, for large inputs: a load instead of eight comparisons that no processor predicts. */
+static void fill_codes(uint8_t codes[GRID])
+{
+    int code = 0;
+    for (int32_t i = 0; i < GRID; i++) {
+        while (code < 255 && dynamic_bound(code) < grid_value(i)) code++;
+        codes[i] = (uint8_t)code;
+    }
+}
+
 void lk_nf4_nest(uint8_t *absmax8, float *absmax2, float *offset, const float *absmax, int64_t n)
 {
+    enum { LARGE = 16384 };
+    uint8_t codes[GRID];
+    if (n >= LARGE) fill_codes(codes);
     float mean = n > 0 ? torch_mean(absmax, n) : 0.0f;
     *offset = mean;
     for (int64_t first = 0; first < n; first += LK_NF4_NESTED_BLOCK) {
@@ -199,7 +222,10 @@ void lk_nf4_nest(uint8_t *absmax8, float *absmax2, float *offset, const float *a
         for (int64_t i = first; i < end; i++) m = larger(fabsf(absmax[i] - mean), m);
         absmax2[first / LK_NF4_NESTED_BLOCK] = m;
         float reciprocal = m == 0 ? 0.0f : 1.0f / m;
-        for (int64_t i = first; i < end; i++) absmax8[i] = m == 0 ? 0 : dynamic_code(clamp((absmax[i] - mean) * reciprocal));
+        for (int64_t i = first; i < end; i++) {
+            float v = clamp((absmax[i] - mean) * reciprocal);
+            absmax8[i] = m == 0 ? 0 : n >= LARGE ? codes[grid_index(v)] : dynamic_code(v);
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 
 enum {
     FEW = 8,                                            /* rows up to which a panel is made for the first-level cache, */
-    FEW_TILES = 16,                                     /* where rows are multiplied by tiles, */
+    FEW_TILES = 128,                                    /* where rows are multiplied by tiles, */
     FEW_BYTES = 16 << 10,                               /* of this size */
     MOST_ROWS = 512,                                    /* packed at a time */
     ROWS_BYTES = 1 << 20,                               /* of packed rows that one pass reads */

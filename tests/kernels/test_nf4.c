@@ -186,9 +186,33 @@ static void test_ranges(void **state)
     assert_memory_equal(codes[0] + 64, codes[1] + 64, sizeof codes[0] - 64);
 }
 
+/* Large inputs look codes up in a table, small ones search: the same codes. Differences of both signs and of few bits make every
+ * sum exact, so that the whole and its blocks have the same mean; each block holds the largest difference. */
+static void test_large(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 64, N = BLOCKS * LK_NF4_NESTED_BLOCK };
+    static float absmax[N];
+    static uint8_t whole[N], block[LK_NF4_NESTED_BLOCK];
+    float nested[BLOCKS], block_nested, offset;
+    check_random random = {3};
+    for (int i = 0; i < N; i += 2) {
+        float difference = (float)(i % LK_NF4_NESTED_BLOCK ? check_random_u64(&random) % 512 : 512) / 8192;
+        absmax[i] = 0.125f + difference;
+        absmax[i + 1] = 0.125f - difference;
+    }
+    lk_nf4_nest(whole, nested, &offset, absmax, N);
+    assert_true(offset == 0.125f);
+    for (int b = 0; b < BLOCKS; b++) {
+        lk_nf4_nest(block, &block_nested, &offset, absmax + b * LK_NF4_NESTED_BLOCK, LK_NF4_NESTED_BLOCK);
+        assert_true(offset == 0.125f && block_nested == nested[b]);
+        check_same_bits("codes of a block", block, whole + b * LK_NF4_NESTED_BLOCK, sizeof block);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_matrices), cmocka_unit_test(test_second_level_alone),
-                                       cmocka_unit_test(test_tables), cmocka_unit_test(test_ranges)};
+                                       cmocka_unit_test(test_tables), cmocka_unit_test(test_ranges), cmocka_unit_test(test_large)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
