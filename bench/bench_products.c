@@ -192,36 +192,45 @@ static void bench_tier(const settings *s, const ceilings *c, const char *tier, c
     lk_backend_close(r.be);
 }
 
+enum { MOST_PEERS = 24 }; /* copies of dense weights: enough that they come from memory too */
+
 typedef struct peer_run {
-    lk_peer *peer;
+    lk_peer *peers[MOST_PEERS];
+    int n_peers;
     const float *x;
     float *y;
 } peer_run;
 
 static void run_peer(void *context, int call)
 {
-    (void)call;
-    peer_run *r = context;
-    lk_peer_run(r->peer, r->y, r->x);
+    const peer_run *r = context;
+    lk_peer_run(r->peers[call % r->n_peers], r->y, r->x);
+}
+
+static void bench_peer(const settings *s, const layer *l, lk_peer_kind kind, int64_t rows)
+{
+    float *x = random_floats(rows * l->k), *y = random_floats(rows * l->n);
+    peer_run r = {.x = x, .y = y};
+    int64_t copies = ROTATE_BYTES / (l->n * l->k * 2) + 1;
+    if (copies > MOST_PEERS || kind == LK_PEER_OPENBLAS_F32) copies = kind == LK_PEER_OPENBLAS_F32 ? 1 : MOST_PEERS; /* it keeps no copy */
+    while (r.n_peers < copies && (r.peers[r.n_peers] = lk_peer_open(kind, rows, l->n, l->k, l->values, s->threads))) r.n_peers++;
+    if (r.n_peers) {
+        run_peer(&r, 0);
+        validate(l, y, x, rows, false);
+        double seconds = best_time(run_peer, &r, s->seconds);
+        printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name(kind), (long long)l->n, (long long)l->k, (long long)rows,
+               seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
+    }
+    for (int i = 0; i < r.n_peers; i++) lk_peer_close(r.peers[i]);
+    free(x);
+    free(y);
 }
 
 static void bench_peers(const settings *s, const layer *l)
 {
     for (int kind = 0; kind < LK_PEERS; kind++) {
         for (int i = 0; i < ROW_COUNTS; i++) {
-            int64_t rows = s->rows ? s->rows : row_counts[i];
-            float *x = random_floats(rows * l->k), *y = random_floats(rows * l->n);
-            peer_run r = {lk_peer_open((lk_peer_kind)kind, rows, l->n, l->k, l->values, s->threads), x, y};
-            if (r.peer) {
-                run_peer(&r, 0);
-                validate(l, y, x, rows, false);
-                double seconds = best_time(run_peer, &r, s->seconds);
-                printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name((lk_peer_kind)kind), (long long)l->n,
-                       (long long)l->k, (long long)rows, seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
-                lk_peer_close(r.peer);
-            }
-            free(x);
-            free(y);
+            bench_peer(s, l, (lk_peer_kind)kind, s->rows ? s->rows : row_counts[i]);
             if (s->rows) break;
         }
     }
