@@ -232,7 +232,7 @@ def reply(p, tok, question, limit=60):
 def main():
     arg = argparse.ArgumentParser()
     arg.add_argument("--out", type=pathlib.Path, required=True)
-    arg.add_argument("--steps", type=int, default=1800)
+    arg.add_argument("--steps", type=int, default=1000)
     arg.add_argument("--lr", type=float, default=3e-3)
     arg.add_argument("--threads", type=int, default=1)
     arg = arg.parse_args()
