@@ -9,9 +9,9 @@ rows with a mask that keeps them apart and positions that start again, as the tr
 project packs them. Questions that the demo keeps back for evaluation are taken out of the corpus,
 so that the demo's "unseen wording" is unseen by the base too.
 
-The size is set by the repository: model.safetensors stays under 4,000,000 bytes in bf16. Four
-layers of 192 beat eight of 128 on time and on 4-bit loss. AdamW alone reached the same loss in
-about twice the tokens. Needs torch, tokenizers, safetensors and numpy.
+The size is set by the repository: model.safetensors stays under 4,000,000 bytes in bf16. All
+widths are multiples of 64, so that NF4 blocks and matrix rows end together. A thousand steps are
+4.1 million tokens, a quarter of an hour on one free core. Needs torch, tokenizers and safetensors.
 """
 import argparse
 import json
