@@ -178,8 +178,14 @@ static void bench_lora(const bench *b, int64_t rows, int32_t adapters, int64_t n
     char shape[80];
     lk_lora lora[64];
     lk_segment segments[64];
+    bool serving = rows <= 32; /* with the factors a server has */
+    lk_dtype type = serving ? lk_backend_compute(b->be) : LK_F32;
     for (int32_t i = 0; i < adapters; i++) {
-        lora[i] = (lk_lora){numbers(b, rank * k), numbers(b, rank * n), numbers(b, rank * k), numbers(b, rank * n), LK_F32, rank, 0.01f};
+        lora[i] = (lk_lora){numbers(b, rank * k), numbers(b, rank * n), NULL, NULL, type, rank, 0.01f};
+        if (!serving) {
+            lora[i].da = numbers(b, rank * k);
+            lora[i].db = numbers(b, rank * n);
+        }
         segments[i] = (lk_segment){rows * i / adapters, rows * (i + 1) / adapters, i};
     }
     lora_bench l = {.b = b, .batch = {.n_tokens = rows, .n_segments = adapters, .segments = segments, .n_sites = 1, .n_adapters = adapters, .lora = lora}};
@@ -189,9 +195,10 @@ static void bench_lora(const bench *b, int64_t rows, int32_t adapters, int64_t n
     l.dx = tensor(b, rows, k);
     l.dropout = (lk_dropout){p, lk_philox_key_make(1, LK_STREAM_DROPOUT), 1};
     snprintf(shape, sizeof shape, "%lld rows, %d of rank %d, %lldx%lld%s", (long long)rows, adapters, rank, (long long)n, (long long)k, p > 0 ? ", dropout" : "");
-    double one = 2.0 * (double)rows * (double)rank * (double)(n + k), factors = 4.0 * (double)adapters * (double)rank * (double)(n + k);
-    if (wanted(b, "lora_forward")) line(b, "lora_forward", shape, best_time(b, lora_forward, &l), one, factors + 4.0 * (double)rows * (double)(k + 2 * n));
-    if (wanted(b, "lora_backward") && rows > 32) line(b, "lora_backward", shape, best_time(b, lora_backward, &l), 2 * one, 4.0 * (double)rows * (double)(3 * k + 2 * n));
+    double one = 2.0 * (double)rows * (double)rank * (double)(n + k), factors = (double)(lk_dtype_size(type) * adapters * rank * (n + k));
+    const char *name = serving ? "lora_serving" : "lora_forward";
+    if (wanted(b, name)) line(b, name, shape, best_time(b, lora_forward, &l), one, factors + 4.0 * (double)rows * (double)(k + 2 * n));
+    if (wanted(b, "lora_backward") && !serving) line(b, "lora_backward", shape, best_time(b, lora_backward, &l), 2 * one, 4.0 * (double)rows * (double)(3 * k + 2 * n));
     for (int32_t i = 0; i < adapters; i++) {
         union {
             const void *in;

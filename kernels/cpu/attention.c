@@ -88,7 +88,7 @@ size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *l)
     return (size_t)be->threads * (forward > backward ? forward : backward);
 }
 
-/* c[left_rows, right_rows] (+)= left * right over `depth` of the contraction. */
+/* c[left_rows, right_rows] (+)= left * right over `depth` of the contraction. Between lk_gemm_begin and lk_gemm_end. */
 static void product(const attention_args *a, float *c, int64_t ldc, const char *left, int64_t left_rows, const char *right, int64_t right_rows,
                     int64_t depth, bool add)
 {
@@ -105,7 +105,7 @@ static void product(const attention_args *a, float *c, int64_t ldc, const char *
                          .tiles = lk_tiles_along(depth),
                          .mode = add ? LK_GEMM_ADD : LK_GEMM_SET,
                          .partial = false};
-    lk_gemm_multiply(a->gemm, &pass);
+    a->gemm->multiply(&pass);
 }
 
 /* One key/value head of one document. */
@@ -118,6 +118,17 @@ typedef struct unit {
 
 static const float *head_of(const lk_tensor *t, int64_t row, int64_t head, int64_t head_dim) { return lk_row_of(t, row) + head * head_dim; }
 static float *head_out(const lk_tensor *t, int64_t row, int64_t head, int64_t head_dim) { return lk_row_of(t, row) + head * head_dim; }
+
+/* What n queries of block i see of key block j. */
+static void visible(const lk_attention_shape *s, int64_t i, int64_t j, int64_t n, int *first, int *last)
+{
+    bool all = j < i && s->window == 0;
+    for (int64_t r = 0; r < n; r++) {
+        first[r] = 0;
+        last[r] = BLOCK;
+        if (!all) lk_visible(s, i * BLOCK + r, j * BLOCK, &first[r], &last[r]);
+    }
+}
 
 static int64_t block_rows(const unit *u, int64_t block) { return smaller(BLOCK, u->length - block * BLOCK); }
 
@@ -156,7 +167,7 @@ static void forward_block(const unit *u, int64_t i, int64_t h)
     for (int64_t j = lk_first_block(a->shape, i * BLOCK); j <= i; j++) {
         int64_t keys = block_rows(u, j);
         product(a, s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
-        for (int64_t r = 0; r < n; r++) lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first[r], &last[r]);
+        visible(a->shape, i, j, n, first, last);
         a->rows->softmax(s, (int)n, first, last, a->shape->scale, top, sum, shrink);
         for (int64_t r = 0; r < n; r++)
             if (shrink[r] != 1.0f) a->rows->scale(out + r * D, shrink[r], D);
@@ -195,7 +206,7 @@ static void score_gradients(const unit *u, int64_t i, int64_t j, const query_sta
     int first[BLOCK], last[BLOCK];
     product(a, u->w.s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
     product(a, u->w.dp, BLOCK, u->w.dout_left, n, u->w.v_right + (size_t)j * u->head_panel, keys, D, false);
-    for (int64_t r = 0; r < n; r++) lk_visible(a->shape, i * BLOCK + r, j * BLOCK, &first[r], &last[r]);
+    visible(a->shape, i, j, n, first, last);
     a->rows->softmax_back(u->w.s, u->w.dp, (int)n, first, last, a->shape->scale, stats->lse, stats->delta);
 }
 
@@ -263,8 +274,10 @@ static void work(void *context, int64_t begin, int64_t end, int thread)
         u.head_panel = lk_carved(by_head(a->gemm, D));
         u.key_panel = lk_carved(by_key(a->gemm, D));
         lay_out(&u.w, a->scratch + (size_t)thread * a->thread_bytes, a->gemm, u.length, D, a->dq != NULL);
+        lk_gemm_begin(a->gemm);
         if (a->dq) backward_unit(&u);
         else forward_unit(&u, slice);
+        lk_gemm_end(a->gemm);
     }
 }
 

@@ -34,6 +34,12 @@ void lk_avx512_load_bf16(void *tile, const void *data, lk_dtype type, int64_t st
     __m512i *to = tile;
     __m512 factor = _mm512_set1_ps(scale);
     int64_t step = stride * lk_dtype_size(type);
+    if (type == LK_BF16 && scale == 1.0f) { /* adapters in serving: as they are */
+        __mmask32 mask = k >= 32 ? 0xffffffff : (__mmask32)((1u << k) - 1);
+        for (int i = 0; i < rows; i++, row += step) _mm512_store_si512(to + i, _mm512_maskz_loadu_epi16(mask, row));
+        for (int i = rows; i < LK_TILE_ROWS; i++) _mm512_store_si512(to + i, _mm512_setzero_si512());
+        return;
+    }
     for (int i = 0; i < rows; i++, row += step) {
         __m512 low = _mm512_mul_ps(values16(row, type, 0, k), factor), high = _mm512_mul_ps(values16(row, type, 16, k), factor);
         _mm512_store_si512(to + i, to_bf16(low, high));

@@ -12,7 +12,9 @@ enum {
     RANKS = 64,      /* columns of h or dh in a block */
     COLUMNS = 512,   /* columns of y or dx in a block */
     DEPTH = 512,     /* rows that one product of the factors' gradients sums over */
-    OWNED = 128      /* columns of the factors' gradients that one thread takes at a time */
+    OWNED = 128,     /* columns of the factors' gradients that one thread takes at a time */
+    FEW = 16,        /* rows up to which the factors go left */
+    FEW_COLUMNS = 64 /* of a left panel then */
 };
 
 typedef struct lora_args {
@@ -112,6 +114,44 @@ static const void *element(const lk_lora *l, const void *matrix, int64_t at) { r
 
 /* ---------------------------------------------------------------------------------------------- forward */
 
+/* c (+)= x w^T for a few rows, as in decoding with many adapters: then packing the factors is the work, and a left panel is packed with
+ * less of it. The bits are those of lk_gemm_product: left and right are told apart by their layout only. */
+static void few_rows(const lora_args *a, float *c, int64_t ldc, const block *b, int64_t depth, lk_factor x, lk_factor w, lk_gemm_mode mode)
+{
+    const lk_gemm *g = a->gemm;
+    char *left = gemm_scratch(a, b->thread), *right = left + lk_gemm_panel_bytes(g, FEW_COLUMNS, LK_GEMM_DEPTH);
+    lk_gemm_begin(g);
+    for (int64_t n = 0; n < b->columns; n += FEW_COLUMNS)
+        for (int64_t first = 0; first < depth; first += LK_GEMM_DEPTH) {
+            int64_t columns = smaller(FEW_COLUMNS, b->columns - n), along = smaller(LK_GEMM_DEPTH, depth - first);
+            int64_t pitch = (int64_t)lk_gemm_panel_bytes(g, 1, along);
+            lk_gemm_pack_left(g, left, w, n, columns, first, along);
+            if (n == 0 || depth > LK_GEMM_DEPTH) lk_gemm_pack_right(g, right, x, 0, b->rows, first, along);
+            lk_gemm_pass pass = {.c = c + n,
+                                 .down = 1,
+                                 .across = ldc,
+                                 .left = left,
+                                 .right = right,
+                                 .left_rows = columns,
+                                 .right_rows = b->rows,
+                                 .left_pitch = pitch,
+                                 .right_pitch = pitch,
+                                 .first = first / LK_TILE_DEPTH,
+                                 .tiles = lk_tiles_along(along),
+                                 .mode = mode,
+                                 .partial = first + along < depth,
+                                 .sums = (float *)(void *)(right + lk_gemm_panel_bytes(g, FEW, LK_GEMM_DEPTH))};
+            g->multiply(&pass);
+        }
+    lk_gemm_end(g);
+}
+
+static void multiply_rows(const lora_args *a, float *c, int64_t ldc, const block *b, int64_t depth, lk_factor x, lk_factor w, lk_gemm_mode mode)
+{
+    if (b->rows <= FEW) few_rows(a, c, ldc, b, depth, x, w, mode);
+    else lk_gemm_product(a->gemm, c, ldc, b->rows, b->columns, depth, x, w, mode, gemm_scratch(a, b->thread));
+}
+
 /* h = drop(x) A^T */
 static void shrink(const lora_args *a, const block *b)
 {
@@ -125,8 +165,7 @@ static void shrink(const lora_args *a, const block *b)
         }
         x = lk_factor_rows(dropped, LK_F32, width);
     }
-    lk_gemm_product(a->gemm, lk_row_of(a->h, b->row) + b->column, a->h->stride, b->rows, b->columns, width, x,
-                    lk_factor_rows(element(b->l, b->l->a, b->column * width), b->l->type, width), LK_GEMM_SET, gemm_scratch(a, b->thread));
+    multiply_rows(a, lk_row_of(a->h, b->row) + b->column, a->h->stride, b, width, x, lk_factor_rows(element(b->l, b->l->a, b->column * width), b->l->type, width), LK_GEMM_SET);
 }
 
 /* y += scale h B^T */
@@ -135,8 +174,7 @@ static void expand(const lora_args *a, const block *b)
     int64_t rank = b->l->rank;
     lk_factor h = lk_factor_rows(lk_row_of(a->h, b->row), LK_F32, a->h->stride);
     h.scale = b->l->scale;
-    lk_gemm_product(a->gemm, lk_row_of(a->y, b->row) + b->column, a->y->stride, b->rows, b->columns, rank, h,
-                    lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank), LK_GEMM_ADD, gemm_scratch(a, b->thread));
+    multiply_rows(a, lk_row_of(a->y, b->row) + b->column, a->y->stride, b, rank, h, lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank), LK_GEMM_ADD);
 }
 
 static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t dh_floats)

@@ -18,7 +18,7 @@ static const char *const all_tiers[] = {"reference", "portable", "avx2", "avx512
 enum { N_TIERS = 5 };
 
 /* Limits that cover every case of these tests. */
-static const lk_limits test_limits = {.tokens = 512, .width = 1200, .vocab = 2100, .rank = 256, .heads = 16, .kv_heads = 16, .head_dim = 256,
+static const lk_limits test_limits = {.tokens = 512, .width = 2500, .vocab = 2100, .rank = 256, .heads = 16, .kv_heads = 16, .head_dim = 256,
                                       .context = 1200, .training = true};
 
 /* NULL when this processor lacks the tier. */

@@ -193,42 +193,63 @@ static void test_bf16(void **state)
 
 /* ---- the row of one token in a batch of its own */
 
+static const lora_case company[] = {
+    {23, 64, 48, 0, {16, 8, 0, 4, 1}, 0.0f, LK_F32}, /* short segments */
+    {70, 96, 64, 0, {33, 17, 0, 256, 8}, 0.0f, LK_F32},
+    {20, 70, 2500, 0, {5, 3, 0, 70, 2}, 0.0f, LK_F32}, /* K in two passes, ranks in two blocks */
+    {20, 600, 130, 0, {5, 3, 0, 70, 2}, 0.0f, LK_BF16},
+};
+
+/* Every row of the fixture's batch against a batch of that row alone. */
+static void check_alone(lk_backend *be, const lora_case *c, const fixture *f)
+{
+    float *x = random_floats(81, c->rows * c->k, 1.0f), *y0 = random_floats(82, c->rows * c->n, 1.0f);
+    guarded gx = guarded_from(c->rows, c->k, 0, x), y = guarded_from(c->rows, c->n, 0, y0), h = guarded_make(c->rows, f->max_rank, 0);
+    OP(be, lk_lora_forward(be, &f->batch, SITE, &y.t, &gx.t, &h.t, NULL));
+    float *all = guarded_values("y", &y);
+    for (int64_t t = 0; t < c->rows; t++) {
+        int32_t adapter = f->batch.n_segments == 1 ? f->batch.segments[0].adapter : segment_of(f, t)->adapter;
+        lk_segment own = {0, 1, adapter};
+        lk_batch single = f->batch;
+        single.n_tokens = single.n_segments = 1;
+        single.segments = &own;
+        guarded one = guarded_from(1, c->n, 0, y0 + t * c->n);
+        lk_tensor tx = lk_tensor_rows(&gx.t, t, 1), th = lk_tensor_rows(&h.t, t, 1);
+        OP(be, lk_lora_forward(be, &single, SITE, &one.t, &tx, &th, NULL));
+        float *alone = guarded_values("y", &one);
+        check_same_bits("lora: a row alone", alone, all + t * c->n, (size_t)c->n * 4);
+        free(alone);
+        guarded_free(&one);
+    }
+    free(all);
+    free(x);
+    free(y0);
+    guarded_free(&gx);
+    guarded_free(&y);
+    guarded_free(&h);
+}
+
 static void test_alone(void **state)
 {
     (void)state;
-    const lora_case *c = &cases[2];
-    for (int tier = 0; tier < N_TIERS; tier++)
-        for (int compute = 0; compute < 2; compute++) {
-            lk_backend *be = open_tier(all_tiers[tier], 2, compute ? LK_BF16 : LK_F32);
-            if (!be) continue;
-            fixture f;
-            fixture_make(&f, c);
-            float *x = random_floats(81, c->rows * c->k, 1.0f), *y0 = random_floats(82, c->rows * c->n, 1.0f);
-            guarded gx = guarded_from(c->rows, c->k, 0, x), y = guarded_from(c->rows, c->n, 0, y0), h = guarded_make(c->rows, f.max_rank, 0);
-            OP(be, lk_lora_forward(be, &f.batch, SITE, &y.t, &gx.t, &h.t, NULL));
-            float *all = guarded_values("y", &y);
-            for (int64_t t = 0; t < c->rows; t++) {
-                lk_segment own = {0, 1, segment_of(&f, t)->adapter};
-                lk_batch single = f.batch;
-                single.n_tokens = single.n_segments = 1;
-                single.segments = &own;
-                guarded one = guarded_from(1, c->n, 0, y0 + t * c->n);
-                lk_tensor tx = lk_tensor_rows(&gx.t, t, 1), th = lk_tensor_rows(&h.t, t, 1);
-                OP(be, lk_lora_forward(be, &single, SITE, &one.t, &tx, &th, NULL));
-                float *alone = guarded_values("y", &one);
-                check_same_bits("lora: a row alone", alone, all + t * c->n, (size_t)c->n * 4);
-                free(alone);
-                guarded_free(&one);
+    for (int i = 0; i < (int)(sizeof company / sizeof *company); i++)
+        for (int tier = 0; tier < N_TIERS; tier++)
+            for (int compute = 0; compute < 2; compute++) {
+                lk_backend *be = open_tier(all_tiers[tier], 2, compute ? LK_BF16 : LK_F32);
+                if (!be) continue;
+                const lora_case *c = &company[i];
+                fixture f;
+                fixture_make(&f, c);
+                check_alone(be, c, &f);
+                for (int32_t adapter = 1; adapter <= 3; adapter += 2) { /* all rows in one segment: many rows take another way */
+                    lk_segment whole = {0, c->rows, adapter};
+                    f.batch.n_segments = 1;
+                    f.batch.segments = &whole;
+                    check_alone(be, c, &f);
+                }
+                fixture_free(&f);
+                lk_backend_close(be);
             }
-            free(all);
-            free(x);
-            free(y0);
-            guarded_free(&gx);
-            guarded_free(&y);
-            guarded_free(&h);
-            fixture_free(&f);
-            lk_backend_close(be);
-        }
 }
 
 /* ---- differences: the scalar sum(y * dy) as a function of x, A and B of adapter 1 */
