@@ -4,8 +4,8 @@
  *     bench_ops [--threads N] [--tier T] [--compute bf16|f32] [--only NAME] [--seconds S]
  *
  * GFLOP/s count multiplications and additions of the products that the operation is defined by (causal attention: the lower
- * triangle; backward five products of it); GB/s the bytes that must move once. The percentage is of the nearer ceiling. `--tier reference` is the
- * naive version, number 1 of every comparison. */
+ * triangle; backward five products of it); GB/s the bytes that must move once. The percentage is of the nearer ceiling. `--tier reference`
+ * is the naive version, number 1 of every comparison. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,8 +50,8 @@ static bool wanted(const bench *b, const char *name) { return !b->only || strstr
 static void line(const bench *b, const char *name, const char *shape, double seconds, double flops, double bytes)
 {
     double bound = fmax(flops / (b->peak * 1e9), bytes / (b->read * 1e9));
-    printf("%-22s %-34s %10.1f us %9.1f GFLOP/s %7.1f GB/s %5.1f%%\n", name, shape, seconds * 1e6, flops / seconds * 1e-9, bytes / seconds * 1e-9,
-           100 * bound / seconds);
+    printf("%-22s %-34s %10.1f us %9.1f GFLOP/s %7.1f GB/s %5.1f%%\n", name, shape, seconds * 1e6, flops / seconds * 1e-9,
+           bytes / seconds * 1e-9, 100 * bound / seconds);
     fflush(stdout);
 }
 
@@ -108,12 +108,15 @@ static void bench_attention(const bench *b, int64_t rows, int64_t heads, int64_t
 {
     char shape[80];
     int32_t starts[2] = {0, (int32_t)rows};
-    attention_bench a = {.b = b, .batch = {.n_tokens = rows, .n_docs = 1, .doc_starts = starts}, .shape = {heads, kv_heads, head_dim, 1.0f / sqrtf((float)head_dim), 0}};
+    attention_bench a = {.b = b,
+                         .batch = {.n_tokens = rows, .n_docs = 1, .doc_starts = starts},
+                         .shape = {heads, kv_heads, head_dim, 1.0f / sqrtf((float)head_dim), 0}};
     lk_tensor *wide[] = {&a.q, &a.o, &a.dq}, *narrow[] = {&a.k, &a.v, &a.dk, &a.dv};
     for (int i = 0; i < 3; i++) *wide[i] = tensor(b, rows, heads * head_dim);
     for (int i = 0; i < 4; i++) *narrow[i] = tensor(b, rows, kv_heads * head_dim);
     a.lse = numbers(b, rows * heads);
-    snprintf(shape, sizeof shape, "%lld rows, %lld/%lld heads of %lld", (long long)rows, (long long)heads, (long long)kv_heads, (long long)head_dim);
+    snprintf(shape, sizeof shape, "%lld rows, %lld/%lld heads of %lld", (long long)rows, (long long)heads, (long long)kv_heads,
+             (long long)head_dim);
     double product = (double)rows * (double)(rows + 1) * (double)(heads * head_dim); /* of one product over the triangle */
     if (wanted(b, "attention")) line(b, "attention", shape, best_time(b, forward, &a), 2 * product, 0);
     if (wanted(b, "attention_backward")) line(b, "attention_backward", shape, best_time(b, backward, &a), 5 * product, 0);
@@ -132,18 +135,22 @@ static void bench_paged(const bench *b, int64_t sequences, int64_t count, int64_
     if (!s || !pages) exit(1);
     for (int64_t i = 0; i < sequences * each; i++) pages[i] = (int32_t)i;
     for (int64_t i = 0; i < sequences; i++) s[i] = (lk_sequence){i * count, count, length, pages + i * each};
-    attention_bench a = {.b = b, .batch = {.n_tokens = rows, .n_sequences = sequences, .sequences = s}, .shape = {heads, kv_heads, head_dim, 1.0f / sqrtf((float)head_dim), 0}};
+    attention_bench a = {.b = b,
+                         .batch = {.n_tokens = rows, .n_sequences = sequences, .sequences = s},
+                         .shape = {heads, kv_heads, head_dim, 1.0f / sqrtf((float)head_dim), 0}};
     a.q = tensor(b, rows, heads * head_dim);
     a.o = tensor(b, rows, heads * head_dim);
     a.k = tensor(b, rows, kv_heads * head_dim);
     a.v = tensor(b, rows, kv_heads * head_dim);
-    check(b, lk_kv_create(b->be, &a.kv, &(lk_kv_shape){1, (int32_t)kv_heads, (int32_t)head_dim, PAGE, (int32_t)(sequences * each), LK_BF16}));
-    snprintf(shape, sizeof shape, "%lld x %lld of %lld, %lld/%lld heads of %lld", (long long)sequences, (long long)count, (long long)length, (long long)heads,
-             (long long)kv_heads, (long long)head_dim);
+    check(b,
+          lk_kv_create(b->be, &a.kv, &(lk_kv_shape){1, (int32_t)kv_heads, (int32_t)head_dim, PAGE, (int32_t)(sequences * each), LK_BF16}));
+    snprintf(shape, sizeof shape, "%lld x %lld of %lld, %lld/%lld heads of %lld", (long long)sequences, (long long)count, (long long)length,
+             (long long)heads, (long long)kv_heads, (long long)head_dim);
     double seen = (double)count * ((double)length - 0.5 * (double)(count - 1));
     double bytes = (double)sequences * (double)length * (double)(kv_heads * head_dim) * 4.0;
     if (wanted(b, "kv_write")) line(b, "kv_write", shape, best_time(b, written, &a), 0, (double)(rows * kv_heads * head_dim) * 12.0);
-    if (wanted(b, "paged_attention")) line(b, "paged_attention", shape, best_time(b, paged, &a), 4.0 * (double)sequences * seen * (double)(heads * head_dim), bytes);
+    if (wanted(b, "paged_attention"))
+        line(b, "paged_attention", shape, best_time(b, paged, &a), 4.0 * (double)sequences * seen * (double)(heads * head_dim), bytes);
     lk_kv_destroy(b->be, a.kv);
     lk_tensor *all[] = {&a.q, &a.o, &a.k, &a.v};
     for (int i = 0; i < 4; i++) lk_free(b->be, all[i]->data);
@@ -188,17 +195,21 @@ static void bench_lora(const bench *b, int64_t rows, int32_t adapters, int64_t n
         }
         segments[i] = (lk_segment){rows * i / adapters, rows * (i + 1) / adapters, i};
     }
-    lora_bench l = {.b = b, .batch = {.n_tokens = rows, .n_segments = adapters, .segments = segments, .n_sites = 1, .n_adapters = adapters, .lora = lora}};
+    lora_bench l = {
+        .b = b,
+        .batch = {.n_tokens = rows, .n_segments = adapters, .segments = segments, .n_sites = 1, .n_adapters = adapters, .lora = lora}};
     l.x = tensor(b, rows, k);
     l.y = tensor(b, rows, n);
     l.h = tensor(b, rows, rank);
     l.dx = tensor(b, rows, k);
     l.dropout = (lk_dropout){p, lk_philox_key_make(1, LK_STREAM_DROPOUT), 1};
-    snprintf(shape, sizeof shape, "%lld rows, %d of rank %d, %lldx%lld%s", (long long)rows, adapters, rank, (long long)n, (long long)k, p > 0 ? ", dropout" : "");
+    snprintf(shape, sizeof shape, "%lld rows, %d of rank %d, %lldx%lld%s", (long long)rows, adapters, rank, (long long)n, (long long)k,
+             p > 0 ? ", dropout" : "");
     double one = 2.0 * (double)rows * (double)rank * (double)(n + k), factors = (double)(lk_dtype_size(type) * adapters * rank * (n + k));
     const char *name = serving ? "lora_serving" : "lora_forward";
     if (wanted(b, name)) line(b, name, shape, best_time(b, lora_forward, &l), one, factors + 4.0 * (double)rows * (double)(k + 2 * n));
-    if (wanted(b, "lora_backward") && !serving) line(b, "lora_backward", shape, best_time(b, lora_backward, &l), 2 * one, 4.0 * (double)rows * (double)(3 * k + 2 * n));
+    if (wanted(b, "lora_backward") && !serving)
+        line(b, "lora_backward", shape, best_time(b, lora_backward, &l), 2 * one, 4.0 * (double)rows * (double)(3 * k + 2 * n));
     for (int32_t i = 0; i < adapters; i++) {
         union {
             const void *in;
@@ -240,7 +251,8 @@ static void adamw(void *context)
 {
     small_bench *s = context;
     int64_t n = s->x.rows * s->x.cols / 2;
-    check(s->b, lk_adamw(s->b->be, s->x.data, s->y.data, s->z.data, (float *)s->y.data + n, n, &(lk_adamw_step){1e-9f, 0.9f, 0.999f, 1e-8f, 0, 5, 1}));
+    check(s->b, lk_adamw(s->b->be, s->x.data, s->y.data, s->z.data, (float *)s->y.data + n, n,
+                         &(lk_adamw_step){1e-9f, 0.9f, 0.999f, 1e-8f, 0, 5, 1}));
 }
 
 static void loss(void *context)
@@ -286,7 +298,8 @@ static void bench_small(const bench *b, int64_t rows, int64_t width, int64_t ffn
     if (wanted(b, "adamw")) line(b, "adamw", shape, best_time(b, adamw, &s), 0, 14.0 * (double)(rows * ffn));
     lk_free(b->be, s.z.data);
     s.z = tensor(b, 1, vocab);
-    for (int64_t i = 0; i < vocab; i++) ((float *)s.z.data)[i] = 24.0f * powf(((float *)s.z.data)[i], 9.0f); /* a few likely tokens, as a trained model has */
+    for (int64_t i = 0; i < vocab; i++)
+        ((float *)s.z.data)[i] = 24.0f * powf(((float *)s.z.data)[i], 9.0f); /* a few likely tokens, as a trained model has */
     s.request = (lk_sample_request){.temperature = 0.8f, .top_p = 0.95f, .repetition_penalty = 1.0f, .n_logprobs = -1};
     snprintf(shape, sizeof shape, "vocabulary %lld, top-p", (long long)vocab);
     if (wanted(b, "sample")) line(b, "sample", shape, best_time(b, sample, &s), 0, 4.0 * (double)vocab);
@@ -303,11 +316,16 @@ int main(int argc, char **argv)
     bench b = {.seconds = 0.5};
     lk_backend_options options = {.device = "cpu", .compute = LK_BF16};
     for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--threads") == 0) options.threads = atoi(argv[i + 1]);
-        else if (strcmp(argv[i], "--tier") == 0) options.cpu_tier = argv[i + 1];
-        else if (strcmp(argv[i], "--compute") == 0) options.compute = strcmp(argv[i + 1], "f32") == 0 ? LK_F32 : LK_BF16;
-        else if (strcmp(argv[i], "--only") == 0) b.only = argv[i + 1];
-        else if (strcmp(argv[i], "--seconds") == 0) b.seconds = atof(argv[i + 1]);
+        if (strcmp(argv[i], "--threads") == 0)
+            options.threads = atoi(argv[i + 1]);
+        else if (strcmp(argv[i], "--tier") == 0)
+            options.cpu_tier = argv[i + 1];
+        else if (strcmp(argv[i], "--compute") == 0)
+            options.compute = strcmp(argv[i + 1], "f32") == 0 ? LK_F32 : LK_BF16;
+        else if (strcmp(argv[i], "--only") == 0)
+            b.only = argv[i + 1];
+        else if (strcmp(argv[i], "--seconds") == 0)
+            b.seconds = atof(argv[i + 1]);
     }
     lk_error err = {0};
     lk_pool *pool;
@@ -320,8 +338,8 @@ int main(int argc, char **argv)
     double f32 = lk_ceiling_f32(pool), dp = lk_ceiling_dpbf16(pool), amx = lk_ceiling_amx(pool);
     const char *name = lk_backend_name(b.be);
     b.peak = options.compute == LK_F32 ? f32 : strstr(name, "amx") ? amx : strstr(name, "avx512") ? dp : f32;
-    printf("%s, %d threads, %s; read %.1f GB/s, peak %.0f GFLOP/s (fp32 %.0f)\n", name, lk_backend_threads(b.be), lk_dtype_name(options.compute), b.read,
-           b.peak, f32);
+    printf("%s, %d threads, %s; read %.1f GB/s, peak %.0f GFLOP/s (fp32 %.0f)\n", name, lk_backend_threads(b.be),
+           lk_dtype_name(options.compute), b.read, b.peak, f32);
     lk_pool_destroy(pool);
     bench_attention(&b, 1024, 12, 4, 64);
     bench_attention(&b, 2048, 32, 8, 128);

@@ -72,7 +72,7 @@ struct lk_backend {
     lk_dtype compute, act;
     int threads;
     char name[64];
-    lk_error error;                /* of the last operation that failed */
+    lk_error error;                   /* of the last operation that failed */
     size_t allocated, allocated_peak; /* kept through lk_backend_account */
 };
 

@@ -4,14 +4,11 @@
  * LK_ERR_INTERNAL, except an operation that the backend lacks. */
 #include "kernels/backend.h"
 
-static lk_status bad(lk_backend *be, const char *op, const char *what)
-{
-    return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s", op, what);
-}
+static lk_status bad(lk_backend *be, const char *op, const char *what) { return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: %s", op, what); }
 
-#define NEED(entry)                                                                                                        \
-    do {                                                                                                                   \
-        if (!be->ops->entry)                                                                                               \
+#define NEED(entry)                                                                                                              \
+    do {                                                                                                                         \
+        if (!be->ops->entry)                                                                                                     \
             return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "%s: the backend %s does not have this operation", #entry, be->name); \
     } while (0)
 
@@ -89,8 +86,9 @@ static lk_status check_sequences(lk_backend *be, const lk_batch *b)
     for (int64_t s = 0; s < b->n_sequences; s++) {
         const lk_sequence *q = &b->sequences[s];
         if (q->begin != row || q->count < 1 || q->length < q->count || !q->pages)
-            return lk_fail(&be->error, LK_ERR_INTERNAL, "batch_begin: sequence %lld begins at row %lld (wanted %lld) with %lld of %lld tokens",
-                           (long long)s, (long long)q->begin, (long long)row, (long long)q->count, (long long)q->length);
+            return lk_fail(&be->error, LK_ERR_INTERNAL,
+                           "batch_begin: sequence %lld begins at row %lld (wanted %lld) with %lld of %lld tokens", (long long)s,
+                           (long long)q->begin, (long long)row, (long long)q->count, (long long)q->length);
         row += q->count;
     }
     if (b->n_sequences && row != b->n_tokens) return bad(be, "batch_begin", "sequences do not cover the rows");
@@ -103,8 +101,9 @@ static lk_status check_segments(lk_backend *be, const lk_batch *b)
     for (int64_t s = 0; s < b->n_segments; s++) {
         const lk_segment *g = &b->segments[s];
         if (g->begin != row || g->end < g->begin || g->adapter < -1 || g->adapter >= b->n_adapters)
-            return lk_fail(&be->error, LK_ERR_INTERNAL, "batch_begin: segment %lld is rows %lld..%lld (wanted to begin at %lld) of adapter %d of %d",
-                           (long long)s, (long long)g->begin, (long long)g->end, (long long)row, g->adapter, b->n_adapters);
+            return lk_fail(&be->error, LK_ERR_INTERNAL,
+                           "batch_begin: segment %lld is rows %lld..%lld (wanted to begin at %lld) of adapter %d of %d", (long long)s,
+                           (long long)g->begin, (long long)g->end, (long long)row, g->adapter, b->n_adapters);
         row = g->end;
     }
     if (b->n_segments && row != b->n_tokens) return bad(be, "batch_begin", "segments do not cover the rows");
@@ -122,7 +121,8 @@ lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch)
 
 /* ---------------------------------------------------------------------------------------------- LoRA */
 
-static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batch, int32_t site, const lk_tensor *h, const lk_dropout *dropout)
+static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batch, int32_t site, const lk_tensor *h,
+                            const lk_dropout *dropout)
 {
     if (batch->n_segments > 0 && (!batch->segments || site < 0 || site >= batch->n_sites))
         return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: site %d of %d", op, site, batch->n_sites);
@@ -135,7 +135,8 @@ static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batc
         if (l->rank < 0 || l->rank > h->cols || !l->a || !l->b || (l->type != LK_F32 && l->type != LK_BF16))
             return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: site %d, adapter %d: rank %d for h of %lld columns, or no factors", op, site,
                            batch->segments[s].adapter, l->rank, (long long)h->cols);
-        if ((l->da != NULL) != (l->db != NULL) || (l->da && l->type != LK_F32)) return bad(be, op, "gradients need f32 factors and come in pairs");
+        if ((l->da != NULL) != (l->db != NULL) || (l->da && l->type != LK_F32))
+            return bad(be, op, "gradients need f32 factors and come in pairs");
     }
     return LK_OK;
 }
@@ -152,8 +153,8 @@ lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, c
     return be->ops->lora_forward(be, batch, site, y, x, h, dropout);
 }
 
-lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x,
-                           const lk_tensor *h, const lk_dropout *dropout)
+lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                           const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
 {
     NEED(lora_backward);
     if (!batch || !dy || !x || !h) return bad(be, "lora_backward", "an argument is missing");
@@ -258,8 +259,8 @@ static lk_status check_heads(lk_backend *be, const char *op, const lk_attention_
     return LK_OK;
 }
 
-lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse, const lk_tensor *q,
-                       const lk_tensor *k, const lk_tensor *v)
+lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
+                       const lk_tensor *q, const lk_tensor *k, const lk_tensor *v)
 {
     NEED(attention);
     LK_TRY(check_heads(be, "attention", shape));
@@ -272,9 +273,9 @@ lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention
     return be->ops->attention(be, batch, shape, o, lse, q, k, v);
 }
 
-lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq, const lk_tensor *dk,
-                                const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse, const lk_tensor *q,
-                                const lk_tensor *k, const lk_tensor *v)
+lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
+                                const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
+                                const lk_tensor *q, const lk_tensor *k, const lk_tensor *v)
 {
     NEED(attention_backward);
     const char *op = "attention_backward";
@@ -302,7 +303,10 @@ static lk_status check_kv_shape(lk_backend *be, const lk_kv_shape *s)
     return LK_OK;
 }
 
-size_t lk_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape) { return be->ops->kv_page_bytes ? be->ops->kv_page_bytes(be, shape) : 0; }
+size_t lk_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape)
+{
+    return be->ops->kv_page_bytes ? be->ops->kv_page_bytes(be, shape) : 0;
+}
 
 lk_status lk_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape)
 {
@@ -326,7 +330,8 @@ static lk_status check_pages(lk_backend *be, const char *op, const lk_batch *bat
         int64_t n = (q->length + kv->shape.page_tokens - 1) / kv->shape.page_tokens;
         for (int64_t p = 0; p < n; p++)
             if (q->pages[p] < 0 || q->pages[p] >= kv->shape.n_pages)
-                return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: sequence %lld names page %d of %d", op, (long long)s, q->pages[p], kv->shape.n_pages);
+                return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: sequence %lld names page %d of %d", op, (long long)s, q->pages[p],
+                               kv->shape.n_pages);
     }
     return LK_OK;
 }

@@ -23,7 +23,7 @@ typedef struct attention_args {
     const lk_tensor *q, *k, *v, *o, *dout, *dq, *dk, *dv;
     float *lse;          /* forward */
     const float *lse_in; /* backward */
-    char *scratch; /* per thread */
+    char *scratch;       /* per thread */
     size_t thread_bytes;
     int threads;
     int64_t slices; /* of the query blocks of a unit */
@@ -31,10 +31,10 @@ typedef struct attention_args {
 
 /* The scratch of one thread. Panels of key block j begin at j times their size. */
 typedef struct workspace {
-    char *k_right, *v_right;  /* [keys, D] */
+    char *k_right, *v_right;   /* [keys, D] */
     char *k_turned, *v_turned; /* [D, keys] */
     char *q_left, *dout_left, *q_turned, *dout_turned;
-    char *p_left; /* 64 x 64 */
+    char *p_left;        /* 64 x 64 */
     float *s, *dp, *sum; /* [64, 64], [64, 64], [64, D] */
     float *dk, *dv;      /* [rows of the document, D] */
 } workspace;
@@ -89,8 +89,8 @@ size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *l)
 }
 
 /* c[left_rows, right_rows] (+)= left * right over `depth` of the contraction. Between lk_gemm_begin and lk_gemm_end. */
-static void product(const attention_args *a, float *c, int64_t ldc, const char *left, int64_t left_rows, const char *right, int64_t right_rows,
-                    int64_t depth, bool add)
+static void product(const attention_args *a, float *c, int64_t ldc, const char *left, int64_t left_rows, const char *right,
+                    int64_t right_rows, int64_t depth, bool add)
 {
     int64_t pitch = (int64_t)lk_gemm_panel_bytes(a->gemm, 1, depth);
     lk_gemm_pass pass = {.c = c,
@@ -275,8 +275,10 @@ static void work(void *context, int64_t begin, int64_t end, int thread)
         u.key_panel = lk_carved(by_key(a->gemm, D));
         lay_out(&u.w, a->scratch + (size_t)thread * a->thread_bytes, a->gemm, u.length, D, a->dq != NULL);
         lk_gemm_begin(a->gemm);
-        if (a->dq) backward_unit(&u);
-        else forward_unit(&u, slice);
+        if (a->dq)
+            backward_unit(&u);
+        else
+            forward_unit(&u, slice);
         lk_gemm_end(a->gemm);
     }
 }
@@ -313,6 +315,7 @@ lk_status lk_cpu_attention_backward(lk_backend *be, const lk_batch *batch, const
                                     const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
                                     const lk_tensor *q, const lk_tensor *k, const lk_tensor *v)
 {
-    attention_args a = {.batch = batch, .shape = shape, .q = q, .k = k, .v = v, .o = o, .dout = dout, .dq = dq, .dk = dk, .dv = dv, .lse_in = lse};
+    attention_args a = {
+        .batch = batch, .shape = shape, .q = q, .k = k, .v = v, .o = o, .dout = dout, .dq = dq, .dk = dk, .dv = dv, .lse_in = lse};
     return run(be, &a, "attention_backward");
 }

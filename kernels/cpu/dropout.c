@@ -90,14 +90,17 @@ __attribute__((target("avx2"))) static int64_t factors_avx2(float *factors, cons
 
 #endif
 
-void lk_dropout_factors(float *factors, lk_cpu_tier tier, const lk_dropout *d, int32_t site, int64_t t, int64_t width, int64_t first, int64_t count)
+void lk_dropout_factors(float *factors, lk_cpu_tier tier, const lk_dropout *d, int32_t site, int64_t t, int64_t width, int64_t first,
+                        int64_t count)
 {
     mask m = {.key = d->key, .counter = d->counter, .least = (uint32_t)ceil((double)d->p * 0x1p24), .kept = 1.0f / (1.0f - d->p)};
     m.place = ((uint64_t)(uint32_t)site << 44 | (uint64_t)t * (uint64_t)((width + 3) / 4)) + (uint64_t)first / 4;
     int64_t done = 0;
 #if defined(__x86_64__)
-    if (tier >= LK_CPU_AVX512) done = factors_avx512(factors, &m, count);
-    else if (tier >= LK_CPU_AVX2) done = factors_avx2(factors, &m, count);
+    if (tier >= LK_CPU_AVX512)
+        done = factors_avx512(factors, &m, count);
+    else if (tier >= LK_CPU_AVX2)
+        done = factors_avx2(factors, &m, count);
 #endif
     (void)tier;
     m.place += (uint64_t)done / 4;

@@ -11,6 +11,7 @@
 
 static inline bool lk_dropout_active(const lk_dropout *d) { return d && d->p > 0.0f; }
 
-void lk_dropout_factors(float *factors, lk_cpu_tier tier, const lk_dropout *d, int32_t site, int64_t t, int64_t width, int64_t first, int64_t count);
+void lk_dropout_factors(float *factors, lk_cpu_tier tier, const lk_dropout *d, int32_t site, int64_t t, int64_t width, int64_t first,
+                        int64_t count);
 
 #endif

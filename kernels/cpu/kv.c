@@ -6,7 +6,8 @@
 size_t lk_cpu_kv_page_bytes(const lk_backend *be, const lk_kv_shape *s)
 {
     (void)be;
-    return (size_t)2 * (size_t)s->n_layers * (size_t)s->kv_heads * (size_t)s->page_tokens * (size_t)s->head_dim * (size_t)lk_dtype_size(s->type);
+    return (size_t)2 * (size_t)s->n_layers * (size_t)s->kv_heads * (size_t)s->page_tokens * (size_t)s->head_dim *
+           (size_t)lk_dtype_size(s->type);
 }
 
 lk_status lk_cpu_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape)
@@ -38,8 +39,10 @@ typedef struct write_args {
 
 static inline void store(void *data, lk_dtype type, int64_t at, float value)
 {
-    if (type == LK_F32) ((float *)data)[at] = value;
-    else ((uint16_t *)data)[at] = lk_f32_to_bf16(value);
+    if (type == LK_F32)
+        ((float *)data)[at] = value;
+    else
+        ((uint16_t *)data)[at] = lk_f32_to_bf16(value);
 }
 
 /* Rows [begin, end) of one sequence. */

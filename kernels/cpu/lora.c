@@ -34,9 +34,15 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t pieces(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
-static size_t dropout_bytes(int64_t width) { return lk_carved((size_t)larger(ROWS * width, DEPTH * OWNED + width) * 4 + (size_t)width * 4); }
+static size_t dropout_bytes(int64_t width)
+{
+    return lk_carved((size_t)larger(ROWS * width, DEPTH * OWNED + width) * 4 + (size_t)width * 4);
+}
 
-static size_t thread_bytes(const lk_gemm *g, int64_t width, bool dropout) { return lk_carved(lk_gemm_scratch_bytes(g)) + (dropout ? dropout_bytes(width) : 0); }
+static size_t thread_bytes(const lk_gemm *g, int64_t width, bool dropout)
+{
+    return lk_carved(lk_gemm_scratch_bytes(g)) + (dropout ? dropout_bytes(width) : 0);
+}
 
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *l)
 {
@@ -146,10 +152,13 @@ static void few_rows(const lora_args *a, float *c, int64_t ldc, const block *b, 
     lk_gemm_end(g);
 }
 
-static void multiply_rows(const lora_args *a, float *c, int64_t ldc, const block *b, int64_t depth, lk_factor x, lk_factor w, lk_gemm_mode mode)
+static void multiply_rows(const lora_args *a, float *c, int64_t ldc, const block *b, int64_t depth, lk_factor x, lk_factor w,
+                          lk_gemm_mode mode)
 {
-    if (b->rows <= FEW) few_rows(a, c, ldc, b, depth, x, w, mode);
-    else lk_gemm_product(a->gemm, c, ldc, b->rows, b->columns, depth, x, w, mode, gemm_scratch(a, b->thread));
+    if (b->rows <= FEW)
+        few_rows(a, c, ldc, b, depth, x, w, mode);
+    else
+        lk_gemm_product(a->gemm, c, ldc, b->rows, b->columns, depth, x, w, mode, gemm_scratch(a, b->thread));
 }
 
 /* h = drop(x) A^T */
@@ -165,7 +174,8 @@ static void shrink(const lora_args *a, const block *b)
         }
         x = lk_factor_rows(dropped, LK_F32, width);
     }
-    multiply_rows(a, lk_row_of(a->h, b->row) + b->column, a->h->stride, b, width, x, lk_factor_rows(element(b->l, b->l->a, b->column * width), b->l->type, width), LK_GEMM_SET);
+    multiply_rows(a, lk_row_of(a->h, b->row) + b->column, a->h->stride, b, width, x,
+                  lk_factor_rows(element(b->l, b->l->a, b->column * width), b->l->type, width), LK_GEMM_SET);
 }
 
 /* y += scale h B^T */
@@ -174,7 +184,8 @@ static void expand(const lora_args *a, const block *b)
     int64_t rank = b->l->rank;
     lk_factor h = lk_factor_rows(lk_row_of(a->h, b->row), LK_F32, a->h->stride);
     h.scale = b->l->scale;
-    multiply_rows(a, lk_row_of(a->y, b->row) + b->column, a->y->stride, b, rank, h, lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank), LK_GEMM_ADD);
+    multiply_rows(a, lk_row_of(a->y, b->row) + b->column, a->y->stride, b, rank, h,
+                  lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank), LK_GEMM_ADD);
 }
 
 static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t dh_floats)
@@ -190,8 +201,8 @@ static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t d
     return LK_OK;
 }
 
-lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
-                              const lk_dropout *dropout)
+lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_tensor *h, const lk_dropout *dropout)
 {
     lora_args a = {.batch = batch, .site = site, .x = x, .y = y, .h = h, .dropout = dropout};
     LK_TRY(prepare(be, &a, "lora_forward", 0));
@@ -218,8 +229,8 @@ static void expand_back(const lora_args *a, const block *b)
     lk_factor dh = lk_factor_rows(a->dh + b->row * a->ldh, LK_F32, a->ldh);
     lk_factor columns = lk_factor_columns(element(b->l, b->l->a, b->column), b->l->type, width);
     if (!a->dropout) {
-        lk_gemm_product(a->gemm, lk_row_of(a->dx, b->row) + b->column, a->dx->stride, b->rows, b->columns, b->l->rank, dh, columns, LK_GEMM_ADD,
-                        gemm_scratch(a, b->thread));
+        lk_gemm_product(a->gemm, lk_row_of(a->dx, b->row) + b->column, a->dx->stride, b->rows, b->columns, b->l->rank, dh, columns,
+                        LK_GEMM_ADD, gemm_scratch(a, b->thread));
         return;
     }
     float *product = dropout_buffer(a, b->thread), *factors = product + ROWS * width;
@@ -254,8 +265,8 @@ static void own_da(const lora_args *a, const lk_lora *l, const lk_segment *g, in
             }
             x = lk_factor_columns(dropped, LK_F32, OWNED);
         }
-        lk_gemm_product(a->gemm, l->da + k, a->x->cols, l->rank, count, rows, lk_factor_columns(a->dh + row * a->ldh, LK_F32, a->ldh), x, LK_GEMM_ADD,
-                        gemm_scratch(a, thread));
+        lk_gemm_product(a->gemm, l->da + k, a->x->cols, l->rank, count, rows, lk_factor_columns(a->dh + row * a->ldh, LK_F32, a->ldh), x,
+                        LK_GEMM_ADD, gemm_scratch(a, thread));
     }
 }
 
@@ -268,8 +279,10 @@ static void factor_gradients(void *context, int64_t begin, int64_t end, int thre
             const lk_lora *l = segment_lora(a, s);
             const lk_segment *g = &a->batch->segments[s];
             if (!l || !l->da || g->begin == g->end) continue;
-            if (i < of_b) own_db(a, l, g, i * OWNED, smaller(OWNED, a->y->cols - i * OWNED), thread);
-            else own_da(a, l, g, (i - of_b) * OWNED, smaller(OWNED, a->x->cols - (i - of_b) * OWNED), thread);
+            if (i < of_b)
+                own_db(a, l, g, i * OWNED, smaller(OWNED, a->y->cols - i * OWNED), thread);
+            else
+                own_da(a, l, g, (i - of_b) * OWNED, smaller(OWNED, a->x->cols - (i - of_b) * OWNED), thread);
         }
 }
 

@@ -86,8 +86,15 @@ lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk
     int64_t most = chunk_rows(head->n, x->rows);
     void *rest;
     LK_TRY(lk_cpu_scratch(be, "linear_loss", scratch_for(be, most, head->n, head->k), &rest));
-    loss_args a = {.rows = lk_rows_get(lk_cpu_of(be)->tier), .vocab = head->n, .width = head->k, .nll = nll, .hits = hits, .in = x, .out = dx,
-                   .labels = labels, .grad_scale = grad_scale};
+    loss_args a = {.rows = lk_rows_get(lk_cpu_of(be)->tier),
+                   .vocab = head->n,
+                   .width = head->k,
+                   .nll = nll,
+                   .hits = hits,
+                   .in = x,
+                   .out = dx,
+                   .labels = labels,
+                   .grad_scale = grad_scale};
     a.logits = lk_carve(&rest, (size_t)(most * a.vocab) * 4);
     a.x = lk_carve(&rest, (size_t)(most * a.width) * 4);
     a.dx = lk_carve(&rest, (size_t)(most * a.width) * 4);

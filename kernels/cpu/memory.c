@@ -11,7 +11,7 @@ enum { HEADER = 64, LARGE = 2 << 20 };
 
 /* Lies right before the pointer that callers see; HEADER keeps that pointer 64-byte aligned. */
 typedef struct block {
-    size_t bytes; /* what the caller asked for */
+    size_t bytes;  /* what the caller asked for */
     size_t mapped; /* length of the mapping, or 0 for the heap */
 } block;
 
@@ -23,8 +23,10 @@ lk_status lk_cpu_alloc(lk_backend *be, size_t bytes, void **out)
     if (bytes >= LARGE) {
         mapped = bytes + HEADER;
         p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) p = NULL;
-        else (void)madvise(p, mapped, MADV_HUGEPAGE); /* advice only */
+        if (p == MAP_FAILED)
+            p = NULL;
+        else
+            (void)madvise(p, mapped, MADV_HUGEPAGE); /* advice only */
     } else {
         size_t size = (bytes + HEADER + 63) / 64 * 64;
         p = aligned_alloc(64, size);
@@ -41,8 +43,10 @@ void lk_cpu_free(lk_backend *be, void *pointer)
 {
     block *b = (block *)(void *)((char *)pointer - HEADER);
     lk_backend_account(be, 0, b->bytes);
-    if (b->mapped) munmap(b, b->mapped);
-    else free(b);
+    if (b->mapped)
+        munmap(b, b->mapped);
+    else
+        free(b);
 }
 
 lk_status lk_cpu_upload(lk_backend *be, void *device, const void *host, size_t bytes) { return lk_cpu_copy(be, device, host, bytes); }

@@ -51,7 +51,8 @@ lk_status lk_cpu_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_
                                   const float *rstd, bool accumulate)
 {
     const lk_cpu *cpu = lk_cpu_of(be);
-    norm_args args = {.rows = lk_rows_get(cpu->tier), .y = dx, .x = x, .dy = dy, .weight = weight, .rstd_in = rstd, .accumulate = accumulate};
+    norm_args args = {
+        .rows = lk_rows_get(cpu->tier), .y = dx, .x = x, .dy = dy, .weight = weight, .rstd_in = rstd, .accumulate = accumulate};
     lk_pool_run(cpu->pool, x->rows, lk_cpu_grain(x->cols), backward, &args);
     return LK_OK;
 }

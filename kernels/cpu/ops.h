@@ -29,8 +29,8 @@ lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_
 
 lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                              const int32_t *labels, float grad_scale);
-lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
-                              const lk_dropout *dropout);
+lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_tensor *h, const lk_dropout *dropout);
 lk_status lk_cpu_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 lk_status lk_cpu_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,

@@ -61,7 +61,8 @@ static lk_page_block block_at(const paged_args *a, const item *it, int64_t j, in
     for (int t = 0; t < 4; t++) {
         int64_t position = j * BLOCK + t * LK_KV_LANES, inside = position % s->page_tokens;
         if (position + LK_KV_LANES <= begin || position >= end) continue;
-        const char *tile = (const char *)a->kv->data + lk_kv_tile(s, it->sequence->pages[position / s->page_tokens], a->layer, it->kv_head) * size;
+        const char *tile =
+            (const char *)a->kv->data + lk_kv_tile(s, it->sequence->pages[position / s->page_tokens], a->layer, it->kv_head) * size;
         b.keys[t] = tile + lk_kv_key_at(s, inside, 0) * size;
         b.values[t] = tile + lk_kv_value_at(s, inside, 0) * size;
     }
@@ -146,13 +147,21 @@ static void work(void *context, int64_t begin, int64_t end, int thread)
     walk(a, thread, a->scratch + (size_t)thread * a->thread_bytes);
 }
 
-lk_status lk_cpu_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, const lk_tensor *q,
-                                 const lk_kv *kv, int32_t layer)
+lk_status lk_cpu_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
+                                 const lk_tensor *q, const lk_kv *kv, int32_t layer)
 {
     const lk_cpu *cpu = lk_cpu_of(be);
     void *scratch;
-    paged_args a = {.pages = lk_pages_get(cpu->tier), .rows = lk_rows_get(cpu->tier), .batch = batch, .shape = shape, .o = o, .q = q,
-                    .kv = (const lk_cpu_kv *)kv, .layer = layer, .threads = be->threads, .thread_bytes = thread_bytes(shape->head_dim)};
+    paged_args a = {.pages = lk_pages_get(cpu->tier),
+                    .rows = lk_rows_get(cpu->tier),
+                    .batch = batch,
+                    .shape = shape,
+                    .o = o,
+                    .q = q,
+                    .kv = (const lk_cpu_kv *)kv,
+                    .layer = layer,
+                    .threads = be->threads,
+                    .thread_bytes = thread_bytes(shape->head_dim)};
     LK_TRY(lk_cpu_scratch(be, "paged_attention", (size_t)be->threads * a.thread_bytes, &scratch));
     a.scratch = scratch;
     a.cost = walk(&a, 0, NULL);

@@ -52,12 +52,15 @@ LK_INLINE void scores_of(float *s, const float *q, int n, const lk_page_block *b
 
 LK_TARGET static void scores(float *s, const float *q, int n, const lk_page_block *b)
 {
-    if (b->type == LK_F32) scores_of(s, q, n, b, LK_F32);
-    else scores_of(s, q, n, b, LK_BF16);
+    if (b->type == LK_F32)
+        scores_of(s, q, n, b, LK_F32);
+    else
+        scores_of(s, q, n, b, LK_BF16);
 }
 
 /* Keys [from, to) for `count` queries, `vectors` vectors of d from `at`; count and vectors are constants. */
-LK_INLINE void weigh_part(float *o, const float *p, const lk_page_block *b, int count, int from, int to, int64_t at, int vectors, lk_dtype type)
+LK_INLINE void weigh_part(float *o, const float *p, const lk_page_block *b, int count, int from, int to, int64_t at, int vectors,
+                          lk_dtype type)
 {
     vf sum[LK_QUERIES * 4];
     int64_t D = b->head_dim;
@@ -131,8 +134,13 @@ LK_INLINE void weigh_of(float *o, const float *p, int n, const int *first, const
 
 LK_TARGET static void weigh(float *o, const float *p, int n, const int *first, const int *last, const lk_page_block *b)
 {
-    if (b->type == LK_F32) weigh_of(o, p, n, first, last, b, LK_F32);
-    else weigh_of(o, p, n, first, last, b, LK_BF16);
+    if (b->type == LK_F32)
+        weigh_of(o, p, n, first, last, b, LK_F32);
+    else
+        weigh_of(o, p, n, first, last, b, LK_BF16);
 }
 
-#define LK_PAGES_TABLE {.scores = scores, .weigh = weigh}
+#define LK_PAGES_TABLE                   \
+    {                                    \
+        .scores = scores, .weigh = weigh \
+    }

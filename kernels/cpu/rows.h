@@ -1,4 +1,5 @@
-/* Kernels over single rows and flat arrays, one set per instruction set (rows_portable.c, rows_avx2.c, rows_avx512.c, all from rows_body.h).
+/* Kernels over single rows and flat arrays, one set per instruction set (rows_portable.c, rows_avx2.c, rows_avx512.c, all from
+ * rows_body.h).
  *
  *     const lk_rows *r = lk_rows_get(tier);
  *     float sum = r->exp_sum(p, p, n, top);
@@ -38,8 +39,8 @@ typedef struct lk_rows {
     void (*scale)(float *y, float by, int64_t n);
     /* The sum of the x that are >= least, and how many. n up to some thousands: one fp32 sum. */
     float (*sum_from)(const float *x, int64_t n, float least, int64_t *count);
-    /* One block of 64 scores in each of n <= 64 rows of a running softmax (Milakov & Gimelshein 2018). Of scale * s the columns [first, last)
-     * count: s[r*64 + j] becomes exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0).
+    /* One block of 64 scores in each of n <= 64 rows of a running softmax (Milakov & Gimelshein 2018). Of scale * s the columns [first,
+     * last) count: s[r*64 + j] becomes exp(scale * s - top), 0 elsewhere; top and sum are brought up to date (begin with -inf and 0).
      * shrink[r] is the factor for what row r accumulated before. scale > 0. A row's bits do not depend on the others. */
     void (*softmax)(float *s, int n, const int *first, const int *last, float scale, float *top, float *sum, float *shrink);
     /* Its gradient: s becomes p = exp(scale * s - lse), dp becomes ds = p * (dp - delta) * scale; 0 outside [first, last). */

@@ -3,14 +3,16 @@
 #include "kernels/cpu/rows.h"
 
 /* Calls ONCE(load, store) for every full vector and then for the rest. i is the element. */
-#define EACH_VECTOR(n, full, rest)                              \
-    do {                                                        \
-        int64_t i = 0;                                          \
-        for (; i + LK_LANES <= (n); i += LK_LANES) { full }     \
-        if (i < (n)) {                                          \
-            const int64_t left = (n) - i;                       \
-            rest                                                \
-        }                                                       \
+#define EACH_VECTOR(n, full, rest)                   \
+    do {                                             \
+        int64_t i = 0;                               \
+        for (; i + LK_LANES <= (n); i += LK_LANES) { \
+            full                                     \
+        }                                            \
+        if (i < (n)) {                               \
+            const int64_t left = (n)-i;              \
+            rest                                     \
+        }                                            \
     } while (0)
 
 LK_TARGET static float sum_squares(const float *x, int64_t n)
@@ -48,8 +50,10 @@ LK_TARGET static float dot(const float *a, const float *b, int64_t n)
         for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(a + i + j * LK_LANES), vf_load(b + i + j * LK_LANES), s[j]);
     for (int j = 0; i < n; i += LK_LANES, j++) {
         int64_t left = n - i;
-        if (left < LK_LANES) s[j] = vf_fma(vf_load_part(a + i, left), vf_load_part(b + i, left), s[j]);
-        else s[j] = vf_fma(vf_load(a + i), vf_load(b + i), s[j]);
+        if (left < LK_LANES)
+            s[j] = vf_fma(vf_load_part(a + i, left), vf_load_part(b + i, left), s[j]);
+        else
+            s[j] = vf_fma(vf_load(a + i), vf_load(b + i), s[j]);
     }
     return vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
 }
@@ -65,8 +69,10 @@ LK_TARGET static float dot3(const float *a, const float *b, const float *c, int6
         }
     for (int j = 0; i < n; i += LK_LANES, j++) {
         int64_t left = n - i;
-        if (left < LK_LANES) s[j] = vf_fma(vf_mul(vf_load_part(a + i, left), vf_load_part(b + i, left)), vf_load_part(c + i, left), s[j]);
-        else s[j] = vf_fma(vf_mul(vf_load(a + i), vf_load(b + i)), vf_load(c + i), s[j]);
+        if (left < LK_LANES)
+            s[j] = vf_fma(vf_mul(vf_load_part(a + i, left), vf_load_part(b + i, left)), vf_load_part(c + i, left), s[j]);
+        else
+            s[j] = vf_fma(vf_mul(vf_load(a + i), vf_load(b + i)), vf_load(c + i), s[j]);
     }
     return vf_sum(vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
 }
@@ -80,14 +86,13 @@ LK_TARGET static void norm(float *y, const float *x, const float *weight, float 
 
 LK_INLINE vf norm_slope(vf dy, vf x, vf weight, vf r, vf c) { return vf_mul(r, vf_sub(vf_mul(dy, weight), vf_mul(x, c))); }
 
-LK_TARGET static void norm_backward(float *dx, const float *dy, const float *x, const float *weight, float r, float c, int64_t n, bool accumulate)
+LK_TARGET static void norm_backward(float *dx, const float *dy, const float *x, const float *weight, float r, float c, int64_t n,
+                                    bool accumulate)
 {
     vf vr = vf_set(r), vc = vf_set(c);
-    EACH_VECTOR(n,
-                vf d = norm_slope(vf_load(dy + i), vf_load(x + i), vf_load(weight + i), vr, vc);
+    EACH_VECTOR(n, vf d = norm_slope(vf_load(dy + i), vf_load(x + i), vf_load(weight + i), vr, vc);
                 vf_store(dx + i, accumulate ? vf_add(vf_load(dx + i), d) : d);
-                ,
-                vf d = norm_slope(vf_load_part(dy + i, left), vf_load_part(x + i, left), vf_load_part(weight + i, left), vr, vc);
+                , vf d = norm_slope(vf_load_part(dy + i, left), vf_load_part(x + i, left), vf_load_part(weight + i, left), vr, vc);
                 vf_store_part(dx + i, accumulate ? vf_add(vf_load_part(dx + i, left), d) : d, left););
 }
 
@@ -116,20 +121,14 @@ LK_TARGET static void glu(float *y, const float *gate, const float *up, int64_t 
                 , vf_store_part(y + i, vf_mul(activate(vf_load_part(gate + i, left), act, &slope), vf_load_part(up + i, left)), left););
 }
 
-LK_TARGET static void glu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, int64_t n, lk_activation act)
+LK_TARGET static void glu_backward(float *dgate, float *dup, const float *dy, const float *gate, const float *up, int64_t n,
+                                   lk_activation act)
 {
     vf slope;
-    EACH_VECTOR(n,
-                vf d = vf_load(dy + i);
-                vf value = activate(vf_load(gate + i), act, &slope);
-                vf dg = vf_mul(vf_mul(d, vf_load(up + i)), slope);
-                vf_store(dgate + i, dg);
-                vf_store(dup + i, vf_mul(d, value));
-                ,
-                vf d = vf_load_part(dy + i, left);
-                vf value = activate(vf_load_part(gate + i, left), act, &slope);
-                vf dg = vf_mul(vf_mul(d, vf_load_part(up + i, left)), slope);
-                vf_store_part(dgate + i, dg, left);
+    EACH_VECTOR(n, vf d = vf_load(dy + i); vf value = activate(vf_load(gate + i), act, &slope);
+                vf dg = vf_mul(vf_mul(d, vf_load(up + i)), slope); vf_store(dgate + i, dg); vf_store(dup + i, vf_mul(d, value));
+                , vf d = vf_load_part(dy + i, left); vf value = activate(vf_load_part(gate + i, left), act, &slope);
+                vf dg = vf_mul(vf_mul(d, vf_load_part(up + i, left)), slope); vf_store_part(dgate + i, dg, left);
                 vf_store_part(dup + i, vf_mul(d, value), left););
 }
 
@@ -142,19 +141,10 @@ LK_TARGET static void add(float *y, const float *x, int64_t n)
 LK_TARGET static void rotate(float *a, float *b, const float *c, const float *s, int64_t n, bool backward)
 {
     vf sign = vf_set(backward ? -1.0f : 1.0f);
-    EACH_VECTOR(n,
-                vf va = vf_load(a + i);
-                vf vb = vf_load(b + i);
-                vf vc = vf_load(c + i);
-                vf vs = vf_mul(sign, vf_load(s + i));
-                vf_store(a + i, vf_sub(vf_mul(va, vc), vf_mul(vb, vs)));
-                vf_store(b + i, vf_add(vf_mul(vb, vc), vf_mul(va, vs)));
-                ,
-                vf va = vf_load_part(a + i, left);
-                vf vb = vf_load_part(b + i, left);
-                vf vc = vf_load_part(c + i, left);
-                vf vs = vf_mul(sign, vf_load_part(s + i, left));
-                vf_store_part(a + i, vf_sub(vf_mul(va, vc), vf_mul(vb, vs)), left);
+    EACH_VECTOR(n, vf va = vf_load(a + i); vf vb = vf_load(b + i); vf vc = vf_load(c + i); vf vs = vf_mul(sign, vf_load(s + i));
+                vf_store(a + i, vf_sub(vf_mul(va, vc), vf_mul(vb, vs))); vf_store(b + i, vf_add(vf_mul(vb, vc), vf_mul(va, vs)));
+                , vf va = vf_load_part(a + i, left); vf vb = vf_load_part(b + i, left); vf vc = vf_load_part(c + i, left);
+                vf vs = vf_mul(sign, vf_load_part(s + i, left)); vf_store_part(a + i, vf_sub(vf_mul(va, vc), vf_mul(vb, vs)), left);
                 vf_store_part(b + i, vf_add(vf_mul(vb, vc), vf_mul(va, vs)), left););
 }
 
@@ -190,7 +180,8 @@ LK_TARGET static float exp_sum(float *y, const float *x, int64_t n, float top)
 LK_TARGET static void scale(float *y, float by, int64_t n)
 {
     vf factor = vf_set(by);
-    EACH_VECTOR(n, vf_store(y + i, vf_mul(vf_load(y + i), factor)); , vf_store_part(y + i, vf_mul(vf_load_part(y + i, left), factor), left););
+    EACH_VECTOR(n, vf_store(y + i, vf_mul(vf_load(y + i), factor));
+                , vf_store_part(y + i, vf_mul(vf_load_part(y + i, left), factor), left););
 }
 
 LK_TARGET static float sum_from(const float *x, int64_t n, float least, int64_t *count)
@@ -236,8 +227,10 @@ LK_TARGET static void softmax(float *s, int n, const int *first, const int *last
     }
     for (int r = 0; r < n; r += LK_LANES) { /* exp(-inf - now) is 0; a row that has seen nothing yet has nothing to shrink */
         int64_t left = n - r;
-        if (left >= LK_LANES) vf_store(shrink + r, vf_exp(vf_sub(vf_load(shrink + r), vf_load(now + r))));
-        else vf_store_part(shrink + r, vf_exp(vf_sub(vf_load_part(shrink + r, left), vf_load_part(now + r, left))), left);
+        if (left >= LK_LANES)
+            vf_store(shrink + r, vf_exp(vf_sub(vf_load(shrink + r), vf_load(now + r))));
+        else
+            vf_store_part(shrink + r, vf_exp(vf_sub(vf_load_part(shrink + r, left), vf_load_part(now + r, left))), left);
     }
     vf by = vf_set(factor);
     for (int r = 0; r < n; r++) {
@@ -254,7 +247,8 @@ LK_TARGET static void softmax(float *s, int n, const int *first, const int *last
     }
 }
 
-LK_TARGET static void softmax_back(float *s, float *dp, int n, const int *first, const int *last, float factor, const float *lse, const float *delta)
+LK_TARGET static void softmax_back(float *s, float *dp, int n, const int *first, const int *last, float factor, const float *lse,
+                                   const float *delta)
 {
     vf by = vf_set(factor);
     for (int r = 0; r < n; r++, s += BLOCK, dp += BLOCK) {
@@ -283,21 +277,10 @@ LK_INLINE void adamw_vector(vf *p, vf g, vf *m, vf *v, const lk_adamw_rates *r)
 
 LK_TARGET static void adamw(float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_rates *rates)
 {
-    EACH_VECTOR(n,
-                vf a = vf_load(p + i);
-                vf b = vf_load(m + i);
-                vf c = vf_load(v + i);
-                adamw_vector(&a, vf_load(g + i), &b, &c, rates);
-                vf_store(p + i, a);
-                vf_store(m + i, b);
-                vf_store(v + i, c);
-                ,
-                vf a = vf_load_part(p + i, left);
-                vf b = vf_load_part(m + i, left);
-                vf c = vf_load_part(v + i, left);
-                adamw_vector(&a, vf_load_part(g + i, left), &b, &c, rates);
-                vf_store_part(p + i, a, left);
-                vf_store_part(m + i, b, left);
+    EACH_VECTOR(n, vf a = vf_load(p + i); vf b = vf_load(m + i); vf c = vf_load(v + i); adamw_vector(&a, vf_load(g + i), &b, &c, rates);
+                vf_store(p + i, a); vf_store(m + i, b); vf_store(v + i, c);, vf a = vf_load_part(p + i, left);
+                vf b = vf_load_part(m + i, left); vf c = vf_load_part(v + i, left);
+                adamw_vector(&a, vf_load_part(g + i, left), &b, &c, rates); vf_store_part(p + i, a, left); vf_store_part(m + i, b, left);
                 vf_store_part(v + i, c, left););
 }
 
@@ -305,5 +288,5 @@ LK_TARGET static void adamw(float *p, const float *g, float *m, float *v, int64_
     {                                                                                                                              \
         .sum_squares = sum_squares, .sum_squares_double = sum_squares_double, .dot = dot, .dot3 = dot3, .norm = norm,              \
         .norm_backward = norm_backward, .glu = glu, .glu_backward = glu_backward, .add = add, .rotate = rotate, .max = max,        \
-        .exp_sum = exp_sum, .scale = scale, .sum_from = sum_from, .softmax = softmax, .softmax_back = softmax_back, .adamw = adamw             \
+        .exp_sum = exp_sum, .scale = scale, .sum_from = sum_from, .softmax = softmax, .softmax_back = softmax_back, .adamw = adamw \
     }

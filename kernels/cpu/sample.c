@@ -1,7 +1,7 @@
 /* From logits to tokens, rows shared among the threads. The vocabulary is never sorted whole: falling thresholds are tried, each one
  * quick pass over the probabilities, until what lies above holds all that top-k and top-p can reach, and only that is sorted: usually
- * some dozens of a hundred thousand. (A histogram over the leading bits of the probabilities was a third slower: its counting is scattered and scalar.) What
- * survives is walked by rising id, so without a cut nothing is sorted at all. */
+ * some dozens of a hundred thousand. (A histogram over the leading bits of the probabilities was a third slower: its counting is scattered
+ * and scalar.) What survives is walked by rising id, so without a cut nothing is sorted at all. */
 #include <float.h>
 #include <math.h>
 
@@ -33,7 +33,10 @@ typedef struct row {
     candidate *chosen; /* [V] */
 } row;
 
-static size_t thread_bytes(int64_t vocab) { return lk_carved((size_t)vocab * sizeof(float)) + lk_carved((size_t)vocab * sizeof(candidate)); }
+static size_t thread_bytes(int64_t vocab)
+{
+    return lk_carved((size_t)vocab * sizeof(float)) + lk_carved((size_t)vocab * sizeof(candidate));
+}
 
 size_t lk_cpu_sample_scratch(const lk_backend *be, const lk_limits *l) { return (size_t)be->threads * thread_bytes(l->vocab); }
 
@@ -134,7 +137,8 @@ static float threshold(const row *r, const lk_sample_request *q, double sum)
     for (float least = 0.25f; least > 1e-30f; least *= least > 1e-4f ? 0.25f : 0.01f) {
         int64_t count;
         double mass = mass_from(r, least, &count);
-        if (q->top_k > 0 ? count >= q->top_k : mass > (double)q->top_p * sum * 1.000001) return least; /* sums in another order differ in the last bits */
+        if (q->top_k > 0 ? count >= q->top_k : mass > (double)q->top_p * sum * 1.000001)
+            return least; /* sums in another order differ in the last bits */
     }
     return FLT_MIN;
 }
@@ -208,7 +212,8 @@ static int32_t draw_any(const row *r, const lk_sample_request *q)
 
 static int32_t draw(const row *r, const lk_sample_request *q, float top)
 {
-    for (int64_t i = 0; i < r->vocab; i++) r->p[i] = (r->p[i] - top) / q->temperature; /* the difference first: at small temperatures it matters */
+    for (int64_t i = 0; i < r->vocab; i++)
+        r->p[i] = (r->p[i] - top) / q->temperature; /* the difference first: at small temperatures it matters */
     double sum = sum_pieces(r->rows, r->p, r->p, r->vocab, 0.0f);
     if (q->top_k > 0 || q->top_p < 1.0f) return draw_chosen(r->chosen, cut(r, q, sum), q);
     for (int64_t i = 0; i < r->vocab && q->min_p > 0.0f; i++)
@@ -258,6 +263,7 @@ lk_status lk_cpu_sample(lk_backend *be, const lk_tensor *logits, const lk_sample
     lk_pool_run(cpu->pool, logits->rows, 1, work, &a);
     for (int64_t i = 0; i < logits->rows; i++)
         if (results[i].token < 0)
-            return lk_fail(&be->error, LK_ERR_FORMAT, "sample: row %lld has no finite logit: the model or the adapter is broken", (long long)i);
+            return lk_fail(&be->error, LK_ERR_FORMAT, "sample: row %lld has no finite logit: the model or the adapter is broken",
+                           (long long)i);
     return LK_OK;
 }

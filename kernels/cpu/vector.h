@@ -52,10 +52,7 @@ enum { LK_LANES = 8 };
 #define LK_TARGET __attribute__((target("avx2,fma"), unused))
 typedef __m256 vf;
 #define LK_INLINE LK_TARGET static inline __attribute__((always_inline))
-LK_INLINE __m256i vf_first(int64_t n)
-{
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
+LK_INLINE __m256i vf_first(int64_t n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
 LK_INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
 LK_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 LK_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
@@ -106,7 +103,8 @@ LK_INLINE void vf_store_part(float *p, vf x, int64_t n)
 }
 LK_INLINE vf vf_load_bf16(const uint16_t *p)
 {
-    vf_bits x = {(int32_t)((uint32_t)p[0] << 16), (int32_t)((uint32_t)p[1] << 16), (int32_t)((uint32_t)p[2] << 16), (int32_t)((uint32_t)p[3] << 16)};
+    vf_bits x = {(int32_t)((uint32_t)p[0] << 16), (int32_t)((uint32_t)p[1] << 16), (int32_t)((uint32_t)p[2] << 16),
+                 (int32_t)((uint32_t)p[3] << 16)};
     return (vf)x;
 }
 LK_INLINE vf vf_choose(vf_bits which, vf a, vf b) { return (vf)((which & (vf_bits)a) | (~which & (vf_bits)b)); }
@@ -148,13 +146,15 @@ LK_INLINE __m256 vf_fold_top(vf x)
 LK_INLINE float vf_sum(vf x)
 {
     __m256 eight = vf_fold_sum(x);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)),
+           two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 LK_INLINE float vf_top(vf x)
 {
     __m256 eight = vf_fold_top(x);
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)), two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)),
+           two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 #else

@@ -18,15 +18,23 @@ static const char *const all_tiers[] = {"reference", "portable", "avx2", "avx512
 enum { N_TIERS = 5 };
 
 /* Limits that cover every case of these tests. */
-static const lk_limits test_limits = {.tokens = 512, .width = 2500, .vocab = 2100, .rank = 256, .heads = 16, .kv_heads = 16, .head_dim = 256,
-                                      .context = 1200, .training = true};
+static const lk_limits test_limits = {.tokens = 512,
+                                      .width = 2500,
+                                      .vocab = 2100,
+                                      .rank = 256,
+                                      .heads = 16,
+                                      .kv_heads = 16,
+                                      .head_dim = 256,
+                                      .context = 1200,
+                                      .training = true};
 
 /* NULL when this processor lacks the tier. */
 static inline lk_backend *open_tier(const char *tier, int threads, lk_dtype compute)
 {
     lk_error err = {0};
     lk_backend *be;
-    lk_status status = lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier}, &err);
+    lk_status status =
+        lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier}, &err);
     if (status == LK_ERR_UNSUPPORTED) return NULL;
     CHECK_OK(status, &err);
     CHECK_OK(lk_reserve(be, &test_limits), lk_backend_error(be));
@@ -109,7 +117,8 @@ static inline double *to_doubles(const float *x, int64_t n)
 
 typedef double scalar_function(const double *x, void *context);
 
-static inline void check_gradient(const char *what, const float *gradient, double *x, int64_t n, scalar_function *f, void *context, double tolerance)
+static inline void check_gradient(const char *what, const float *gradient, double *x, int64_t n, scalar_function *f, void *context,
+                                  double tolerance)
 {
     double scale = 0.0;
     for (int64_t i = 0; i < n; i++) scale = fmax(scale, fabs((double)gradient[i]));

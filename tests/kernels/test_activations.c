@@ -38,7 +38,8 @@ static glu_outcome run_glu(lk_backend *be, const shape_case *s, lk_activation ac
 {
     float *in[3];
     glu_inputs(s, in);
-    guarded gate = guarded_from(rows, s->cols, s->gap, in[0] + first * s->cols), up = guarded_from(rows, s->cols, s->gap, in[1] + first * s->cols);
+    guarded gate = guarded_from(rows, s->cols, s->gap, in[0] + first * s->cols),
+            up = guarded_from(rows, s->cols, s->gap, in[1] + first * s->cols);
     guarded dy = guarded_from(rows, s->cols, s->gap, in[2] + first * s->cols), y = guarded_make(rows, s->cols, s->gap);
     OP(be, lk_glu(be, &y.t, &gate.t, &up.t, act));
     OP(be, lk_glu_backward(be, &gate.t, &up.t, &dy.t, &gate.t, &up.t, act)); /* the aliasing the contract allows */
@@ -90,7 +91,8 @@ static double glu_double(const double *x, void *context)
     const glu_difference *d = context;
     double total = 0.0;
     for (int64_t i = 0; i < d->n; i++) {
-        double g = x[i], a = d->act == LK_SILU ? g / (1 + exp(-g)) : 0.5 * g * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g)));
+        double g = x[i], a = d->act == LK_SILU ? g / (1 + exp(-g))
+                                               : 0.5 * g * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g)));
         total += a * x[d->n + i] * (double)d->dy[i];
     }
     return total;
@@ -126,7 +128,8 @@ typedef struct rope_case {
     float factor;
 } rope_case;
 
-static const rope_case ropes[] = {{1, 1, 2, 2, 1.0f}, {3, 2, 6, 6, 1.0f}, {9, 3, 34, 32, 1.0f}, {17, 4, 64, 64, 0.5f}, {5, 2, 128, 32, 1.0f}};
+static const rope_case ropes[] = {
+    {1, 1, 2, 2, 1.0f}, {3, 2, 6, 6, 1.0f}, {9, 3, 34, 32, 1.0f}, {17, 4, 64, 64, 0.5f}, {5, 2, 128, 32, 1.0f}};
 enum { N_ROPES = sizeof ropes / sizeof *ropes };
 
 static float *run_rope(lk_backend *be, const rope_case *c, const float *values, bool backward)
@@ -160,8 +163,10 @@ static void test_rope(void **state)
             for (int64_t j = 0; j < n; j++) {
                 bool turned = j % c->head_dim < c->rotated;
                 double f = turned ? (double)c->factor * (double)c->factor : 1.0;
-                if (fabs((double)back[j] - f * (double)x[j]) > 2e-6 * (1 + fabs((double)x[j]))) fail_msg("rope there and back: [%lld]", (long long)j);
-                if (j < width && turned && fabs((double)got[j] - (double)c->factor * (double)x[j]) > 1e-6) fail_msg("position 0 must not turn");
+                if (fabs((double)back[j] - f * (double)x[j]) > 2e-6 * (1 + fabs((double)x[j])))
+                    fail_msg("rope there and back: [%lld]", (long long)j);
+                if (j < width && turned && fabs((double)got[j] - (double)c->factor * (double)x[j]) > 1e-6)
+                    fail_msg("position 0 must not turn");
             }
             free(x);
             free(want);
@@ -181,7 +186,8 @@ static void test_rope_transpose(void **state)
     for (int i = 0; i < N_ROPES; i++) {
         const rope_case *c = &ropes[i];
         int64_t n = c->rows * c->heads * c->head_dim;
-        float *x = random_floats(22, n, 1.0f), *dy = random_floats(23, n, 1.0f), *y = run_rope(be, c, x, false), *dx = run_rope(be, c, dy, true);
+        float *x = random_floats(22, n, 1.0f), *dy = random_floats(23, n, 1.0f), *y = run_rope(be, c, x, false),
+              *dx = run_rope(be, c, dy, true);
         double left = 0, right = 0;
         for (int64_t j = 0; j < n; j++) {
             left += (double)dy[j] * (double)y[j];
@@ -209,7 +215,8 @@ static void test_rope_table(void **state)
         OP(be, lk_rope_table(be, &table.t, positions, inv_freq, 2.0f));
         float *v = guarded_values("table", &table);
         float angle = 100003.0f * 0.31622776f;
-        const float want[8] = {2, 2, 0, 0, 2 * (float)cos(100003.0), 2 * (float)cos((double)angle), 2 * (float)sin(100003.0), 2 * (float)sin((double)angle)};
+        const float want[8] = {
+            2, 2, 0, 0, 2 * (float)cos(100003.0), 2 * (float)cos((double)angle), 2 * (float)sin(100003.0), 2 * (float)sin((double)angle)};
         check_close("rope_table", v, want, 8, 3e-7, 0);
         free(v);
         guarded_free(&table);
@@ -228,7 +235,8 @@ static void test_add_gather(void **state)
             const shape_case *s = &shapes[i];
             int64_t n = s->rows * s->cols;
             float *a = random_floats(31, n, 1.0f), *b = random_floats(32, n, 1.0f);
-            guarded y = guarded_from(s->rows, s->cols, s->gap, a), x = guarded_from(s->rows, s->cols, s->gap, b), picked = guarded_make(s->rows, s->cols, 1);
+            guarded y = guarded_from(s->rows, s->cols, s->gap, a), x = guarded_from(s->rows, s->cols, s->gap, b),
+                    picked = guarded_make(s->rows, s->cols, 1);
             int32_t rows[32];
             for (int64_t r = 0; r < s->rows; r++) rows[r] = (int32_t)((r * 5 + 1) % s->rows);
             OP(be, lk_gather_rows(be, &picked.t, &x.t, rows));
@@ -252,7 +260,8 @@ static void test_add_gather(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_glu_tiers),      cmocka_unit_test(test_glu_differences), cmocka_unit_test(test_rope),
-                                       cmocka_unit_test(test_rope_transpose), cmocka_unit_test(test_rope_table),      cmocka_unit_test(test_add_gather)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_glu_tiers),  cmocka_unit_test(test_glu_differences),
+                                       cmocka_unit_test(test_rope),       cmocka_unit_test(test_rope_transpose),
+                                       cmocka_unit_test(test_rope_table), cmocka_unit_test(test_add_gather)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,7 +30,8 @@ static void plain(double *p, double *m, double *v, const float *g, int64_t n, in
 /* p, m, v after STEPS steps, one after another in one array. */
 static float *run(lk_backend *be, int64_t n, int64_t piece)
 {
-    float *all = calloc((size_t)(3 * n + 1), sizeof(float)), *start = random_floats(5, n, 1.0f), *g = malloc((size_t)(n + 1) * sizeof(float));
+    float *all = calloc((size_t)(3 * n + 1), sizeof(float)), *start = random_floats(5, n, 1.0f),
+          *g = malloc((size_t)(n + 1) * sizeof(float));
     memcpy(all, start, (size_t)n * 4);
     for (int step = 1; step <= STEPS; step++) {
         lk_adamw_step s = settings;
@@ -54,7 +55,8 @@ static void test_adamw(void **state)
             lk_backend *one = open_tier(all_tiers[tier], 1, LK_F32), *three = open_tier(all_tiers[tier], 3, LK_F32);
             if (!one) continue;
             int64_t n = sizes[i];
-            float *got = run(one, n, n + 1), *pieces = run(three, n, 1001), *start = random_floats(5, n, 1.0f), *g = malloc((size_t)(n + 1) * sizeof(float));
+            float *got = run(one, n, n + 1), *pieces = run(three, n, 1001), *start = random_floats(5, n, 1.0f),
+                  *g = malloc((size_t)(n + 1) * sizeof(float));
             check_same_bits("adamw in pieces on three threads", pieces, got, (size_t)(3 * n) * 4);
             double *want = calloc((size_t)(3 * n + 1), sizeof(double));
             for (int64_t j = 0; j < n; j++) want[j] = (double)start[j];

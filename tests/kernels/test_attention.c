@@ -9,16 +9,11 @@ typedef struct attention_case {
 } attention_case;
 
 static const attention_case cases[] = {
-    {{0, 0}, 1, 2, 1, 8, 0, 0, 1.0f},
-    {{0, 1}, 1, 1, 1, 1, 0, 0, 1.0f},
-    {{0, 1, 3, 8}, 3, 2, 2, 6, 0, 1, 1.0f},
-    {{0, 5, 5, 18}, 3, 4, 2, 16, 0, 0, 1.0f},
-    {{0, 13}, 1, 6, 2, 32, 4, 0, 3.0f},
-    {{0, 17, 50}, 2, 4, 1, 64, 0, 0, 1.0f},
-    {{0, 65}, 1, 2, 2, 33, 0, 3, 1.0f},
-    {{0, 31, 97}, 2, 3, 1, 48, 20, 0, 4.0f},
-    {{0, 129}, 1, 4, 4, 64, 1, 0, 1.0f},
-    {{0, 130, 131, 197}, 3, 4, 2, 128, 0, 0, 1.0f},
+    {{0, 0}, 1, 2, 1, 8, 0, 0, 1.0f},       {{0, 1}, 1, 1, 1, 1, 0, 0, 1.0f},
+    {{0, 1, 3, 8}, 3, 2, 2, 6, 0, 1, 1.0f}, {{0, 5, 5, 18}, 3, 4, 2, 16, 0, 0, 1.0f},
+    {{0, 13}, 1, 6, 2, 32, 4, 0, 3.0f},     {{0, 17, 50}, 2, 4, 1, 64, 0, 0, 1.0f},
+    {{0, 65}, 1, 2, 2, 33, 0, 3, 1.0f},     {{0, 31, 97}, 2, 3, 1, 48, 20, 0, 4.0f},
+    {{0, 129}, 1, 4, 4, 64, 1, 0, 1.0f},    {{0, 130, 131, 197}, 3, 4, 2, 128, 0, 0, 1.0f},
     {{0, 257}, 1, 2, 1, 80, 100, 0, 2.0f},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
@@ -47,7 +42,8 @@ static void inputs(const attention_case *c, float *in[4])
 /* Documents [first, first + docs) of the case as a batch of their own. */
 static outcome run(lk_backend *be, const attention_case *c, int64_t first, int64_t docs)
 {
-    int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim, begin = c->starts[first], rows = c->starts[first + docs] - begin;
+    int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim, begin = c->starts[first],
+            rows = c->starts[first + docs] - begin;
     float *in[4];
     int32_t starts[9];
     inputs(c, in);
@@ -61,7 +57,8 @@ static outcome run(lk_backend *be, const attention_case *c, int64_t first, int64
     OP(be, lk_batch_begin(be, &batch));
     OP(be, lk_attention(be, &batch, &shape, &o.t, lse.t.data, &q.t, &k.t, &v.t));
     OP(be, lk_attention_backward(be, &batch, &shape, &dq.t, &dk.t, &dv.t, &dout.t, &o.t, lse.t.data, &q.t, &k.t, &v.t));
-    outcome out = {guarded_values("o", &o), guarded_values("lse", &lse), guarded_values("dq", &dq), guarded_values("dk", &dk), guarded_values("dv", &dv)};
+    outcome out = {guarded_values("o", &o), guarded_values("lse", &lse), guarded_values("dq", &dq), guarded_values("dk", &dk),
+                   guarded_values("dv", &dv)};
     OP(be, lk_attention(be, &batch, &shape, &o.t, NULL, &q.t, &k.t, &v.t));
     float *again = guarded_values("o without lse", &o);
     check_same_bits("attention with and without lse", again, out.o, (size_t)(rows * wide) * 4);
@@ -172,7 +169,8 @@ static double attention_double(const double *x, void *context)
                     sum += p[j] = exp(score * (double)(1.0f / sqrtf((float)D)));
                 }
                 for (int64_t j = first; j <= t; j++)
-                    for (int64_t d = 0; d < D; d++) total += p[j] / sum * v[j * narrow + column + d] * (double)f->dout[t * wide + h * D + d];
+                    for (int64_t d = 0; d < D; d++)
+                        total += p[j] / sum * v[j * narrow + column + d] * (double)f->dout[t * wide + h * D + d];
             }
     return total;
 }

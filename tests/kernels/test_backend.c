@@ -75,7 +75,8 @@ static void test_scratch(void **state)
     for (int tier = 0; tier < N_TIERS; tier++) {
         lk_error err = {0};
         lk_backend *be;
-        lk_status status = lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_F32, .cpu_tier = all_tiers[tier]}, &err);
+        lk_status status = lk_backend_open(
+            &be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_F32, .cpu_tier = all_tiers[tier]}, &err);
         if (status) continue;
         lk_limits small = test_limits;
         small.tokens = 4;
@@ -96,7 +97,8 @@ static void test_checks(void **state)
     lk_backend *be = open_tier("portable", 1, LK_F32);
     float x[64] = {0}, y[64] = {0}, w[64] = {0};
     const lk_error *err = lk_backend_error(be);
-    lk_tensor t24 = lk_tensor_make(x, LK_F32, 2, 4), t23 = lk_tensor_make(y, LK_F32, 2, 3), half = lk_tensor_make(y, LK_BF16, 2, 4), thin = lk_tensor_make(y, LK_F32, 2, 4);
+    lk_tensor t24 = lk_tensor_make(x, LK_F32, 2, 4), t23 = lk_tensor_make(y, LK_F32, 2, 3), half = lk_tensor_make(y, LK_BF16, 2, 4),
+              thin = lk_tensor_make(y, LK_F32, 2, 4);
     thin.stride = 3;
     lk_matrix *m;
     CHECK_FAILS(lk_matrix_create(be, &m, &(lk_matrix_source){LK_I8, 3, 4, w, NULL}), LK_ERR_UNSUPPORTED, "i8", err);
@@ -129,7 +131,7 @@ static void test_checks(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_memory), cmocka_unit_test(test_copies), cmocka_unit_test(test_scratch),
-                                       cmocka_unit_test(test_checks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_memory), cmocka_unit_test(test_copies),
+                                       cmocka_unit_test(test_scratch), cmocka_unit_test(test_checks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,8 +8,9 @@ typedef struct linear_case {
 } linear_case;
 
 static const linear_case cases[] = {
-    {0, 16, 64, 0},  {1, 1, 1, 0},    {1, 3, 2, 1},     {3, 17, 7, 0},   {1, 64, 64, 0},    {4, 32, 128, 2},   {5, 33, 63, 0},
-    {13, 48, 65, 1}, {2, 97, 192, 0}, {12, 128, 256, 0}, {31, 80, 320, 0}, {33, 257, 130, 3}, {65, 300, 100, 0}, {129, 64, 96, 0}, {7, 1031, 257, 0},
+    {0, 16, 64, 0},   {1, 1, 1, 0},      {1, 3, 2, 1},      {3, 17, 7, 0},    {1, 64, 64, 0},
+    {4, 32, 128, 2},  {5, 33, 63, 0},    {13, 48, 65, 1},   {2, 97, 192, 0},  {12, 128, 256, 0},
+    {31, 80, 320, 0}, {33, 257, 130, 3}, {65, 300, 100, 0}, {129, 64, 96, 0}, {7, 1031, 257, 0},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 static const lk_dtype types[] = {LK_F32, LK_BF16, LK_F16, LK_NF4};
@@ -35,8 +36,10 @@ static lk_matrix_source make_source(lk_dtype type, int64_t n, int64_t k, void **
 static float *meant_weights(const lk_matrix_source *s, lk_dtype compute)
 {
     float *w = malloc((size_t)(s->n * s->k) * sizeof(float));
-    if (s->type == LK_NF4) lk_nf4_dequantize(w, s->data, s->absmax, s->n * s->k);
-    else lk_to_f32(w, s->data, s->type, s->n * s->k);
+    if (s->type == LK_NF4)
+        lk_nf4_dequantize(w, s->data, s->absmax, s->n * s->k);
+    else
+        lk_to_f32(w, s->data, s->type, s->n * s->k);
     for (int64_t i = 0; i < s->n * s->k && compute == LK_BF16; i++) w[i] = lk_bf16_to_f32(lk_f32_to_bf16(w[i]));
     return w;
 }

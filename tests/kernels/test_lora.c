@@ -12,8 +12,9 @@ typedef struct lora_case {
 } lora_case;
 
 static const lora_case cases[] = {
-    {1, 1, 1, 0, {1, 1, 0, 1, 1}, 0.0f, LK_F32},        {9, 17, 5, 1, {1, 3, 0, 8, 2}, 0.0f, LK_F32},      {23, 64, 48, 0, {16, 8, 0, 4, 1}, 0.0f, LK_F32},
-    {37, 33, 130, 2, {16, 64, 0, 5, 2}, 0.25f, LK_F32}, {70, 96, 64, 0, {33, 17, 0, 256, 8}, 0.1f, LK_F32}, {23, 65, 97, 0, {16, 7, 0, 32, 1}, 0.0f, LK_BF16},
+    {1, 1, 1, 0, {1, 1, 0, 1, 1}, 0.0f, LK_F32},        {9, 17, 5, 1, {1, 3, 0, 8, 2}, 0.0f, LK_F32},
+    {23, 64, 48, 0, {16, 8, 0, 4, 1}, 0.0f, LK_F32},    {37, 33, 130, 2, {16, 64, 0, 5, 2}, 0.25f, LK_F32},
+    {70, 96, 64, 0, {33, 17, 0, 256, 8}, 0.1f, LK_F32}, {23, 65, 97, 0, {16, 7, 0, 32, 1}, 0.0f, LK_BF16},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
@@ -56,9 +57,11 @@ static void fixture_make(fixture *f, const lora_case *c)
         f->stored_a[i] = stored(c->type, f->a[i], r * c->k);
         f->stored_b[i] = stored(c->type, f->b[i], r * c->n);
         bool frozen = i == 3 || c->type == LK_BF16;
-        f->lora[SITE * N_ADAPTERS + i] = (lk_lora){f->stored_a[i], f->stored_b[i], frozen ? NULL : f->da[i], frozen ? NULL : f->db[i], c->type, r, 0.5f + 0.25f * (float)i};
+        f->lora[SITE * N_ADAPTERS + i] = (lk_lora){
+            f->stored_a[i], f->stored_b[i], frozen ? NULL : f->da[i], frozen ? NULL : f->db[i], c->type, r, 0.5f + 0.25f * (float)i};
     }
-    f->batch = (lk_batch){.n_tokens = c->rows, .n_segments = 7, .segments = f->segments, .n_sites = N_SITES, .n_adapters = N_ADAPTERS, .lora = f->lora};
+    f->batch = (lk_batch){
+        .n_tokens = c->rows, .n_segments = 7, .segments = f->segments, .n_sites = N_SITES, .n_adapters = N_ADAPTERS, .lora = f->lora};
     f->dropout = (lk_dropout){c->dropout, lk_philox_key_make(7, LK_STREAM_DROPOUT), 1234567};
 }
 
@@ -84,9 +87,11 @@ static void outcome_free(outcome *o)
 
 static outcome run(lk_backend *be, const lora_case *c, fixture *f)
 {
-    float *x = random_floats(81, c->rows * c->k, 1.0f), *y0 = random_floats(82, c->rows * c->n, 1.0f), *dy = random_floats(83, c->rows * c->n, 1.0f);
+    float *x = random_floats(81, c->rows * c->k, 1.0f), *y0 = random_floats(82, c->rows * c->n, 1.0f),
+          *dy = random_floats(83, c->rows * c->n, 1.0f);
     float *dx0 = random_floats(84, c->rows * c->k, 1.0f);
-    guarded gx = guarded_from(c->rows, c->k, c->gap, x), y = guarded_from(c->rows, c->n, c->gap, y0), h = guarded_make(c->rows, f->max_rank, 0);
+    guarded gx = guarded_from(c->rows, c->k, c->gap, x), y = guarded_from(c->rows, c->n, c->gap, y0),
+            h = guarded_make(c->rows, f->max_rank, 0);
     guarded gdy = guarded_from(c->rows, c->n, c->gap, dy), dx = guarded_from(c->rows, c->k, c->gap, dx0);
     OP(be, lk_batch_begin(be, &f->batch));
     OP(be, lk_lora_forward(be, &f->batch, SITE, &y.t, &gx.t, &h.t, &f->dropout));
@@ -119,7 +124,8 @@ static double kept(const fixture *f, int64_t t, int64_t k, int64_t width)
 
 /* ---- every tier against the reference */
 
-static void compare(const lora_case *c, const fixture *got_f, const outcome *got, const fixture *want_f, const outcome *want, double tolerance)
+static void compare(const lora_case *c, const fixture *got_f, const outcome *got, const fixture *want_f, const outcome *want,
+                    double tolerance)
 {
     check_close("lora y", got->y, want->y, c->rows * c->n, tolerance, tolerance);
     check_close("lora dx", got->dx, want->dx, c->rows * c->k, tolerance, tolerance);
@@ -274,7 +280,8 @@ static double lora_double(const double *v, void *context)
         for (int32_t r = 0; r < rank; r++) {
             hidden[r] = 0.0;
             for (int64_t k = 0; k < c->k; k++)
-                hidden[r] += v[t * c->k + k] * kept(d->f, t, k, c->k) * (adapter == 1 ? own_a[r * c->k + k] : (double)d->f->a[adapter][r * c->k + k]);
+                hidden[r] += v[t * c->k + k] * kept(d->f, t, k, c->k) *
+                             (adapter == 1 ? own_a[r * c->k + k] : (double)d->f->a[adapter][r * c->k + k]);
         }
         for (int64_t n = 0; n < c->n; n++)
             for (int32_t r = 0; r < rank; r++)
@@ -292,7 +299,8 @@ static void test_differences(void **state)
     lk_backend *be = open_tier("reference", 1, LK_F32);
     fixture f;
     fixture_make(&f, c);
-    float *dx0 = random_floats(84, c->rows * c->k, 1.0f), *da0 = random_floats(61, c->ranks[1] * c->k, 1.0f), *db0 = random_floats(71, c->ranks[1] * c->n, 1.0f);
+    float *dx0 = random_floats(84, c->rows * c->k, 1.0f), *da0 = random_floats(61, c->ranks[1] * c->k, 1.0f),
+          *db0 = random_floats(71, c->ranks[1] * c->n, 1.0f);
     float *dy = random_floats(83, c->rows * c->n, 1.0f), *x = random_floats(81, c->rows * c->k, 1.0f);
     outcome o = run(be, c, &f);
     int64_t nx = c->rows * c->k, na = c->ranks[1] * c->k, nb = c->ranks[1] * c->n;
@@ -345,7 +353,7 @@ static void test_dropout_rate(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_alone), cmocka_unit_test(test_differences),
-                                       cmocka_unit_test(test_dropout_rate)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_alone),
+                                       cmocka_unit_test(test_differences), cmocka_unit_test(test_dropout_rate)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

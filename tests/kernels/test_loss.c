@@ -6,7 +6,8 @@ typedef struct loss_case {
     int ignore; /* every ignore-th row is ignored; 1: all of them, 0: none */
 } loss_case;
 
-static const loss_case cases[] = {{0, 7, 5, 0, 0}, {1, 1, 1, 0, 0}, {3, 17, 7, 1, 0}, {9, 33, 16, 0, 2}, {65, 129, 64, 0, 3}, {5, 40, 24, 0, 1}, {130, 257, 48, 3, 5}, {17, 2053, 65, 0, 4}};
+static const loss_case cases[] = {{0, 7, 5, 0, 0},     {1, 1, 1, 0, 0},   {3, 17, 7, 1, 0},     {9, 33, 16, 0, 2},
+                                  {65, 129, 64, 0, 3}, {5, 40, 24, 0, 1}, {130, 257, 48, 3, 5}, {17, 2053, 65, 0, 4}};
 enum { N_CASES = sizeof cases / sizeof *cases };
 
 typedef struct outcome {
@@ -30,7 +31,8 @@ static outcome run(lk_backend *be, const loss_case *c, int64_t first, int64_t ro
     labels_make(c, labels);
     lk_matrix *head;
     OP(be, lk_matrix_create(be, &head, &(lk_matrix_source){LK_F32, c->vocab, c->width, w, NULL}));
-    guarded gx = guarded_from(rows, c->width, c->gap, x + first * c->width), dx = guarded_make(rows, c->width, c->gap), nll = guarded_make(rows, 1, 0);
+    guarded gx = guarded_from(rows, c->width, c->gap, x + first * c->width), dx = guarded_make(rows, c->width, c->gap),
+            nll = guarded_make(rows, 1, 0);
     outcome o = {0};
     memset(o.hits, 77, sizeof o.hits);
     OP(be, lk_linear_loss(be, nll.t.data, o.hits, gradient ? &dx.t : NULL, &gx.t, head, labels + first, 0.25f));

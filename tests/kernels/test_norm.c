@@ -8,7 +8,8 @@ typedef struct norm_case {
 } norm_case;
 
 static const norm_case cases[] = {
-    {0, 8, 0, 1, 0}, {1, 1, 0, 2, 2e-6}, {3, 7, 1, 3, 2e-6}, {5, 16, 0, 4, 2e-6}, {17, 31, 5, 5, 2e-6}, {13, 64, 0, 6, 2e-6}, {33, 129, 3, 7, 3e-6}, {7, 1009, 0, 8, 5e-6},
+    {0, 8, 0, 1, 0},      {1, 1, 0, 2, 2e-6},   {3, 7, 1, 3, 2e-6},    {5, 16, 0, 4, 2e-6},
+    {17, 31, 5, 5, 2e-6}, {13, 64, 0, 6, 2e-6}, {33, 129, 3, 7, 3e-6}, {7, 1009, 0, 8, 5e-6},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
@@ -28,7 +29,8 @@ static void outcome_free(outcome *o)
 static outcome run(lk_backend *be, const norm_case *c, int64_t first, int64_t rows)
 {
     int64_t n = c->rows * c->cols;
-    float *x = random_floats(c->seed, n, 1.3f), *dy = random_floats(c->seed + 100, n, 1.0f), *w = random_floats(c->seed + 200, c->cols, 1.0f);
+    float *x = random_floats(c->seed, n, 1.3f), *dy = random_floats(c->seed + 100, n, 1.0f),
+          *w = random_floats(c->seed + 200, c->cols, 1.0f);
     float *start = random_floats(c->seed + 300, n, 1.0f);
     guarded gx = guarded_from(rows, c->cols, c->gap, x + first * c->cols), gdy = guarded_from(rows, c->cols, c->gap, dy + first * c->cols);
     guarded gy = guarded_make(rows, c->cols, c->gap), gdx = guarded_make(rows, c->cols, c->gap);
@@ -127,7 +129,8 @@ static void test_differences(void **state)
     for (int i = 2; i < 6; i++) { /* not the single column, whose gradient is a difference of equals */
         const norm_case *c = &cases[i];
         int64_t n = c->rows * c->cols;
-        float *x = random_floats(c->seed, n, 1.3f), *dy = random_floats(c->seed + 100, n, 1.0f), *w = random_floats(c->seed + 200, c->cols, 1.0f);
+        float *x = random_floats(c->seed, n, 1.3f), *dy = random_floats(c->seed + 100, n, 1.0f),
+              *w = random_floats(c->seed + 200, c->cols, 1.0f);
         double *xd = to_doubles(x, n);
         outcome o = run(be, c, 0, c->rows);
         double from_op = 0.0;

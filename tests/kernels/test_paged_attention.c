@@ -10,14 +10,9 @@ typedef struct paged_case {
 } paged_case;
 
 static const paged_case cases[] = {
-    {{1}, 1, 1, 1, 1, 0, 16, LK_F32},
-    {{5, 1}, 2, 2, 1, 8, 0, 16, LK_F32},
-    {{17, 33, 1}, 3, 4, 2, 16, 0, 16, LK_F32},
-    {{65, 40}, 2, 6, 2, 33, 0, 16, LK_BF16},
-    {{130, 64, 63}, 3, 4, 1, 64, 0, 32, LK_BF16},
-    {{100, 257}, 2, 8, 4, 64, 40, 64, LK_BF16},
-    {{129, 31}, 2, 5, 5, 80, 1, 128, LK_F32},
-    {{300, 7}, 2, 2, 1, 128, 0, 256, LK_BF16},
+    {{1}, 1, 1, 1, 1, 0, 16, LK_F32},         {{5, 1}, 2, 2, 1, 8, 0, 16, LK_F32},          {{17, 33, 1}, 3, 4, 2, 16, 0, 16, LK_F32},
+    {{65, 40}, 2, 6, 2, 33, 0, 16, LK_BF16},  {{130, 64, 63}, 3, 4, 1, 64, 0, 32, LK_BF16}, {{100, 257}, 2, 8, 4, 64, 40, 64, LK_BF16},
+    {{129, 31}, 2, 5, 5, 80, 1, 128, LK_F32}, {{300, 7}, 2, 2, 1, 128, 0, 256, LK_BF16},
 };
 enum { N_CASES = sizeof cases / sizeof *cases, LAYERS = 2, LAYER = 1, N_PAGES = 31 };
 
@@ -87,7 +82,8 @@ static float *run(lk_backend *be, const paged_case *c, const inputs *in, int64_t
             rows += count;
         }
         if (n == 0) break;
-        guarded q = guarded_make(rows, wide, 2), k = guarded_make(rows, narrow, 1), v = guarded_make(rows, narrow, 0), o = guarded_make(rows, wide, 1);
+        guarded q = guarded_make(rows, wide, 2), k = guarded_make(rows, narrow, 1), v = guarded_make(rows, narrow, 0),
+                o = guarded_make(rows, wide, 1);
         for (int64_t i = 0; i < n; i++)
             for (int64_t r = 0; r < sequences[i].count; r++) {
                 int64_t to = sequences[i].begin + r, at = from[i] + r;
@@ -100,7 +96,8 @@ static float *run(lk_backend *be, const paged_case *c, const inputs *in, int64_t
         OP(be, lk_kv_write(be, &batch, kv, LAYER, &k.t, &v.t));
         OP(be, lk_paged_attention(be, &batch, &shape, &o.t, &q.t, kv, LAYER));
         float *values = guarded_values("o", &o);
-        for (int64_t i = 0; i < n; i++) memcpy(out + from[i] * wide, values + sequences[i].begin * wide, (size_t)(sequences[i].count * wide) * 4);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(out + from[i] * wide, values + sequences[i].begin * wide, (size_t)(sequences[i].count * wide) * 4);
         free(values);
         guarded *all[] = {&q, &k, &v, &o};
         for (int i = 0; i < 4; i++) guarded_free(all[i]);
@@ -113,7 +110,8 @@ static void run_tiers(lk_dtype compute, double tolerance)
 {
     lk_backend *reference = open_tier("reference", 1, compute);
     for (int tier = 1; tier < N_TIERS; tier++) {
-        lk_backend *one = open_tier(all_tiers[tier], 1, compute), *two = open_tier(all_tiers[tier], 2, compute), *three = open_tier(all_tiers[tier], 3, compute);
+        lk_backend *one = open_tier(all_tiers[tier], 1, compute), *two = open_tier(all_tiers[tier], 2, compute),
+                   *three = open_tier(all_tiers[tier], 3, compute);
         for (int i = 0; i < N_CASES && one; i++) {
             const paged_case *c = &cases[i];
             inputs in = inputs_make(c);
@@ -172,7 +170,8 @@ static void test_against_training(void **state)
         lk_batch batch = {.n_tokens = in.rows, .n_docs = 3, .doc_starts = starts};
         lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
         guarded o = guarded_make(in.rows, wide, 0);
-        lk_tensor q = lk_tensor_make(in.q, LK_F32, in.rows, wide), k = lk_tensor_make(in.k, LK_F32, in.rows, narrow), v = lk_tensor_make(in.v, LK_F32, in.rows, narrow);
+        lk_tensor q = lk_tensor_make(in.q, LK_F32, in.rows, wide), k = lk_tensor_make(in.k, LK_F32, in.rows, narrow),
+                  v = lk_tensor_make(in.v, LK_F32, in.rows, narrow);
         OP(be, lk_attention(be, &batch, &shape, &o.t, NULL, &q, &k, &v));
         float *trained = guarded_values("o", &o);
         check_close("paged against training", paged, trained, in.rows * wide, 1e-5, 1e-5);

@@ -12,14 +12,15 @@ static lk_sample_result sample_one(lk_backend *be, float *logits, int64_t vocab,
     return r;
 }
 
-#define FOR_TIERS(be)                                                                                             \
-    for (int tier_ = 0; tier_ < N_TIERS; tier_++)                                                                 \
+#define FOR_TIERS(be)                             \
+    for (int tier_ = 0; tier_ < N_TIERS; tier_++) \
         for (lk_backend *be = open_tier(all_tiers[tier_], 2, LK_F32); be; lk_backend_close(be), be = NULL)
 
 static void test_greedy(void **state)
 {
     (void)state;
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         lk_sample_request q = plain;
         q.temperature = 0.0f;
         float ties[40];
@@ -97,7 +98,8 @@ static void test_against_naive(void **state)
     (void)state;
     static naive want;
     static const int64_t vocabs[] = {1, 2, 17, 300, 2053};
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         int compared = 0;
         for (int trial = 0; trial < 200; trial++) {
             check_random r = {(uint64_t)trial * 1234567 + 1};
@@ -135,7 +137,8 @@ static void test_against_naive(void **state)
             int32_t token = sample_one(be, logits, vocab, &q).token;
             assert_true(token >= 0 && token < vocab);
             if (want.edge > 1e-5) { /* nearer than fp32 probabilities can tell, either answer is right */
-                if (token != want.token) fail_msg("%s, trial %d: token %d, the naive sampler draws %d", lk_backend_name(be), trial, token, want.token);
+                if (token != want.token)
+                    fail_msg("%s, trial %d: token %d, the naive sampler draws %d", lk_backend_name(be), trial, token, want.token);
                 compared++;
             }
             free(logits);
@@ -150,7 +153,8 @@ static void test_seeds(void **state)
 {
     (void)state;
     float *logits = random_floats(3, 5 * 500, 1.0f);
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         lk_sample_request q[5];
         lk_sample_result first[5], again[5], alone;
         int differ = 0;
@@ -182,7 +186,8 @@ static void test_seeds(void **state)
 static void test_distribution(void **state)
 {
     (void)state;
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         for (int cut = 0; cut < 2; cut++) {
             float logits[10];
             double p[10], sum = 0.0, chi = 0.0;
@@ -216,7 +221,8 @@ static void test_logprobs(void **state)
 {
     (void)state;
     static const int64_t vocabs[] = {1, 5, 20, 21, 1009};
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         for (int i = 0; i < 5; i++) {
             int64_t vocab = vocabs[i];
             float *logits = random_floats(7, vocab, 4.0f);
@@ -240,7 +246,9 @@ static void test_logprobs(void **state)
             assert_int_equal(r.n_top, finite < 20 ? finite : 20);
             for (int j = 0; j < r.n_top; j++) {
                 assert_true(fabs((double)r.top_logprobs[j] - ((double)logits[r.top_ids[j]] - log(sum))) < 3e-6);
-                if (j) assert_true(r.top_logprobs[j] < r.top_logprobs[j - 1] || (r.top_logprobs[j] == r.top_logprobs[j - 1] && r.top_ids[j] > r.top_ids[j - 1]));
+                if (j)
+                    assert_true(r.top_logprobs[j] < r.top_logprobs[j - 1] ||
+                                (r.top_logprobs[j] == r.top_logprobs[j - 1] && r.top_ids[j] > r.top_ids[j - 1]));
             }
             if (vocab > 20) {
                 assert_int_equal(r.token, 9);
@@ -259,7 +267,8 @@ static void test_logprobs(void **state)
 static void test_broken(void **state)
 {
     (void)state;
-    FOR_TIERS(be) {
+    FOR_TIERS(be)
+    {
         float logits[3][33];
         for (int i = 0; i < 33; i++) {
             logits[0][i] = (float)i;
@@ -279,7 +288,8 @@ static void test_broken(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),       cmocka_unit_test(test_against_naive), cmocka_unit_test(test_seeds),
-                                       cmocka_unit_test(test_distribution), cmocka_unit_test(test_logprobs),      cmocka_unit_test(test_broken)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),   cmocka_unit_test(test_against_naive),
+                                       cmocka_unit_test(test_seeds),    cmocka_unit_test(test_distribution),
+                                       cmocka_unit_test(test_logprobs), cmocka_unit_test(test_broken)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,8 @@ lk_status lk_ref_adamw(lk_backend *be, float *p, const float *g, float *m, float
 {
     (void)be;
     double first = 1.0 - pow((double)step->beta1, (double)step->step), second = 1.0 - pow((double)step->beta2, (double)step->step);
-    float rate = (float)((double)step->lr / first), root = (float)sqrt(second), decay = (float)(1.0 - (double)step->lr * (double)step->weight_decay);
+    float rate = (float)((double)step->lr / first), root = (float)sqrt(second),
+          decay = (float)(1.0 - (double)step->lr * (double)step->weight_decay);
     for (int64_t i = 0; i < n; i++) {
         float gradient = g[i] * step->grad_scale;
         m[i] = step->beta1 * m[i] + (1.0f - step->beta1) * gradient;

@@ -22,8 +22,8 @@ static double dot(const float *a, const float *b, int64_t n)
 /* The first key that query i of a document sees. */
 static int64_t first_key(const lk_attention_shape *s, int64_t i) { return s->window > 0 ? larger(0, i - s->window + 1) : 0; }
 
-static void forward_row(const lk_attention_shape *s, float *o, float *lse, const float *q, const lk_tensor *k, const lk_tensor *v, int64_t column,
-                        int64_t begin, int64_t i, double *p)
+static void forward_row(const lk_attention_shape *s, float *o, float *lse, const float *q, const lk_tensor *k, const lk_tensor *v,
+                        int64_t column, int64_t begin, int64_t i, double *p)
 {
     int64_t first = first_key(s, i);
     double top = -INFINITY, sum = 0.0;
@@ -40,8 +40,8 @@ static void forward_row(const lk_attention_shape *s, float *o, float *lse, const
     if (lse) *lse = (float)(top + log(sum));
 }
 
-lk_status lk_ref_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *s, const lk_tensor *o, float *lse, const lk_tensor *q,
-                           const lk_tensor *k, const lk_tensor *v)
+lk_status lk_ref_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *s, const lk_tensor *o, float *lse,
+                           const lk_tensor *q, const lk_tensor *k, const lk_tensor *v)
 {
     void *p;
     LK_TRY(lk_cpu_scratch(be, "attention", (size_t)batch->n_tokens * sizeof(double), &p));

@@ -3,7 +3,10 @@
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/reference/reference.h"
 
-size_t lk_ref_lora_scratch(const lk_limits *limits) { return 2 * lk_carved((size_t)limits->width * sizeof(float)) + lk_carved((size_t)limits->rank * sizeof(float)); }
+size_t lk_ref_lora_scratch(const lk_limits *limits)
+{
+    return 2 * lk_carved((size_t)limits->width * sizeof(float)) + lk_carved((size_t)limits->rank * sizeof(float));
+}
 
 typedef struct row_buffers {
     float *x;       /* [K] drop(x), rounded */
@@ -26,7 +29,8 @@ static float factor(const lk_backend *be, const lk_lora *l, const void *matrix, 
     return l->type == LK_BF16 ? lk_bf16_to_f32(((const uint16_t *)matrix)[at]) : lk_cpu_round(be, ((const float *)matrix)[at]);
 }
 
-static void dropped(const lk_backend *be, const row_buffers *b, const float *x, int64_t k, const lk_dropout *dropout, int32_t site, int64_t t)
+static void dropped(const lk_backend *be, const row_buffers *b, const float *x, int64_t k, const lk_dropout *dropout, int32_t site,
+                    int64_t t)
 {
     for (int64_t i = 0; i < k; i++) b->factors[i] = 1.0f;
     if (lk_dropout_active(dropout)) lk_dropout_factors(b->factors, LK_CPU_REFERENCE, dropout, site, t, k, 0, k);
@@ -40,8 +44,8 @@ static const lk_lora *segment_lora(const lk_batch *batch, int32_t site, const lk
     return l->rank > 0 ? l : NULL;
 }
 
-lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
-                              const lk_dropout *dropout)
+lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_tensor *h, const lk_dropout *dropout)
 {
     row_buffers b;
     LK_TRY(buffers(be, &b, x->cols, h->cols));
@@ -58,7 +62,8 @@ lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t sit
             }
             for (int64_t n = 0; n < y->cols; n++) {
                 double sum = 0.0;
-                for (int64_t r = 0; r < l->rank; r++) sum += (double)lk_cpu_round(be, l->scale * hidden[r]) * factor(be, l, l->b, n * l->rank + r);
+                for (int64_t r = 0; r < l->rank; r++)
+                    sum += (double)lk_cpu_round(be, l->scale * hidden[r]) * factor(be, l, l->b, n * l->rank + r);
                 out[n] += (float)sum;
             }
         }
@@ -67,7 +72,8 @@ lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t sit
 }
 
 /* One row: dh, then what it adds to db, da and dx. */
-static void backward_row(const lk_backend *be, const lk_lora *l, const row_buffers *b, float *dx, const float *dy, const float *h, int64_t n_out, int64_t width)
+static void backward_row(const lk_backend *be, const lk_lora *l, const row_buffers *b, float *dx, const float *dy, const float *h,
+                         int64_t n_out, int64_t width)
 {
     for (int64_t r = 0; r < l->rank; r++) {
         double sum = 0.0;

@@ -28,7 +28,8 @@ static float row_loss(float *logits, int64_t vocab, int32_t label, float grad_sc
     return loss;
 }
 
-static void chunk_logits(const lk_backend *be, float *const logits[], const int64_t rows[], int n, const lk_tensor *x, const lk_matrix *head, float *weights)
+static void chunk_logits(const lk_backend *be, float *const logits[], const int64_t rows[], int n, const lk_tensor *x,
+                         const lk_matrix *head, float *weights)
 {
     for (int64_t v = 0; v < head->n; v++) {
         lk_cpu_matrix_unpack(head, v, v + 1, weights);
@@ -41,7 +42,8 @@ static void chunk_logits(const lk_backend *be, float *const logits[], const int6
     }
 }
 
-static void chunk_gradient(const lk_backend *be, const lk_tensor *dx, float *const dlogits[], const int64_t rows[], int n, const lk_matrix *head, float *weights)
+static void chunk_gradient(const lk_backend *be, const lk_tensor *dx, float *const dlogits[], const int64_t rows[], int n,
+                           const lk_matrix *head, float *weights)
 {
     for (int64_t v = 0; v < head->n; v++) {
         lk_cpu_matrix_unpack(head, v, v + 1, weights);

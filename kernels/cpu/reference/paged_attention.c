@@ -10,8 +10,8 @@ static double cached(const lk_cpu_kv *kv, int64_t at)
 }
 
 /* One query head of the token at `position`. */
-static void row(const lk_attention_shape *s, const lk_cpu_kv *kv, int32_t layer, const int32_t *pages, int64_t position, int64_t kv_head, float *o,
-                const float *q, double *p)
+static void row(const lk_attention_shape *s, const lk_cpu_kv *kv, int32_t layer, const int32_t *pages, int64_t position, int64_t kv_head,
+                float *o, const float *q, double *p)
 {
     const lk_kv_shape *shape = &kv->base.shape;
     int64_t first = s->window > 0 && position - s->window + 1 > 0 ? position - s->window + 1 : 0;

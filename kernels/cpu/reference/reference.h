@@ -15,8 +15,8 @@ lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, 
 lk_status lk_ref_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
 lk_status lk_ref_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
 
-lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
-                              const lk_dropout *dropout);
+lk_status lk_ref_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_tensor *h, const lk_dropout *dropout);
 lk_status lk_ref_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 

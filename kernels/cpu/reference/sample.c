@@ -114,5 +114,6 @@ lk_status lk_ref_sample(lk_backend *be, const lk_tensor *logits, const lk_sample
     for (int64_t r = 0; r < logits->rows; r++)
         if (!sample_row(scratch, lk_row(logits, r), logits->cols, &requests[r], &results[r]) && failed < 0) failed = r;
     if (failed < 0) return LK_OK;
-    return lk_fail(&be->error, LK_ERR_FORMAT, "sample: row %lld has no finite logit: the model or the adapter is broken", (long long)failed);
+    return lk_fail(&be->error, LK_ERR_FORMAT, "sample: row %lld has no finite logit: the model or the adapter is broken",
+                   (long long)failed);
 }
