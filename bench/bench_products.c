@@ -218,8 +218,8 @@ static void bench_peer(const settings *s, const layer *l, lk_peer_kind kind, int
         run_peer(&r, 0);
         validate(l, y, x, rows, false);
         double seconds = best_time(run_peer, &r, s->seconds);
-        printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name(kind), (long long)l->n, (long long)l->k, (long long)rows,
-               seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
+        printf("%-12s w[%lld,%lld]  M %5lld  %9.1f us  %8.1f GFLOP/s\n", lk_peer_name(kind), (long long)l->n, (long long)l->k,
+               (long long)rows, seconds * 1e6, 2.0 * (double)rows * (double)l->n * (double)l->k / seconds * 1e-9);
     }
     for (int i = 0; i < r.n_peers; i++) lk_peer_close(r.peers[i]);
     free(x);

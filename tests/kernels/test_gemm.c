@@ -267,36 +267,37 @@ static void test_layers(void **state)
 /* ---------------------------------------------------------------------------------------------- invariance */
 
 /* Every row alone, in groups and all together, on one and on several threads: the same bits. */
-static void invariance(const lk_gemm *g, const char *name)
+static void check_invariance(const lk_gemm *g, const char *name, int64_t tokens, int64_t n, int64_t k, const int64_t steps[4],
+                             int max_threads)
 {
-    enum { TOKENS = 70, N = 200, K = 1216 };
-    static const int64_t steps[] = {1, 3, 16, 33, TOKENS};
-    layer l = make_layer(LK_NF4, N, K, g->compute);
-    float *x = malloc(TOKENS * K * 4), *dy = malloc(TOKENS * N * 4), *y = malloc(TOKENS * N * 4), *dx = malloc(TOKENS * K * 4);
-    float *first_y = malloc(TOKENS * N * 4), *first_dx = malloc(TOKENS * K * 4);
+    layer l = make_layer(LK_NF4, n, k, g->compute);
+    size_t x_bytes = (size_t)(tokens * k) * sizeof(float), y_bytes = (size_t)(tokens * n) * sizeof(float);
+    float *x = malloc(x_bytes), *dy = malloc(y_bytes), *y = malloc(y_bytes), *dx = malloc(x_bytes);
+    float *first_y = malloc(y_bytes), *first_dx = malloc(x_bytes);
     check_random random = {5};
-    check_random_fill(&random, x, TOKENS * K, 1.0f);
-    check_random_fill(&random, dy, TOKENS * N, 1.0f);
-    for (int threads = 1; threads <= 5; threads += 2) {
-        lk_backend *be = open_backend(g, threads, TOKENS, K);
+    check_random_fill(&random, x, tokens * k, 1.0f);
+    check_random_fill(&random, dy, tokens * n, 1.0f);
+    for (int threads = 1; threads <= max_threads; threads += 2) {
+        lk_backend *be = open_backend(g, threads, tokens, n > k ? n : k);
         lk_matrix *w;
         CHECK_OK(lk_matrix_create(be, &w, &l.source), lk_backend_error(be));
-        for (size_t s = 0; s < sizeof steps / sizeof *steps; s++) {
-            for (int64_t t = 0; t < TOKENS; t += steps[s]) {
-                int64_t rows = TOKENS - t < steps[s] ? TOKENS - t : steps[s];
-                lk_tensor xs = view(x + t * K, rows, K, K), ys = view(y + t * N, rows, N, N);
-                lk_tensor dys = view(dy + t * N, rows, N, N), dxs = view(dx + t * K, rows, K, K);
+        for (int s = 0; s < 4; s++) {
+            for (int64_t t = 0; t < tokens; t += steps[s]) {
+                int64_t rows = tokens - t < steps[s] ? tokens - t : steps[s];
+                lk_tensor xs = view(x + t * k, rows, k, k), ys = view(y + t * n, rows, n, n);
+                lk_tensor dys = view(dy + t * n, rows, n, n), dxs = view(dx + t * k, rows, k, k);
                 CHECK_OK(lk_linear(be, &ys, &xs, w, NULL), lk_backend_error(be));
                 CHECK_OK(lk_linear_backward(be, &dxs, &dys, w, false), lk_backend_error(be));
             }
             char what[120];
-            snprintf(what, sizeof what, "%s, %d threads, %lld rows at a time", name, threads, (long long)steps[s]);
+            snprintf(what, sizeof what, "%s %lldx%lld, %d threads, %lld rows at a time", name, (long long)n, (long long)k, threads,
+                     (long long)steps[s]);
             if (threads == 1 && s == 0) {
-                memcpy(first_y, y, TOKENS * N * 4);
-                memcpy(first_dx, dx, TOKENS * K * 4);
+                memcpy(first_y, y, y_bytes);
+                memcpy(first_dx, dx, x_bytes);
             }
-            check_same_bits(what, y, first_y, TOKENS * N * 4);
-            check_same_bits(what, dx, first_dx, TOKENS * K * 4);
+            check_same_bits(what, y, first_y, y_bytes);
+            check_same_bits(what, dx, first_dx, x_bytes);
         }
         lk_matrix_destroy(be, w);
         lk_backend_close(be);
@@ -308,6 +309,14 @@ static void invariance(const lk_gemm *g, const char *name)
     free(first_y);
     free(first_dx);
     free_layer(&l);
+}
+
+/* One pass and many; rows few enough for panels of the first-level cache, and more; blocks of rows and what is left of them. */
+static void invariance(const lk_gemm *g, const char *name)
+{
+    check_invariance(g, name, 40, 200, 1216, (int64_t[]){1, 3, 16, 40}, 5);
+    check_invariance(g, name, 150, 40, 2240, (int64_t[]){50, 1, 129, 150}, 3);
+    check_invariance(g, name, 9, 2100, 128, (int64_t[]){9, 1, 8, 4}, 3);
 }
 
 static void product_invariance(const lk_gemm *g, const char *name)
