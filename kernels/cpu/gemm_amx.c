@@ -163,7 +163,12 @@ static void begin_sum(const lk_gemm_pass *p, int number, const place *at)
         lines l = lines_of(p, at);
         for (int j = 0; j < 16; j++)
             _mm512_store_ps(room[0] + 16 * j, j < l.count ? _mm512_maskz_loadu_ps(l.mask, at->c + j * l.stride) : _mm512_setzero_ps());
-        if (p->down == 1) lk_avx512_transpose(room[1], 16, room[0], 16);
+        if (p->down == 1 && l.count == 1) { /* one token: the column goes down the first of sixteen */
+            for (int j = 0; j < 16; j++) _mm512_store_ps(room[1] + 16 * j, _mm512_setzero_ps());
+            for (int j = 0; j < 16; j++) room[1][16 * j] = room[0][j];
+        } else if (p->down == 1) {
+            lk_avx512_transpose(room[1], 16, room[0], 16);
+        }
         const float *from = room[p->down == 1];
         settle(from);
         load_sum(number, from, 16);
@@ -185,7 +190,12 @@ static void deliver(const lk_gemm_pass *p, outbox *out)
     const place *to = &out->to[n];
     const float *from = out->room[n];
     lines l = lines_of(p, to);
-    if (p->down == 1) from = (lk_avx512_transpose(turned, 16, from, 16), turned);
+    if (p->down == 1 && l.count == 1) {
+        for (int j = 0; j < 16; j++) turned[j] = from[16 * j];
+        from = turned;
+    } else if (p->down == 1) {
+        from = (lk_avx512_transpose(turned, 16, from, 16), turned);
+    }
     for (int j = 0; j < l.count; j++) _mm512_mask_storeu_ps(to->c + j * l.stride, l.mask, _mm512_load_ps(from + 16 * j));
 }
 
