@@ -6,11 +6,12 @@
 #include "kernels/cpu/dropout.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/rows.h"
 
 enum {
     ROWS = 64,       /* of a block */
     RANKS = 64,      /* columns of h or dh in a block */
-    COLUMNS = 512,   /* columns of y or dx in a block */
+    COLUMNS = 256,   /* columns of y or dx in a block */
     DEPTH = 512,     /* rows that one product of the factors' gradients sums over */
     OWNED = 128,     /* columns of the factors' gradients that one thread takes at a time */
     FEW = 16,        /* rows up to which the factors go left */
@@ -19,6 +20,7 @@ enum {
 
 typedef struct lora_args {
     const lk_gemm *gemm;
+    const lk_rows *rows;
     lk_cpu_tier tier;
     const lk_batch *batch;
     int32_t site;
@@ -41,7 +43,8 @@ static size_t dropout_bytes(int64_t width)
 
 static size_t thread_bytes(const lk_gemm *g, int64_t width, bool dropout)
 {
-    return lk_carved(lk_gemm_scratch_bytes(g)) + (dropout ? dropout_bytes(width) : 0);
+    size_t product = lk_carved(ROWS * COLUMNS * sizeof(float)), dropped = dropout ? dropout_bytes(width) : 0;
+    return lk_carved(lk_gemm_scratch_bytes(g)) + (dropped > product ? dropped : product);
 }
 
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *l)
@@ -178,14 +181,17 @@ static void shrink(const lora_args *a, const block *b)
                   lk_factor_rows(element(b->l, b->l->a, b->column * width), b->l->type, width), LK_GEMM_SET);
 }
 
-/* y += scale h B^T */
+/* y += scale h B^T, through a buffer: one chain of at most `rank` products is short, and starting it from y would cost more than adding
+ * it afterwards. */
 static void expand(const lora_args *a, const block *b)
 {
     int64_t rank = b->l->rank;
+    float *product = dropout_buffer(a, b->thread);
     lk_factor h = lk_factor_rows(lk_row_of(a->h, b->row), LK_F32, a->h->stride);
     h.scale = b->l->scale;
-    multiply_rows(a, lk_row_of(a->y, b->row) + b->column, a->y->stride, b, rank, h,
-                  lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank), LK_GEMM_ADD);
+    multiply_rows(a, product, b->columns, b, rank, h, lk_factor_rows(element(b->l, b->l->b, b->column * rank), b->l->type, rank),
+                  LK_GEMM_SET);
+    for (int64_t i = 0; i < b->rows; i++) a->rows->add(lk_row_of(a->y, b->row + i) + b->column, product + i * b->columns, b->columns);
 }
 
 static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t dh_floats)
@@ -193,6 +199,7 @@ static lk_status prepare(lk_backend *be, lora_args *a, const char *op, int64_t d
     void *rest;
     a->tier = lk_cpu_of(be)->tier;
     a->gemm = lk_gemm_get(a->tier, be->compute);
+    a->rows = lk_rows_get(a->tier);
     a->dropout = lk_dropout_active(a->dropout) ? a->dropout : NULL;
     a->thread_bytes = thread_bytes(a->gemm, a->x->cols, a->dropout != NULL);
     LK_TRY(lk_cpu_scratch(be, op, lk_carved((size_t)dh_floats * 4) + (size_t)be->threads * a->thread_bytes, &rest));
