@@ -97,7 +97,7 @@ const char *lk_model_adapter(const lk_server *server, const char *model);
 lk_status lk_adapters_submit(lk_server *server, lk_generation *g, const char *model, lk_api_error *e);
 /* 404 for a model that is neither the base nor an adapter, naming those there are. */
 lk_status lk_adapters_unknown(lk_server *server, const char *model, lk_api_error *e);
-/* Does `model` name something that can be asked for now without loading it? */
+/* Does `model` name something that can be asked for at this moment, without loading it? */
 bool lk_adapters_known(lk_server *server, const char *model);
 /* Fills limits for parsing bodies. */
 lk_openai_limits lk_server_limits(const lk_server *server);
