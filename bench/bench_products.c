@@ -132,7 +132,7 @@ static void run_own(void *context, int call)
 {
     own_run *r = context;
     const lk_matrix *w = r->copies[call % r->n_copies];
-    lk_status status = r->backward ? lk_linear_backward(r->be, &r->y, &r->x, w, false) : lk_linear(r->be, &r->y, &r->x, w, NULL);
+    lk_status status = r->backward ? lk_linear_backward(r->be, &r->y, &r->x, w, false) : lk_linear(r->be, &r->y, &r->x, w, NULL, NULL);
     if (status) stop(r->be);
 }
 

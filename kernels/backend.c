@@ -70,6 +70,31 @@ lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size
 
 lk_status lk_sync(lk_backend *be) { return be->ops->sync(be); }
 
+lk_status lk_host_alloc(lk_backend *be, size_t bytes, void **out)
+{
+    *out = NULL;
+    return be->ops->host_alloc(be, bytes, out);
+}
+
+void lk_host_free(lk_backend *be, void *p)
+{
+    if (p) be->ops->host_free(be, p);
+}
+
+lk_status lk_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes)
+{
+    if (slot < 0 || slot >= LK_TRANSFER_SLOTS)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "transfer_begin: slot %d of %d", slot, LK_TRANSFER_SLOTS);
+    return be->ops->transfer_begin(be, slot, to, from, bytes);
+}
+
+lk_status lk_transfer_wait(lk_backend *be, int slot)
+{
+    if (slot < 0 || slot >= LK_TRANSFER_SLOTS)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "transfer_wait: slot %d of %d", slot, LK_TRANSFER_SLOTS);
+    return be->ops->transfer_wait(be, slot);
+}
+
 size_t lk_scratch_bytes(const lk_backend *be, const lk_limits *limits) { return be->ops->scratch_bytes(be, limits); }
 
 lk_status lk_reserve(lk_backend *be, const lk_limits *limits) { return be->ops->reserve(be, limits); }

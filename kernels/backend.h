@@ -21,13 +21,18 @@ typedef struct lk_ops {
     lk_status (*zero)(lk_backend *be, void *device, size_t bytes);
     lk_status (*copy)(lk_backend *be, void *device_to, const void *device_from, size_t bytes);
     lk_status (*sync)(lk_backend *be);
+    lk_status (*host_alloc)(lk_backend *be, size_t bytes, void **out);
+    void (*host_free)(lk_backend *be, void *p);
+    lk_status (*transfer_begin)(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
+    lk_status (*transfer_wait)(lk_backend *be, int slot);
     size_t (*scratch_bytes)(const lk_backend *be, const lk_limits *limits);
     lk_status (*reserve)(lk_backend *be, const lk_limits *limits);
 
     lk_status (*matrix_create)(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
     void (*matrix_destroy)(lk_backend *be, lk_matrix *w);
     size_t (*matrix_bytes)(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
-    lk_status (*linear)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+    lk_status (*linear)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                        const lk_tensor *residual);
     lk_status (*linear_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
     lk_status (*embed)(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
 
@@ -64,6 +69,8 @@ typedef struct lk_ops {
                              const int32_t *labels, float grad_scale);
     lk_status (*sum_squares)(lk_backend *be, double *out, const float *x, int64_t n);
     lk_status (*adamw)(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+    lk_status (*adamw8)(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
+                        const lk_adamw_step *step);
     lk_status (*sample)(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
 } lk_ops;
 

@@ -36,14 +36,20 @@ static lk_status check_f32(lk_backend *be, const char *op, const char *name, con
 
 /* ---------------------------------------------------------------------------------------------- linear */
 
-lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                    const lk_tensor *residual)
 {
     NEED(linear);
     if (!x || !w) return bad(be, "linear", "no x or no matrix");
     LK_TRY(check(be, "linear", "x", x, false, x->rows, w->k));
     LK_TRY(check(be, "linear", "y", y, true, x->rows, w->n));
     if (x->rows > 0 && x->data == y->data) return bad(be, "linear", "y aliases x");
-    return be->ops->linear(be, y, x, w, bias);
+    if (residual) {
+        LK_TRY(check(be, "linear", "residual", residual, true, x->rows, w->n));
+        if (residual->type != y->type) return bad(be, "linear", "residual and y are of different types");
+        if (x->rows > 0 && residual->data == y->data) return bad(be, "linear", "y aliases residual");
+    }
+    return be->ops->linear(be, y, x, w, bias, residual);
 }
 
 lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)
@@ -388,6 +394,15 @@ lk_status lk_adamw(lk_backend *be, float *p, const float *g, float *m, float *v,
     if (n < 0 || (n > 0 && (!p || !g || !m || !v))) return bad(be, "adamw", "no data");
     if (step->step < 1) return bad(be, "adamw", "steps count from 1");
     return be->ops->adamw(be, p, g, m, v, n, step);
+}
+
+lk_status lk_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
+                    const lk_adamw_step *step)
+{
+    NEED(adamw8);
+    if (n < 0 || (n > 0 && (!p || !g || !m8 || !v8 || !m_scale || !v_scale))) return bad(be, "adamw8", "no data");
+    if (step->step < 1) return bad(be, "adamw8", "steps count from 1");
+    return be->ops->adamw8(be, p, g, m8, v8, m_scale, v_scale, n, step);
 }
 
 /* ---------------------------------------------------------------------------------------------- sampling */

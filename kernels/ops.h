@@ -36,6 +36,10 @@
 #include "kernels/philox.h"
 #include "kernels/tensor.h"
 
+#ifdef __cplusplus
+extern "C" { /* the kernels of the CUDA module are C++ files */
+#endif
+
 typedef struct lk_backend lk_backend;
 typedef struct lk_matrix lk_matrix;
 typedef struct lk_kv lk_kv;
@@ -43,9 +47,9 @@ typedef struct lk_kv lk_kv;
 /* ---------------------------------------------------------------------------------------------- backend and memory */
 
 typedef struct lk_backend_options {
-    const char *device;   /* "cpu", "cuda" or "auto" */
-    int threads;          /* CPU threads, 0 = all the process may use */
-    lk_dtype compute;     /* LK_F32 or LK_BF16 */
+    const char *device; /* "cpu", "cuda" (the first GPU), "cuda:N", or "auto": cuda where there is one, else cpu */
+    int threads;        /* CPU threads, 0 = all the process may use */
+    lk_dtype compute;   /* LK_F32 or LK_BF16 */
     /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches), or "reference": the readable
      * fp32 operations on one thread (kernels/cpu/reference), which state what each operation means. */
     const char *cpu_tier;
@@ -73,14 +77,25 @@ lk_status lk_zero(lk_backend *be, void *device, size_t bytes);
 lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes); /* must not overlap */
 lk_status lk_sync(lk_backend *be); /* waits for everything queued; the CPU has nothing queued */
 
+/* Copies beside the computing: checkpoints that wait in host memory. lk_host_alloc gives host memory that a device can copy to and from
+ * by itself (pinned). A transfer begins when the operations queued before it are done and runs beside later ones; until its wait, neither
+ * memory may be used. Operations queued after lk_transfer_wait run after the copy. A slot carries one transfer at a time; waiting for an
+ * idle slot is nothing. Directions: device to host or host to device. */
+enum { LK_TRANSFER_SLOTS = 4 };
+lk_status lk_host_alloc(lk_backend *be, size_t bytes, void **out); /* not counted by lk_allocated */
+void lk_host_free(lk_backend *be, void *p);                        /* NULL is fine */
+lk_status lk_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
+lk_status lk_transfer_wait(lk_backend *be, int slot);
+
 /* The largest shapes that operations will be called with; 0 where an operation is not used. */
 typedef struct lk_limits {
-    int64_t tokens;  /* rows of any activation */
-    int64_t width;   /* K or N of any linear layer */
-    int64_t vocab;   /* N of the head */
-    int64_t rank;    /* of any adapter */
+    int64_t tokens; /* rows of any activation */
+    int64_t width;  /* K or N of any linear layer */
+    int64_t vocab;  /* N of the head */
+    int64_t rank;   /* of any adapter */
     int64_t heads, kv_heads, head_dim;
     int64_t context; /* keys any token may see */
+    int64_t matrix;  /* N*K of the largest linear layer; the head apart (vocab * width) */
     bool training;   /* backward operations will be called */
 } lk_limits;
 
@@ -92,10 +107,15 @@ lk_status lk_reserve(lk_backend *be, const lk_limits *limits);
 
 /* w[N,K] as it comes from a file, in host memory, borrowed for the call. */
 typedef struct lk_matrix_source {
-    lk_dtype type;       /* LK_F32, LK_BF16, LK_F16: data is row-major. LK_NF4: codes over the flat matrix (kernels/nf4.h) */
+    lk_dtype type; /* LK_F32, LK_BF16, LK_F16: data is row-major. LK_NF4: codes over the flat matrix (kernels/nf4.h) */
     int64_t n, k;
     const void *data;
     const float *absmax; /* LK_NF4: lk_nf4_blocks(n*k) scales, already un-nested; else NULL */
+    /* Where the scales are double-quantised, the nested form of the same values (absmax = lk_nf4_unnest of these): a backend may keep
+     * this one and save memory. All three or none. */
+    const uint8_t *absmax8;
+    const float *absmax2;
+    float absmax_offset;
 } lk_matrix_source;
 
 /* Prepares (repacks) a matrix for this backend's kernels; immutable afterwards and shared by training and serving.
@@ -109,8 +129,10 @@ int64_t lk_matrix_n(const lk_matrix *w);
 int64_t lk_matrix_k(const lk_matrix *w);
 lk_dtype lk_matrix_type(const lk_matrix *w);
 
-/* y[T,N] = x[T,K] * w[N,K]^T + bias[N]. x, y act (y may also be F32); bias F32 or NULL. */
-lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+/* y[T,N] = x[T,K] * w[N,K]^T + bias[N] + residual[T,N]. x, y act (y may also be F32); bias F32 or NULL; residual of y's type, not
+ * aliasing y, or NULL. */
+lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                    const lk_tensor *residual);
 
 /* dx[T,K] = dy[T,N] * w[N,K]   (accumulate: dx +=). The frozen matrix gets no gradient of its own. */
 lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
@@ -128,10 +150,10 @@ typedef struct lk_segment {
 
 /* One adapter's factors at one linear layer ("site"). Memory of the backend. rank 0: this adapter leaves the site alone. */
 typedef struct lk_lora {
-    const void *a; /* A[R,K], row-major */
-    const void *b; /* B[N,R], row-major */
+    const void *a;  /* A[R,K], row-major */
+    const void *b;  /* B[N,R], row-major */
     float *da, *db; /* F32 gradients of the same shapes, or NULL when not training */
-    lk_dtype type; /* of a and b: F32, or BF16 (serving only) */
+    lk_dtype type;  /* of a and b: F32, or BF16 (serving only) */
     int32_t rank;
     float scale; /* alpha/r, or alpha/sqrt(r) for rsLoRA */
 } lk_lora;
@@ -184,8 +206,8 @@ lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, c
 /* With dh = scale * dy * B:   db[N,R] += scale * dy^T * h,   da[R,K] += dh^T * drop(x),   dx[T,K] += drop(dh * A).
  * All three accumulate; da and db in F32, summed in row order. Segments whose da is NULL get only dx. dx may be NULL when the
  * layer below needs no gradient. */
-lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x,
-                           const lk_tensor *h, const lk_dropout *dropout);
+lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                           const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
 
@@ -229,13 +251,13 @@ typedef struct lk_attention_shape {
 
 /* Causal attention within each document of the batch (training; FlashAttention, Dao et al. 2022).
  * o[T,H*D], q[T,H*D], k[T,G*D], v[T,G*D]; lse[T,H] F32 = log sum exp of the scaled scores, kept for backward, or NULL. */
-lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse, const lk_tensor *q,
-                       const lk_tensor *k, const lk_tensor *v);
+lk_status lk_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
+                       const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 
 /* dq, dk, dv from do, o, lse and the inputs. dq may not alias do. */
-lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq, const lk_tensor *dk,
-                                const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse, const lk_tensor *q,
-                                const lk_tensor *k, const lk_tensor *v);
+lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
+                                const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
+                                const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 
 /* The cache of keys and values in fixed pages: page p of layer l holds page_tokens positions of all key/value heads. The backend
  * chooses the layout inside; callers only deal in page numbers. Values are kept in `type` (F32 or BF16). */
@@ -263,7 +285,8 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
 /* Linear head and cross-entropy in one, in chunks of rows, so that the [T,V] logits never exist at once (Liger's fused linear
  * cross-entropy). For rows with labels[t] >= 0: nll[t] = logsumexp(logits) - logits[label]; hits[t] = 1 when the label is the arg max.
  * Rows with labels[t] < 0 are ignored: nll 0, hits 0, dx 0, and no product is computed for them.
- * dx[T,C] = grad_scale * (softmax(logits) - onehot(label)) * head, or NULL for evaluation. nll[T] F32, hits[T] U8 or NULL. labels host memory. */
+ * dx[T,C] = grad_scale * (softmax(logits) - onehot(label)) * head, or NULL for evaluation. nll[T] F32, hits[T] U8 or NULL. labels host
+ * memory. */
 lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                          const int32_t *labels, float grad_scale);
 
@@ -280,6 +303,15 @@ typedef struct lk_adamw_step {
  * p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps). All F32 [n]. Element-wise: any partition gives the same bits. */
 lk_status lk_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 
+/* AdamW with its two moments in 8 bits, as bitsandbytes' AdamW8bit stores them (Dettmers et al. 2022, 8-bit Optimizers via Block-wise
+ * Quantization): blocks of LK_ADAMW8_BLOCK values share a scale (the block's largest magnitude), m indexes the signed dynamic map, v the
+ * unsigned one. Per block: moments are dequantised, updated as in lk_adamw, p is updated with the fp32 moments, and these are
+ * requantised to the nearest entry. m8, v8 U8 [n]; m_scale, v_scale F32 [ceil(n / LK_ADAMW8_BLOCK)]. A state of zero moments is scale 0
+ * (any codes). p, g F32 [n]. Blocks are independent: any partition gives the same bits. */
+enum { LK_ADAMW8_BLOCK = 256 };
+lk_status lk_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
+                    const lk_adamw_step *step);
+
 /* ---------------------------------------------------------------------------------------------- sampling */
 
 /* How one row of logits becomes a token. Order: logit bias, penalties, temperature, top-k, top-p, min-p, draw. */
@@ -290,17 +322,17 @@ typedef struct lk_sample_request {
     int32_t top_k;            /* 0 = off */
     float repetition_penalty; /* 1 = off; CTRL's: positive logits divided, negative multiplied, for tokens seen in prompt or output */
     float presence_penalty, frequency_penalty; /* OpenAI's: subtracted, over the output */
-    const int32_t *seen;      /* distinct token ids of prompt and output, with their counts in the output (0: only in the prompt) */
+    const int32_t *seen; /* distinct token ids of prompt and output, with their counts in the output (0: only in the prompt) */
     const int32_t *seen_counts;
     int32_t n_seen;
     const int32_t *bias_ids;
     const float *bias;
     int32_t n_bias;
-    const int32_t *banned;    /* ids that may not be drawn (stop tokens before min_tokens) */
+    const int32_t *banned; /* ids that may not be drawn (stop tokens before min_tokens) */
     int32_t n_banned;
-    lk_philox_key key;        /* the request's own generator: the draw is lk_philox(key, 0, counter) */
-    uint64_t counter;         /* number of tokens generated so far */
-    int32_t n_logprobs;       /* 0..20 alternatives to report; -1: no logprob wanted */
+    lk_philox_key key;  /* the request's own generator: the draw is lk_philox(key, 0, counter) */
+    uint64_t counter;   /* number of tokens generated so far */
+    int32_t n_logprobs; /* 0..20 alternatives to report; -1: no logprob wanted */
 } lk_sample_request;
 
 enum { LK_MAX_LOGPROBS = 20 };
@@ -318,4 +350,7 @@ typedef struct lk_sample_result {
  * probabilities exceeds lk_philox_uniform(word 0) times their total. */
 lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

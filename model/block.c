@@ -1,11 +1,12 @@
 #include "model/block.h"
 
-/* y = x W^T (+ bias), plus the adapters of the batch. */
-static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h)
+/* y = x W^T (+ bias) (+ residual), plus the adapters of the batch. */
+static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
+                        const lk_tensor *residual)
 {
     lk_backend *be = c->model->be;
     const lk_layer *l = &c->model->layers[layer];
-    LK_TRY(lk_linear(be, y, x, l->w[m], l->bias[m]));
+    LK_TRY(lk_linear(be, y, x, l->w[m], l->bias[m], residual));
     if (!c->batch->n_segments) return LK_OK;
     return lk_lora_forward(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), y, x, h, c->dropout);
 }
@@ -55,9 +56,9 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
     lk_backend *be = model->be;
 
     LK_TRY(lk_rmsnorm(be, &b->normed, b->attn_rstd, &b->x_in, l->attn_norm, config->rms_eps));
-    LK_TRY(linear(c, layer, LK_Q, &b->q_raw, &b->normed, &b->h[LK_Q]));
-    LK_TRY(linear(c, layer, LK_K, &b->k_raw, &b->normed, &b->h[LK_K]));
-    LK_TRY(linear(c, layer, LK_V, &b->v, &b->normed, &b->h[LK_V]));
+    LK_TRY(linear(c, layer, LK_Q, &b->q_raw, &b->normed, &b->h[LK_Q], NULL));
+    LK_TRY(linear(c, layer, LK_K, &b->k_raw, &b->normed, &b->h[LK_K], NULL));
+    LK_TRY(linear(c, layer, LK_V, &b->v, &b->normed, &b->h[LK_V], NULL));
     if (config->qk_norm) {
         LK_TRY(head_norm(c, &b->q, b->q_rstd, &b->q_raw, l->q_norm));
         LK_TRY(head_norm(c, &b->k, b->k_rstd, &b->k_raw, l->k_norm));
@@ -65,20 +66,18 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
     LK_TRY(lk_rope(be, &b->q, config->heads, c->cos_sin, false));
     LK_TRY(lk_rope(be, &b->k, config->kv_heads, c->cos_sin, false));
     LK_TRY(attend(c, layer, b));
-    LK_TRY(linear(c, layer, LK_O, &b->x_mid, &b->o, &b->h[LK_O]));
-    LK_TRY(lk_add(be, &b->x_mid, &b->x_in));
+    LK_TRY(linear(c, layer, LK_O, &b->x_mid, &b->o, &b->h[LK_O], &b->x_in));
 
     LK_TRY(lk_rmsnorm(be, &b->normed, b->mlp_rstd, &b->x_mid, l->mlp_norm, config->rms_eps));
-    LK_TRY(linear(c, layer, LK_GATE, &b->gate, &b->normed, &b->h[LK_GATE]));
-    LK_TRY(linear(c, layer, LK_UP, &b->up, &b->normed, &b->h[LK_UP]));
+    LK_TRY(linear(c, layer, LK_GATE, &b->gate, &b->normed, &b->h[LK_GATE], NULL));
+    LK_TRY(linear(c, layer, LK_UP, &b->up, &b->normed, &b->h[LK_UP], NULL));
     LK_TRY(lk_glu(be, &b->act, &b->gate, &b->up, LK_SILU));
     if (skip_output) {
         /* Backward still wants LoRA's inner activations of the last layer; x_out takes the useless expansion. */
         if (!c->batch->n_segments) return LK_OK;
         return lk_lora_forward(be, c->batch, (int32_t)(layer * LK_N_MODULES + LK_DOWN), &b->x_out, &b->act, &b->h[LK_DOWN], c->dropout);
     }
-    LK_TRY(linear(c, layer, LK_DOWN, &b->x_out, &b->act, &b->h[LK_DOWN]));
-    return lk_add(be, &b->x_out, &b->x_mid);
+    return linear(c, layer, LK_DOWN, &b->x_out, &b->act, &b->h[LK_DOWN], &b->x_mid);
 }
 
 /* dx (+)= dy W and the adapters' three gradients. dx NULL: only the adapters' own. */

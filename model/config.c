@@ -272,6 +272,17 @@ int64_t lk_config_linear_params(const lk_config *c)
     return total * c->layers;
 }
 
+int64_t lk_config_largest_matrix(const lk_config *c)
+{
+    int64_t most = 0;
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        int64_t n, k;
+        lk_module_shape(c, (lk_module)m, &n, &k);
+        if (n * k > most) most = n * k;
+    }
+    return most;
+}
+
 int64_t lk_config_params(const lk_config *c)
 {
     int64_t norms = c->layers * (2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) + c->hidden;

@@ -57,5 +57,7 @@ bool lk_module_parse(const lk_config *config, const char *path, int64_t *layer, 
 /* Parameters: linear layers of all blocks, and everything. */
 int64_t lk_config_linear_params(const lk_config *config);
 int64_t lk_config_params(const lk_config *config);
+/* N*K of the largest linear layer. */
+int64_t lk_config_largest_matrix(const lk_config *config);
 
 #endif

@@ -43,6 +43,7 @@ static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
     return (lk_limits){.tokens = o->max_tokens > o->max_rows ? o->max_tokens : o->max_rows,
                        .width = width,
                        .vocab = m->vocab,
+                       .matrix = lk_config_largest_matrix(m),
                        .rank = o->max_rank,
                        .heads = m->heads,
                        .kv_heads = m->kv_heads,
@@ -118,7 +119,7 @@ static lk_status step(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32
     if (n_rows == 0) return LK_OK;
     LK_TRY(lk_gather_rows(be, &last, &b.x_out, rows));
     LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
-    return lk_linear(be, logits, &last, model->head, NULL);
+    return lk_linear(be, logits, &last, model->head, NULL, NULL);
 }
 
 lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,

@@ -99,6 +99,7 @@ static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
     return (lk_limits){.tokens = o->max_tokens,
                        .width = width,
                        .vocab = m->vocab,
+                       .matrix = lk_config_largest_matrix(m),
                        .rank = o->max_rank,
                        .heads = m->heads,
                        .kv_heads = m->kv_heads,
@@ -308,7 +309,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     for (int64_t t = 0; !status && t < batch->n_tokens; t += PIECE) {
         int64_t n = batch->n_tokens - t < PIECE ? batch->n_tokens - t : PIECE;
         lk_tensor x = lk_tensor_rows(&normed, t, n), y = lk_tensor_make(memory, LK_F32, n, model->config.vocab);
-        status = lk_linear(be, &y, &x, model->head, NULL);
+        status = lk_linear(be, &y, &x, model->head, NULL, NULL);
         if (!status) status = lk_download(be, out + t * model->config.vocab, memory, (size_t)(n * model->config.vocab) * 4);
     }
     lk_free(be, memory);

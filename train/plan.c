@@ -96,12 +96,7 @@ size_t lk_plan_peak_bytes(const lk_plan *plan)
 /* While one matrix is quantised its codes and scales lie beside it. */
 static size_t quantising_bytes(const lk_config *c)
 {
-    int64_t most = 0;
-    for (int m = 0; m < LK_N_MODULES; m++) {
-        int64_t n, k;
-        lk_module_shape(c, (lk_module)m, &n, &k);
-        if (n * k > most) most = n * k;
-    }
+    int64_t most = lk_config_largest_matrix(c);
     return (size_t)(most / 2 + most / 64 * 6);
 }
 

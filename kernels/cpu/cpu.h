@@ -42,6 +42,10 @@ lk_status lk_cpu_download(lk_backend *be, void *host, const void *device, size_t
 lk_status lk_cpu_zero(lk_backend *be, void *device, size_t bytes);
 lk_status lk_cpu_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes);
 lk_status lk_cpu_sync(lk_backend *be);
+lk_status lk_cpu_host_alloc(lk_backend *be, size_t bytes, void **out);
+void lk_cpu_host_free(lk_backend *be, void *p);
+lk_status lk_cpu_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
+lk_status lk_cpu_transfer_wait(lk_backend *be, int slot);
 lk_status lk_cpu_reserve(lk_backend *be, const lk_limits *limits);
 
 /* Rounds the way BF16 products do. */

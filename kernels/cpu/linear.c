@@ -8,6 +8,7 @@
  * Threads divide N (forward) or K (backward). When that leaves threads idle, they divide the rows as well. Bits do not depend on any
  * of this: see kernels/cpu/gemm.h. */
 #include "kernels/cpu/linear.h"
+#include "kernels/cpu/ops.h"
 
 enum {
     FEW = 8,                                            /* rows up to which a panel is made for the first-level cache, */
@@ -226,12 +227,13 @@ size_t lk_cpu_linear_scratch(const lk_backend *be, const lk_limits *limits)
     return lk_cpu_product_scratch(lk_gemm_get(lk_cpu_of_const(be)->tier, be->compute), be->threads, limits->tokens, limits->width);
 }
 
-lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                        const lk_tensor *residual)
 {
     lk_cpu_team team = lk_cpu_team_of(be, NULL);
     LK_TRY(lk_cpu_scratch(be, "linear", lk_cpu_product_scratch(team.gemm, be->threads, x->rows, w->k), &team.scratch));
     lk_cpu_product(&team, y->data, y->stride, x->data, x->stride, x->rows, w, bias);
-    return LK_OK;
+    return residual ? lk_cpu_add(be, y, residual) : LK_OK;
 }
 
 lk_status lk_cpu_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)

@@ -14,7 +14,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/matrix.h"
 
-lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+lk_status lk_cpu_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                        const lk_tensor *residual);
 lk_status lk_cpu_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
 lk_status lk_cpu_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
 /* Scratch of the first two for these limits. */

@@ -72,6 +72,33 @@ lk_status lk_cpu_sync(lk_backend *be)
     return LK_OK;
 }
 
+lk_status lk_cpu_host_alloc(lk_backend *be, size_t bytes, void **out)
+{
+    *out = malloc(bytes ? bytes : 1);
+    if (!*out) return lk_fail(&be->error, LK_ERR_MEMORY, "no memory for %zu bytes on the host", bytes);
+    return LK_OK;
+}
+
+void lk_cpu_host_free(lk_backend *be, void *p)
+{
+    (void)be;
+    free(p);
+}
+
+/* Nothing runs beside: a transfer is done when it has begun. */
+lk_status lk_cpu_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes)
+{
+    (void)slot;
+    return lk_cpu_copy(be, to, from, bytes);
+}
+
+lk_status lk_cpu_transfer_wait(lk_backend *be, int slot)
+{
+    (void)be;
+    (void)slot;
+    return LK_OK;
+}
+
 lk_status lk_cpu_reserve(lk_backend *be, const lk_limits *limits)
 {
     lk_cpu *cpu = lk_cpu_of(be);

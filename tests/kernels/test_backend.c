@@ -105,10 +105,10 @@ static void test_checks(void **state)
     CHECK_FAILS(lk_matrix_create(be, &m, &(lk_matrix_source){LK_NF4, 3, 4, w, NULL}), LK_ERR_INTERNAL, "absmax", err);
     CHECK_FAILS(lk_matrix_create(be, &m, &(lk_matrix_source){LK_F32, 0, 4, w, NULL}), LK_ERR_INTERNAL, "0 x 4", err);
     OP(be, lk_matrix_create(be, &m, &(lk_matrix_source){LK_F32, 3, 4, w, NULL}));
-    CHECK_FAILS(lk_linear(be, &t24, &t24, m, NULL), LK_ERR_INTERNAL, "linear: y is [2, 4], wanted [2, 3]", err);
-    CHECK_FAILS(lk_linear(be, &t23, &t23, m, NULL), LK_ERR_INTERNAL, "linear: x", err);
-    CHECK_FAILS(lk_linear(be, &t23, &half, m, NULL), LK_ERR_INTERNAL, "x is bf16", err);
-    CHECK_FAILS(lk_linear(be, &t23, &thin, m, NULL), LK_ERR_INTERNAL, "stride 3", err);
+    CHECK_FAILS(lk_linear(be, &t24, &t24, m, NULL, NULL), LK_ERR_INTERNAL, "linear: y is [2, 4], wanted [2, 3]", err);
+    CHECK_FAILS(lk_linear(be, &t23, &t23, m, NULL, NULL), LK_ERR_INTERNAL, "linear: x", err);
+    CHECK_FAILS(lk_linear(be, &t23, &half, m, NULL, NULL), LK_ERR_INTERNAL, "x is bf16", err);
+    CHECK_FAILS(lk_linear(be, &t23, &thin, m, NULL, NULL), LK_ERR_INTERNAL, "stride 3", err);
     CHECK_FAILS(lk_embed(be, &t24, m, (const int32_t[]){0, 3}), LK_ERR_INTERNAL, "token id 3 at row 1", err);
     CHECK_FAILS(lk_linear_loss(be, y, NULL, NULL, &t24, m, (const int32_t[]){-1, 3}, 1.0f), LK_ERR_INTERNAL, "label 3", err);
     CHECK_FAILS(lk_rope(be, &t24, 3, &t24, false), LK_ERR_INTERNAL, "heads", err);

@@ -215,7 +215,7 @@ static void check_layer(const lk_gemm *g, const char *name, lk_dtype type, int64
         float *want = reference(&l, in[backward], ld[backward], tokens, g->compute, backward, start, ldy);
         lk_tensor source = view(in[backward], tokens, backward ? n : k, ld[backward]), result = view(y, tokens, width, ldy);
         lk_status status =
-            backward ? lk_linear_backward(be, &result, &source, w, extra) : lk_linear(be, &result, &source, w, extra ? bias : NULL);
+            backward ? lk_linear_backward(be, &result, &source, w, extra) : lk_linear(be, &result, &source, w, extra ? bias : NULL, NULL);
         CHECK_OK(status, lk_backend_error(be));
         snprintf(what, sizeof what, "%s %s %s T%lld N%lld K%lld, %d threads%s", name, lk_dtype_name(type), backward ? "backward" : "linear",
                  (long long)tokens, (long long)n, (long long)k, threads, extra ? ", extra" : "");
@@ -286,7 +286,7 @@ static void check_invariance(const lk_gemm *g, const char *name, int64_t tokens,
                 int64_t rows = tokens - t < steps[s] ? tokens - t : steps[s];
                 lk_tensor xs = view(x + t * k, rows, k, k), ys = view(y + t * n, rows, n, n);
                 lk_tensor dys = view(dy + t * n, rows, n, n), dxs = view(dx + t * k, rows, k, k);
-                CHECK_OK(lk_linear(be, &ys, &xs, w, NULL), lk_backend_error(be));
+                CHECK_OK(lk_linear(be, &ys, &xs, w, NULL, NULL), lk_backend_error(be));
                 CHECK_OK(lk_linear_backward(be, &dxs, &dys, w, false), lk_backend_error(be));
             }
             char what[120];

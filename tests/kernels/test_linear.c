@@ -65,8 +65,17 @@ static outcome run(lk_backend *be, const lk_matrix *w, const linear_case *c, int
     guarded gx = guarded_from(rows, c->k, c->gap, x + first * c->k), gdy = guarded_from(rows, c->n, c->gap, dy + first * c->n);
     guarded y = guarded_make(rows, c->n, c->gap), plain = guarded_make(rows, c->n, 0), dx = guarded_make(rows, c->k, c->gap);
     guarded added = guarded_from(rows, c->k, c->gap, start + first * c->k);
-    OP(be, lk_linear(be, &y.t, &gx.t, w, bias));
-    OP(be, lk_linear(be, &plain.t, &gx.t, w, NULL));
+    OP(be, lk_linear(be, &y.t, &gx.t, w, bias, NULL));
+    OP(be, lk_linear(be, &plain.t, &gx.t, w, NULL, NULL));
+    /* with a residual: the same bits and one addition */
+    guarded summed = guarded_make(rows, c->n, 1);
+    OP(be, lk_linear(be, &summed.t, &gx.t, w, bias, &gdy.t));
+    float *sums = guarded_values("y with a residual", &summed), *plain_y = guarded_values("y", &y);
+    for (int64_t i = 0; i < rows * c->n; i++) plain_y[i] += dy[first * c->n + i];
+    check_same_bits("residual", sums, plain_y, (size_t)(rows * c->n) * sizeof(float));
+    free(sums);
+    free(plain_y);
+    guarded_free(&summed);
     OP(be, lk_linear_backward(be, &dx.t, &gdy.t, w, false));
     OP(be, lk_linear_backward(be, &added.t, &gdy.t, w, true));
     outcome o = {guarded_values("y", &y), guarded_values("y", &plain), guarded_values("dx", &dx), guarded_values("dx +=", &added)};

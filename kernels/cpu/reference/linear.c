@@ -4,7 +4,8 @@
 
 size_t lk_ref_linear_scratch(const lk_limits *limits) { return (size_t)limits->width * sizeof(float); }
 
-lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                        const lk_tensor *residual)
 {
     void *scratch;
     LK_TRY(lk_cpu_scratch(be, "linear", (size_t)w->k * sizeof(float), &scratch));
@@ -15,7 +16,7 @@ lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, 
             const float *in = lk_row(x, t);
             double sum = 0.0;
             for (int64_t k = 0; k < w->k; k++) sum += (double)lk_cpu_round(be, in[k]) * weights[k];
-            lk_row(y, t)[n] = (float)sum + (bias ? bias[n] : 0.0f);
+            lk_row(y, t)[n] = (float)sum + (bias ? bias[n] : 0.0f) + (residual ? lk_row(residual, t)[n] : 0.0f);
         }
     }
     return LK_OK;

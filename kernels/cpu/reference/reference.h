@@ -11,7 +11,8 @@ static inline float *lk_row(const lk_tensor *x, int64_t t) { return (float *)x->
 
 size_t lk_ref_scratch_bytes(const lk_backend *be, const lk_limits *limits);
 
-lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias);
+lk_status lk_ref_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                        const lk_tensor *residual);
 lk_status lk_ref_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
 lk_status lk_ref_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
 
