@@ -84,7 +84,7 @@ static int quota_threads(void)
     return (int)((quota + period - 1) / period);
 }
 
-static int default_threads(void)
+int lk_pool_default_threads(void)
 {
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
@@ -98,7 +98,7 @@ lk_status lk_pool_create(lk_pool **out, int n_threads, lk_error *err)
     *out = NULL;
     if (n_threads < 0 || n_threads > MAX_THREADS)
         return lk_fail(err, LK_ERR_ARGUMENT, "threads must be 0 (all) to %d, not %d", MAX_THREADS, n_threads);
-    if (n_threads == 0) n_threads = default_threads();
+    if (n_threads == 0) n_threads = lk_pool_default_threads();
     if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
     lk_pool *pool = calloc(1, sizeof *pool);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);

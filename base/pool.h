@@ -22,6 +22,7 @@ typedef void lk_pool_task(void *context, int64_t begin, int64_t end, int thread)
 lk_status lk_pool_create(lk_pool **pool, int n_threads, lk_error *err);
 void lk_pool_destroy(lk_pool *pool); /* NULL is fine */
 int lk_pool_threads(const lk_pool *pool);
+int lk_pool_default_threads(void); /* what 0 stands for */
 void lk_pool_run(lk_pool *pool, int64_t n_items, int64_t grain, lk_pool_task *task, void *context);
 /* Runs task once on every thread with begin = thread, end = thread + 1: for work shared out by the task itself. */
 void lk_pool_each(lk_pool *pool, lk_pool_task *task, void *context);

@@ -99,6 +99,13 @@ size_t lk_scratch_bytes(const lk_backend *be, const lk_limits *limits) { return 
 
 lk_status lk_reserve(lk_backend *be, const lk_limits *limits) { return be->ops->reserve(be, limits); }
 
+lk_status lk_all_reduce(lk_backend *be, float *x, int64_t n)
+{
+    if (!be->ranks || n < 1) return LK_OK;
+    if (!be->ops->all_reduce) return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "all_reduce: the backend %s does not have it", be->name);
+    return be->ops->all_reduce(be, x, n);
+}
+
 lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source)
 {
     *out = NULL;

@@ -25,6 +25,7 @@ typedef struct lk_ops {
     void (*host_free)(lk_backend *be, void *p);
     lk_status (*transfer_begin)(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
     lk_status (*transfer_wait)(lk_backend *be, int slot);
+    lk_status (*all_reduce)(lk_backend *be, float *x, int64_t n); /* only called when there are ranks */
     size_t (*scratch_bytes)(const lk_backend *be, const lk_limits *limits);
     lk_status (*reserve)(lk_backend *be, const lk_limits *limits);
 
@@ -78,6 +79,7 @@ struct lk_backend {
     const lk_ops *ops;
     lk_dtype compute, act;
     int threads;
+    lk_ranks *ranks; /* borrowed, or NULL */
     char name[64];
     lk_error error;                   /* of the last operation that failed */
     size_t allocated, allocated_peak; /* kept through lk_backend_account */

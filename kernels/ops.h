@@ -32,6 +32,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/ranks.h"
 #include "base/status.h"
 #include "kernels/philox.h"
 #include "kernels/tensor.h"
@@ -53,6 +54,9 @@ typedef struct lk_backend_options {
     /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches), or "reference": the readable
      * fp32 operations on one thread (kernels/cpu/reference), which state what each operation means. */
     const char *cpu_tier;
+    /* Processes that compute together, each with a backend of its own, or NULL: what lk_all_reduce sums over. Borrowed; outlives the
+     * backend. With "cuda" or "auto", rank r takes GPU r. Opening is then collective. */
+    lk_ranks *ranks;
 } lk_backend_options;
 
 lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
@@ -102,6 +106,10 @@ typedef struct lk_limits {
 /* Bytes of scratch these limits need (for the memory plan), and the reservation itself: grows, never shrinks. */
 size_t lk_scratch_bytes(const lk_backend *be, const lk_limits *limits);
 lk_status lk_reserve(lk_backend *be, const lk_limits *limits);
+
+/* x[n] F32 becomes its sum over the ranks of the options, in a fixed order and with the same bits in each of them. Collective. Without
+ * ranks it does nothing. */
+lk_status lk_all_reduce(lk_backend *be, float *x, int64_t n);
 
 /* ---------------------------------------------------------------------------------------------- frozen matrices */
 

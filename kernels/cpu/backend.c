@@ -22,7 +22,12 @@ lk_status lk_cpu_open(lk_backend **be, const lk_backend_options *options, lk_err
     LK_TRY(choose_tier(&tier, options->cpu_tier, err));
     lk_cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return lk_fail(err, LK_ERR_MEMORY, "no memory for the CPU backend");
-    lk_status status = lk_pool_create(&cpu->pool, tier == LK_CPU_REFERENCE ? 1 : options->threads, err);
+    int threads = options->threads;
+    if (!threads && options->ranks) { /* the others want their share */
+        threads = lk_pool_default_threads() / lk_ranks_size(options->ranks);
+        if (threads < 1) threads = 1;
+    }
+    lk_status status = lk_pool_create(&cpu->pool, tier == LK_CPU_REFERENCE ? 1 : threads, err);
     if (status) {
         free(cpu);
         return status;
@@ -31,6 +36,7 @@ lk_status lk_cpu_open(lk_backend **be, const lk_backend_options *options, lk_err
     cpu->base.ops = tier == LK_CPU_REFERENCE ? &lk_ref_ops : &lk_cpu_ops;
     cpu->base.compute = options->compute;
     cpu->base.act = LK_F32;
+    cpu->base.ranks = options->ranks;
     cpu->base.threads = lk_pool_threads(cpu->pool);
     snprintf(cpu->base.name, sizeof cpu->base.name, "cpu/%s", lk_cpu_tier_name(tier));
     *be = &cpu->base;

@@ -46,6 +46,7 @@ lk_status lk_cpu_host_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cpu_host_free(lk_backend *be, void *p);
 lk_status lk_cpu_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
 lk_status lk_cpu_transfer_wait(lk_backend *be, int slot);
+lk_status lk_cpu_all_reduce(lk_backend *be, float *x, int64_t n);
 lk_status lk_cpu_reserve(lk_backend *be, const lk_limits *limits);
 
 /* Rounds the way BF16 products do. */

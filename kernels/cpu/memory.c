@@ -99,6 +99,8 @@ lk_status lk_cpu_transfer_wait(lk_backend *be, int slot)
     return LK_OK;
 }
 
+lk_status lk_cpu_all_reduce(lk_backend *be, float *x, int64_t n) { return lk_ranks_sum(be->ranks, x, n, &be->error); }
+
 lk_status lk_cpu_reserve(lk_backend *be, const lk_limits *limits)
 {
     lk_cpu *cpu = lk_cpu_of(be);

@@ -93,6 +93,7 @@ lk_status lk_cuda_host_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cuda_host_free(lk_backend *be, void *p);
 lk_status lk_cuda_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes);
 lk_status lk_cuda_transfer_wait(lk_backend *be, int slot);
+lk_status lk_cuda_all_reduce(lk_backend *be, float *x, int64_t n);
 size_t lk_cuda_scratch_bytes(const lk_backend *be, const lk_limits *limits);
 lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits);
 

@@ -26,6 +26,7 @@ const lk_ops lk_ref_ops = {
     .host_free = lk_cpu_host_free,
     .transfer_begin = lk_cpu_transfer_begin,
     .transfer_wait = lk_cpu_transfer_wait,
+    .all_reduce = lk_cpu_all_reduce,
     .scratch_bytes = lk_ref_scratch_bytes,
     .reserve = lk_cpu_reserve,
     .matrix_create = lk_cpu_matrix_create,
