@@ -4,7 +4,31 @@
 
 #include <string.h>
 
+#include "base/log.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/module.h"
+
+static bool is_cuda(const char *device)
+{
+    return strcmp(device, "cuda") == 0 ||
+           (strncmp(device, "cuda:", 5) == 0 && device[5] && strspn(device + 5, "0123456789") == strlen(device + 5));
+}
+
+/* A GPU where there is one that works. Whoever has a driver or a module probably wanted it, so they are told what is in its way; a machine
+ * with neither hears nothing. A backend that was found and then failed (no memory left on the device) is not replaced by another. */
+static lk_status open_auto(lk_backend **be, const lk_backend_options *options, lk_error *err)
+{
+    lk_error why = {0};
+    lk_status status = options->cpu_tier ? LK_ERR_NOT_FOUND : lk_module_open(be, options, &why);
+    if (status == LK_OK) return LK_OK;
+    if (status != LK_ERR_NOT_FOUND && status != LK_ERR_UNSUPPORTED) {
+        if (err) *err = why;
+        return status;
+    }
+    if (!options->cpu_tier && (status == LK_ERR_UNSUPPORTED || lk_module_driver_present()))
+        lk_log(LK_LOG_INFO, "the CPU computes: %s", why.message);
+    return lk_cpu_open(be, options, err);
+}
 
 lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err)
 {
@@ -13,10 +37,10 @@ lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk
     if (options->compute != LK_F32 && options->compute != LK_BF16)
         return lk_fail(err, LK_ERR_ARGUMENT, "compute type %s: operations compute in f32 or bf16", lk_dtype_name(options->compute));
     if (options->threads < 0) return lk_fail(err, LK_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all", options->threads);
-    if (strcmp(device, "cpu") == 0 || strcmp(device, "auto") == 0) return lk_cpu_open(be, options, err);
-    if (strcmp(device, "cuda") == 0)
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "device \"cuda\": this build has no CUDA module; use --device cpu");
-    return lk_fail(err, LK_ERR_ARGUMENT, "device \"%s\" is not known; use cpu, cuda or auto", device);
+    if (strcmp(device, "cpu") == 0) return lk_cpu_open(be, options, err);
+    if (strcmp(device, "auto") == 0) return open_auto(be, options, err);
+    if (is_cuda(device)) return lk_module_open(be, options, err);
+    return lk_fail(err, LK_ERR_ARGUMENT, "device \"%s\" is not known; use cpu, cuda, cuda:N or auto", device);
 }
 
 void lk_backend_close(lk_backend *be)

@@ -48,7 +48,7 @@ typedef struct lk_kv lk_kv;
 /* ---------------------------------------------------------------------------------------------- backend and memory */
 
 typedef struct lk_backend_options {
-    const char *device; /* "cpu", "cuda" (the first GPU), "cuda:N", or "auto": cuda where there is one, else cpu */
+    const char *device; /* "cpu", "cuda" (the first GPU), "cuda:N", or "auto": cuda where there is one, else cpu (a log line says why) */
     int threads;        /* CPU threads, 0 = all the process may use */
     lk_dtype compute;   /* LK_F32 or LK_BF16 */
     /* NULL: the best this processor has; else "portable", "avx2", "avx512", "amx" (tests, benches), or "reference": the readable

@@ -29,6 +29,7 @@ static void test_usage(void **state)
     check_program_says(2, "--dtype is bf16 or f32", "logits " GOLDEN "/models/chat-tiny --ids 1 -o x --dtype f64");
     check_program_says(2, "cannot read 'x2'", "logits " GOLDEN "/models/chat-tiny --ids 1,x2 -o x");
     check_program_says(1, "is not a model folder", "generate /nonexistent --prompt-ids 1");
+    setenv("LK_CUDA_MODULE", "", 1); /* none, whatever is built beside this program */
     check_program_says(1, "no CUDA", "generate " GOLDEN "/models/chat-tiny --prompt-ids 1 --device cuda");
     check_program_says(1, "outside the model's vocabulary", "logits " GOLDEN "/models/chat-tiny --ids 999999 -o /tmp/x.safetensors");
     check_program_says(0, "cpu", "doctor");

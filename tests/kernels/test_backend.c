@@ -1,6 +1,63 @@
 /* Opening, memory and its accounting, the scratch, and the checks that stand before every operation. */
 #include "tests/kernels/ops_check.h"
 
+static lk_status open_device(const char *device, lk_error *err)
+{
+    lk_backend *be;
+    lk_status status = lk_backend_open(&be, &(lk_backend_options){.device = device, .threads = 1, .compute = LK_BF16}, err);
+    if (!status) {
+        assert_true(strncmp(lk_backend_name(be), "cpu/", 4) == 0);
+        lk_backend_close(be);
+    }
+    return status;
+}
+
+/* One line for each way in which a module cannot be had; `auto` computes on the CPU then, except where the device itself failed. */
+static void test_module(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *module, *text, *fails; /* the module, what the message says, what the FAILING module answers */
+        lk_status status;
+        bool auto_fails;
+    } cases[] = {
+        {"", "no CUDA module", NULL, LK_ERR_NOT_FOUND, false},
+        {"nowhere.so", "nowhere.so: no such file", NULL, LK_ERR_NOT_FOUND, false},
+        {"text.so", "text.so: ", NULL, LK_ERR_UNSUPPORTED, false},
+        {"libm.so.6", "has no symbol lk_cuda_module_entry", NULL, LK_ERR_UNSUPPORTED, false},
+        {"module_layout.so", "of another build", NULL, LK_ERR_UNSUPPORTED, false},
+        {"module_needy.so", "needs liblk_absent.so, which is not found", NULL, LK_ERR_UNSUPPORTED, false},
+        {"module_failing.so", "no driver", "unsupported", LK_ERR_UNSUPPORTED, false},
+        {"module_failing.so", "device memory", "memory", LK_ERR_MEMORY, true},
+    };
+    const char *was = getenv("LK_CUDA_MODULE");
+    char *before = was ? strdup(was) : NULL, *folder = check_temporary("module"), path[4096], text[4096];
+    snprintf(text, sizeof text, "%s/text.so", folder);
+    check_write_file(text, "not a library\n", 14);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lk_error err = {0};
+        snprintf(path, sizeof path, LK_BINARY_DIR "/tests/modules/%s", cases[i].module);
+        bool as_it_is = !*cases[i].module || strncmp(cases[i].module, "libm", 4) == 0;
+        setenv("LK_CUDA_MODULE", as_it_is ? cases[i].module : strcmp(cases[i].module, "text.so") == 0 ? text : path, 1);
+        setenv("LK_TEST_MODULE_FAILS", cases[i].fails ? cases[i].fails : "", 1);
+        CHECK_FAILS(open_device("cuda", &err), cases[i].status, cases[i].text, &err);
+        assert_null(strchr(err.message, '\n'));
+        CHECK_FAILS(open_device("cuda:3", &err), cases[i].status, cases[i].text, &err);
+        if (cases[i].auto_fails)
+            CHECK_FAILS(open_device("auto", &err), cases[i].status, cases[i].text, &err);
+        else
+            CHECK_OK(open_device("auto", &err), &err);
+        CHECK_OK(open_device("cpu", &err), &err);
+    }
+    unsetenv("LK_TEST_MODULE_FAILS");
+    if (before)
+        setenv("LK_CUDA_MODULE", before, 1);
+    else
+        unsetenv("LK_CUDA_MODULE");
+    free(before);
+    free(folder);
+}
+
 static void test_open(void **state)
 {
     (void)state;
@@ -8,11 +65,12 @@ static void test_open(void **state)
     lk_backend *be;
     CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "tpu"}, &err), LK_ERR_ARGUMENT, "\"tpu\"", &err);
     assert_null(be);
-    CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cuda"}, &err), LK_ERR_UNSUPPORTED, "CUDA", &err);
+    CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cuda:"}, &err), LK_ERR_ARGUMENT, "\"cuda:\"", &err);
+    CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cuda:1x"}, &err), LK_ERR_ARGUMENT, "\"cuda:1x\"", &err);
     CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .cpu_tier = "sse9"}, &err), LK_ERR_ARGUMENT, "\"sse9\"", &err);
     CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .compute = LK_F16}, &err), LK_ERR_ARGUMENT, "f16", &err);
     CHECK_FAILS(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = -1}, &err), LK_ERR_ARGUMENT, "-1", &err);
-    CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "auto", .threads = 2, .compute = LK_BF16}, &err), &err);
+    CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 2, .compute = LK_BF16}, &err), &err);
     assert_true(strncmp(lk_backend_name(be), "cpu/", 4) == 0);
     assert_int_equal(lk_backend_threads(be), 2);
     assert_int_equal(lk_backend_compute(be), LK_BF16);
@@ -131,7 +189,7 @@ static void test_checks(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_memory), cmocka_unit_test(test_copies),
-                                       cmocka_unit_test(test_scratch), cmocka_unit_test(test_checks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_open),   cmocka_unit_test(test_module),  cmocka_unit_test(test_memory),
+                                       cmocka_unit_test(test_copies), cmocka_unit_test(test_scratch), cmocka_unit_test(test_checks)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
