@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/ranks.h"
 #include "cli/commands.h"
 #include "cli/stop.h"
 #include "train/train.h"
@@ -33,6 +34,7 @@ static int run(const cli_command *self, int argc, char **argv)
     cli_common common;
     const char *recipe, *out = NULL;
     static cli_list sets;
+    int64_t processes = 1;
     bool resume = false, fresh = false, dry_run = false, quiet = false;
     int n;
     const cli_option options[] = {{"--set", CLI_LIST, &sets, "key=value", "change one value of the recipe: --set optim.lr=1e-4"},
@@ -40,11 +42,13 @@ static int run(const cli_command *self, int argc, char **argv)
                                   {"--resume", CLI_FLAG, &resume, NULL, "go on from the newest valid checkpoint of the run folder"},
                                   {"--fresh", CLI_FLAG, &fresh, NULL, "remove an earlier run in the folder first"},
                                   {"--dry-run", CLI_FLAG, &dry_run, NULL, "check recipe, data and masks, print the plan, train nothing"},
+                                  {"--processes", CLI_INT, &processes, "N", "share each step between N processes, one a GPU (1)"},
                                   {"--quiet", CLI_FLAG, &quiet, NULL, "no progress"},
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &recipe, 1, 1, &n);
     if (rc >= 0) return rc;
     if (resume && fresh) return cli_fail(self, CLI_USAGE, "--resume and --fresh contradict each other");
+    if (processes < 1 || processes > LK_MAX_RANKS) return cli_fail(self, CLI_USAGE, "--processes takes 1 to %d", LK_MAX_RANKS);
     cli_stop_install();
     lk_train_options train = {.recipe = recipe,
                               .sets = sets.items,
@@ -55,6 +59,7 @@ static int run(const cli_command *self, int argc, char **argv)
                               .dry_run = dry_run,
                               .device = common.device,
                               .threads = (int)common.threads,
+                              .processes = (int)processes,
                               .quiet = quiet,
                               .stop = &cli_stop};
     lk_train_result result;
@@ -65,7 +70,7 @@ static int run(const cli_command *self, int argc, char **argv)
     return CLI_DONE;
 }
 
-const cli_command cli_train = {"train", "RECIPE [--set key=value]... [--out DIR] [--resume|--fresh] [--dry-run]",
+const cli_command cli_train = {"train", "RECIPE [--set key=value]... [--out DIR] [--resume|--fresh] [--dry-run] [--processes N]",
                                "train a LoRA adapter as a recipe says",
                                "The run folder gets adapter/ (PEFT), checkpoints/, metrics.jsonl and run.json. Ctrl-C or SIGTERM writes a "
                                "checkpoint and leaves with 75;\n"

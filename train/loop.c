@@ -49,9 +49,11 @@ lk_status lk_loop_resume(lk_loop *loop, lk_error *err)
     return LK_OK;
 }
 
+static bool leads(const state *s) { return lk_ranks_rank(s->loop->ranks) == 0; }
+
 static lk_status checkpoint(state *s, int64_t done)
 {
-    if (s->saved == done) return LK_OK;
+    if (s->saved == done || !leads(s)) return LK_OK;
     lk_checkpoint_meta meta = meta_of(s->loop);
     lk_checkpoint_state content = state_of(s->loop);
     meta.step = done;
@@ -64,7 +66,7 @@ static lk_status evaluate(state *s, int64_t done, lk_eval_result *out)
 {
     const lk_loop *l = s->loop;
     lk_eval_result r;
-    if (!l->eval) return LK_OK;
+    if (!l->eval || !leads(s)) return LK_OK;
     LK_TRY(
         lk_evaluate(&r, l->trainer->pass, l->model, l->trainer->adapter, l->eval, l->recipe->rows, l->recipe->max_length, l->stop, s->err));
     LK_TRY(lk_metrics_eval_line(&s->metrics, done, lk_clock_seconds() - s->began, &r, s->err));
@@ -94,7 +96,7 @@ static lk_status step(state *s, int64_t index)
                             .tokens_per_s = rate,
                             .epoch = lk_batches_epoch(l->batches),
                             .seconds = now - s->began};
-    LK_TRY(lk_metrics_step_line(&s->metrics, &line, s->err));
+    if (leads(s)) LK_TRY(lk_metrics_step_line(&s->metrics, &line, s->err));
     s->result->loss = r.loss;
     s->result->tokens += r.tokens;
     lk_progress_step(&s->progress, index + 1, r.loss, rate);
@@ -116,6 +118,15 @@ static lk_status evaluate_or_stop(state *s, int64_t done, lk_eval_result *out)
     return status == LK_ERR_INTERRUPTED ? stopped(s, done) : status;
 }
 
+/* The ranks must agree, or some would wait for one that has gone: a stop that reached any stops all. */
+static lk_status wants_stop(const state *s, bool *stop)
+{
+    double flag = s->loop->stop && *s->loop->stop ? 1.0 : 0.0;
+    LK_TRY(lk_ranks_sum_doubles(s->loop->ranks, &flag, 1, s->err));
+    *stop = flag > 0.0;
+    return LK_OK;
+}
+
 static bool due(int64_t done, int64_t every, int64_t total) { return every > 0 && done % every == 0 && done < total; }
 
 static lk_status steps(state *s)
@@ -127,7 +138,9 @@ static lk_status steps(state *s)
         int64_t done = index + 1;
         if (due(done, l->recipe->eval_every, l->total)) LK_TRY(evaluate_or_stop(s, done, NULL));
         if (due(done, l->recipe->checkpoint_every, l->total)) LK_TRY(checkpoint(s, done));
-        if (l->stop && *l->stop && done < l->total) return stopped(s, done);
+        bool stop;
+        LK_TRY(wants_stop(s, &stop));
+        if (stop && done < l->total) return stopped(s, done);
     }
     if (l->first < l->total) {
         LK_TRY(evaluate_or_stop(s, l->total, &s->result->after));
@@ -144,8 +157,9 @@ lk_status lk_loop_run(lk_loop *loop, lk_train_result *result, lk_error *err)
     result->loss = result->before.loss = result->after.loss = NAN;
     s.micro = calloc((size_t)r->accumulate, sizeof *s.micro);
     if (!s.micro) return lk_fail(err, LK_ERR_MEMORY, "no memory for %lld micro-batches", (long long)r->accumulate);
-    lk_status status = lk_metrics_open(&s.metrics, loop->run->metrics, loop->first > 0 ? loop->first : -1, err);
-    lk_progress_begin(&s.progress, "training", loop->total, loop->first, r->log_every, loop->quiet);
+    lk_status status = LK_OK;
+    if (leads(&s)) status = lk_metrics_open(&s.metrics, loop->run->metrics, loop->first > 0 ? loop->first : -1, err);
+    lk_progress_begin(&s.progress, "training", loop->total, loop->first, r->log_every, loop->quiet || !leads(&s));
     if (!status) status = steps(&s);
     lk_progress_end(&s.progress);
     lk_metrics_close(&s.metrics);

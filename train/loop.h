@@ -22,6 +22,7 @@ typedef struct lk_loop {
     const char *data_digest;
     int64_t total, first; /* steps of the run; done before this process */
     bool quiet;
+    lk_ranks *ranks; /* NULL: alone; rank 0 evaluates, saves and reports */
     const volatile sig_atomic_t *stop;
 } lk_loop;
 

@@ -81,11 +81,10 @@ static lk_status prepare(lk_run *run, bool resume, bool fresh, lk_error *err)
     return resume ? LK_OK : check_empty(run, err);
 }
 
-lk_status lk_run_open(lk_run *run, const char *folder, bool resume, bool fresh, lk_error *err)
+lk_status lk_run_join(lk_run *run, const char *folder, lk_error *err)
 {
     memset(run, 0, sizeof *run);
     run->lock = -1;
-    if (resume && fresh) return lk_fail(err, LK_ERR_ARGUMENT, "--resume and --fresh exclude each other");
     if (strlen(folder) > 3900) return lk_fail(err, LK_ERR_ARGUMENT, "path too long: %.80s...", folder);
     snprintf(run->folder, sizeof run->folder, "%s", folder);
     snprintf(run->adapter, sizeof run->adapter, "%s/adapter", folder);
@@ -93,6 +92,13 @@ lk_status lk_run_open(lk_run *run, const char *folder, bool resume, bool fresh, 
     snprintf(run->data, sizeof run->data, "%s/data", folder);
     snprintf(run->metrics, sizeof run->metrics, "%s/metrics.jsonl", folder);
     snprintf(run->record, sizeof run->record, "%s/run.json", folder);
+    return LK_OK;
+}
+
+lk_status lk_run_open(lk_run *run, const char *folder, bool resume, bool fresh, lk_error *err)
+{
+    LK_TRY(lk_run_join(run, folder, err));
+    if (resume && fresh) return lk_fail(err, LK_ERR_ARGUMENT, "--resume and --fresh exclude each other");
     LK_TRY(lk_folder_create(folder, err));
     lk_status status = prepare(run, resume, fresh, err);
     if (status) lk_run_close(run);

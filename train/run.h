@@ -25,6 +25,8 @@ typedef struct lk_run {
  * was killed are removed. */
 lk_status lk_run_open(lk_run *run, const char *folder, bool resume, bool fresh, lk_error *err);
 void lk_run_close(lk_run *run);
+/* The same folder for a process that helps the one which holds it: no lock, and nothing is changed. */
+lk_status lk_run_join(lk_run *run, const char *folder, lk_error *err);
 
 /* Makes a fresh folder NAME-XXXXXX in $TMPDIR or /tmp, for what is not kept. */
 lk_status lk_temporary_folder(char out[4096], const char *name, lk_error *err);

@@ -74,10 +74,12 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
     if (status) return lk_backend_fail(be, status, err);
     double total = 0.0;
     lk_dropout dropout = {.p = (float)o->dropout, .key = lk_philox_key_make(o->seed, LK_STREAM_DROPOUT)};
-    for (int i = 0; i < n_micro; i++) {
+    for (int i = lk_ranks_rank(o->ranks); i < n_micro; i += lk_ranks_size(o->ranks)) {
         dropout.counter = (uint64_t)step << 20 | (uint64_t)i; /* a step has at most 65536 micro-batches */
         LK_TRY(accumulate(t, micro[i], o->dropout > 0 ? &dropout : NULL, (float)(1.0 / (double)result->supervised), &total, err));
     }
+    LK_TRY(lk_ranks_sum_doubles(o->ranks, &total, 1, err));
+    if ((status = lk_all_reduce(be, t->grads, t->adapter->n_params))) return lk_backend_fail(be, status, err);
     result->loss = total / (double)result->supervised;
     float scale = 1.0f;
     LK_TRY(lk_clip_norm(be, t->grads, t->adapter->n_params, o->clip, &result->grad_norm, &scale, err));

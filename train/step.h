@@ -23,6 +23,7 @@ typedef struct lk_trainer_options {
     double clip; /* 0: off */
     double dropout;
     uint64_t seed;
+    lk_ranks *ranks; /* NULL: alone. Rank r computes the micro-batches r, r + size, ... of each step; all update alike */
 } lk_trainer_options;
 
 typedef struct lk_trainer {

@@ -21,6 +21,7 @@
 typedef struct session {
     const lk_train_options *options;
     lk_train_result *result;
+    lk_ranks *ranks; /* NULL: alone */
     lk_recipe *recipe;
     lk_run run;
     char temporary[4096]; /* a dry run's folder */
@@ -37,19 +38,22 @@ typedef struct session {
     lk_error *err;
 } session;
 
+static bool leads(const session *s) { return lk_ranks_rank(s->ranks) == 0; }
+
 /* ---------------------------------------------------------------------------------------------- opening */
 
 static lk_status open_recipe(session *s)
 {
     const lk_train_options *o = s->options;
     LK_TRY(lk_recipe_load(&s->recipe, o->recipe, o->sets, o->n_sets, s->err));
-    lk_backend_options be = {.device = o->device, .threads = o->threads, .compute = s->recipe->compute, .cpu_tier = o->cpu_tier};
+    lk_backend_options be = {
+        .device = o->device, .threads = o->threads, .compute = s->recipe->compute, .cpu_tier = o->cpu_tier, .ranks = s->ranks};
     LK_TRY(lk_backend_open(&s->be, &be, s->err));
     lk_status status = lk_model_probe(&s->facts, s->recipe->base_path, s->err);
     return status ? lk_error_prefix(s->err, status, "%s: base.path", o->recipe) : LK_OK;
 }
 
-static lk_status open_folder(session *s)
+static lk_status open_own_folder(session *s)
 {
     const lk_train_options *o = s->options;
     char folder[4096];
@@ -61,6 +65,17 @@ static lk_status open_folder(session *s)
     LK_TRY(lk_run_open(&s->run, o->out ? o->out : folder, o->resume, o->fresh, s->err));
     snprintf(s->result->folder, sizeof s->result->folder, "%s", s->run.folder);
     return LK_OK;
+}
+
+static lk_status open_folder(session *s)
+{
+    char folder[4096] = "";
+    if (leads(s)) {
+        LK_TRY(open_own_folder(s));
+        memcpy(folder, s->run.folder, sizeof folder);
+    }
+    LK_TRY(lk_ranks_broadcast(s->ranks, folder, sizeof folder, s->err));
+    return leads(s) ? LK_OK : lk_run_join(&s->run, folder, s->err);
 }
 
 static lk_status open_dataset(session *s, lk_dataset *d, const char *what, const char *name, const lk_source *sources, int n)
@@ -109,10 +124,12 @@ static void close_tokenizer(session *s)
 static lk_status open_data(session *s)
 {
     const lk_recipe *r = s->recipe;
+    if (!leads(s)) LK_TRY(lk_ranks_barrier(s->ranks, s->err)); /* the first makes the stores, the others find them made */
     LK_TRY(open_tokenizer(s));
     LK_TRY(open_dataset(s, &s->train, "data.train", "train.h5", r->train, r->n_train));
     if (r->n_eval) LK_TRY(open_dataset(s, &s->eval, "data.eval", "eval.h5", r->eval, r->n_eval));
     close_tokenizer(s);
+    if (leads(s)) LK_TRY(lk_ranks_barrier(s->ranks, s->err));
     lk_batches_options o = {.rows = r->rows, .accumulate = r->accumulate, .max_length = r->max_length, .seed = r->seed, .shuffle = true};
     LK_TRY(lk_batches_create(&s->batches, s->train.store, &o, s->err));
     s->result->steps = r->steps;
@@ -179,7 +196,8 @@ static lk_status open_trainer(session *s)
                             .weight_decay = r->weight_decay,
                             .clip = r->clip,
                             .dropout = r->adapter.dropout,
-                            .seed = r->seed};
+                            .seed = r->seed,
+                            .ranks = s->ranks};
     return lk_trainer_init(&s->trainer, s->model, s->adapter, &o, s->err);
 }
 
@@ -212,6 +230,7 @@ static void add_eval(cJSON *root, const char *key, const lk_eval_result *r)
 static lk_status write_record(const session *s, const char *state)
 {
     const lk_train_result *r = s->result;
+    if (!leads(s)) return LK_OK;
     cJSON *root = cJSON_CreateObject(), *base = cJSON_AddObjectToObject(root, "base"), *data;
     cJSON_AddStringToObject(root, "state", state);
     cJSON_AddStringToObject(root, "program", "lorikeet " LK_VERSION);
@@ -227,6 +246,7 @@ static lk_status write_record(const session *s, const char *state)
     cJSON_AddNumberToObject(root, "seed", (double)s->recipe->seed);
     cJSON_AddStringToObject(root, "device", lk_backend_name(s->be));
     cJSON_AddNumberToObject(root, "threads", lk_backend_threads(s->be));
+    cJSON_AddNumberToObject(root, "processes", lk_ranks_size(s->ranks));
     cJSON_AddNumberToObject(root, "steps", (double)r->steps);
     cJSON_AddNumberToObject(root, "trainable_parameters", (double)r->plan.n_trainable);
     cJSON_AddNumberToObject(root, "planned_peak_bytes", (double)lk_plan_peak_bytes(&r->plan));
@@ -245,7 +265,7 @@ static lk_status finish(session *s)
 {
     LK_TRY(lk_adapter_update_digest(s->adapter, s->err));
     memcpy(s->result->adapter_digest, s->adapter->digest, sizeof s->result->adapter_digest);
-    LK_TRY(lk_adapter_save(s->adapter, s->run.adapter, s->err));
+    if (leads(s)) LK_TRY(lk_adapter_save(s->adapter, s->run.adapter, s->err));
     return write_record(s, "finished");
 }
 
@@ -262,6 +282,7 @@ static lk_status train(session *s)
                     .data_digest = s->train.digest,
                     .total = r->steps,
                     .quiet = s->options->quiet,
+                    .ranks = s->ranks,
                     .stop = s->options->stop};
     if (s->options->resume) LK_TRY(lk_loop_resume(&loop, s->err));
     r->first_step = loop.first;
@@ -301,10 +322,12 @@ lk_status lk_train_run(lk_train_result *result, const lk_train_options *options,
 {
     session s = {.options = options, .result = result, .run = {.lock = -1}, .began = lk_clock_seconds(), .err = err};
     *result = (lk_train_result){.loss = NAN};
+    LK_TRY(lk_ranks_start(&s.ranks, options->processes > 0 && !options->dry_run ? options->processes : 1, err));
+    if (!leads(&s)) lk_log_set_level(LK_LOG_ERROR); /* they would all say the same */
     lk_status status = run(&s);
     result->seconds = lk_clock_seconds() - s.began;
     close_session(&s);
-    return status;
+    return lk_ranks_finish(s.ranks, status, err);
 }
 
 /* The libraries that a run brings into memory before it plans are used here once too, so that "resident now" means the same. */

@@ -10,6 +10,9 @@
  * A run leaves in its folder: adapter/ (a PEFT folder), checkpoints/step-000123.h5, metrics.jsonl, run.json, and data/ (the token
  * stores). Only one process at a time may use a run folder.
  *
+ * With several processes rank 0 is the caller and alone writes; the others are forked and end inside. A step is what the recipe says
+ * however many share it: the result differs from one process's only by the order in which gradients are added.
+ *
  * Status: LK_ERR_ARGUMENT for anything wrong in the recipe or the options (exit code 2); LK_ERR_CONFLICT for a run folder that is in use or
  * not empty; LK_ERR_INTERRUPTED when *stop became non-zero and a checkpoint was written (exit code 75: --resume goes on); anything else is
  * a failure that leaves the last checkpoint in place. Progress and warnings go to standard error. No signal handlers are installed here:
@@ -36,6 +39,7 @@ typedef struct lk_train_options {
     const char *device;   /* "cpu", "cuda", "auto"; NULL: auto */
     int threads;          /* 0: all the process may use */
     const char *cpu_tier; /* as lk_backend_options; NULL: the best */
+    int processes;        /* data-parallel: share each step's micro-batches between so many, a GPU each; 0 or 1: this one alone */
     bool quiet;           /* no progress lines (warnings still come) */
     const volatile sig_atomic_t *stop; /* checked after every step; NULL: never stops early */
 } lk_train_options;
