@@ -14,11 +14,11 @@
 
 #include <stdint.h>
 
+#include "kernels/dynamic_map.h" /* second-level codes index the signed map */
+
 enum { LK_NF4_BLOCK = 64, LK_NF4_NESTED_BLOCK = 256 };
 
 extern const float lk_nf4_codebook[16];
-/* The 256-entry signed dynamic map that second-level codes index (ascending, 0 at 127). */
-const float *lk_dynamic_map(void);
 
 static inline int64_t lk_nf4_blocks(int64_t n) { return (n + LK_NF4_BLOCK - 1) / LK_NF4_BLOCK; }
 static inline int64_t lk_nf4_nested_blocks(int64_t n_blocks) { return (n_blocks + LK_NF4_NESTED_BLOCK - 1) / LK_NF4_NESTED_BLOCK; }

@@ -311,11 +311,20 @@ typedef struct lk_adamw_step {
  * p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps). All F32 [n]. Element-wise: any partition gives the same bits. */
 lk_status lk_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 
-/* AdamW with its two moments in 8 bits, as bitsandbytes' AdamW8bit stores them (Dettmers et al. 2022, 8-bit Optimizers via Block-wise
- * Quantization): blocks of LK_ADAMW8_BLOCK values share a scale (the block's largest magnitude), m indexes the signed dynamic map, v the
- * unsigned one. Per block: moments are dequantised, updated as in lk_adamw, p is updated with the fp32 moments, and these are
- * requantised to the nearest entry. m8, v8 U8 [n]; m_scale, v_scale F32 [ceil(n / LK_ADAMW8_BLOCK)]. A state of zero moments is scale 0
- * (any codes). p, g F32 [n]. Blocks are independent: any partition gives the same bits. */
+/* AdamW with its two moments in 8 bits, as bitsandbytes' AdamW8bit on a GPU (Dettmers et al. 2022, 8-bit Optimizers via Block-wise
+ * Quantization; kOptimizerStatic8bit2StateBlockwise in csrc/kernels.cu of 0.50). Blocks of LK_ADAMW8_BLOCK values share a scale, the
+ * block's largest magnitude; m8 indexes the signed dynamic map, v8 the unsigned one (kernels/dynamic_map.h). For each element, in fp32: g
+ * *= grad_scale; m = b1*(map[m8]*m_scale) + (1-b1)*g; v = b2*(map[v8]*v_scale) + (1-b2)*g^2; p = (p - lr/(1-b1^t) * m /
+ * (sqrt(v)/sqrt(1-b2^t) + eps)) * (1 - lr*wd)         -- decayed after the update, unlike lk_adamw and then each moment divided by its
+ * block's new scale takes the nearest code, the even one of two that are as near; a negative m that would become 0 takes the code below, so
+ * that its sign stays. An element whose gradient is not finite keeps its p, and its moments become 0. The state of zero moments is scale 0,
+ * with any codes; a block whose moments are all zero gets the codes of zero. m8, v8 U8 [n]; m_scale, v_scale F32 [ceil(n /
+ * LK_ADAMW8_BLOCK)]. p, g F32 [n]. Blocks are independent: any partition at multiples of LK_ADAMW8_BLOCK gives the same bits.
+ *
+ * What differs from bitsandbytes: its kernel leaves fused multiply-adds to the compiler and divides and takes powers approximately (some
+ * 1e-6 of the value); here every operation rounds once and nothing is fused. Its CPU backend differs from its kernel: it decays p first,
+ * does not keep the sign of m, and picks codes from a grid of 65536 points. It leaves tensors of fewer than 4096 elements in fp32: here
+ * that is the caller's choice. */
 enum { LK_ADAMW8_BLOCK = 256 };
 lk_status lk_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
                     const lk_adamw_step *step);

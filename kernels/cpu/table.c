@@ -56,5 +56,6 @@ const lk_ops lk_cpu_ops = {
     .linear_loss = lk_cpu_linear_loss,
     .sum_squares = lk_cpu_sum_squares,
     .adamw = lk_cpu_adamw,
+    .adamw8 = lk_cpu_adamw8,
     .sample = lk_cpu_sample,
 };

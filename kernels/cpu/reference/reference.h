@@ -44,6 +44,8 @@ lk_status lk_ref_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk
                              const int32_t *labels, float grad_scale);
 lk_status lk_ref_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 lk_status lk_ref_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
+lk_status lk_ref_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
+                        const lk_adamw_step *step);
 lk_status lk_ref_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
 
 /* Scratch each of the larger ones needs for these limits. */

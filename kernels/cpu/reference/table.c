@@ -55,5 +55,6 @@ const lk_ops lk_ref_ops = {
     .linear_loss = lk_ref_linear_loss,
     .sum_squares = lk_ref_sum_squares,
     .adamw = lk_ref_adamw,
+    .adamw8 = lk_ref_adamw8,
     .sample = lk_ref_sample,
 };
