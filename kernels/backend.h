@@ -43,6 +43,15 @@ typedef struct lk_ops {
     lk_status (*lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 
+    /* These three may be empty: then the two operations run one after the other. */
+    lk_status (*linear_lora)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                             const lk_matrix *w, const float *bias, const lk_tensor *residual, const lk_tensor *h,
+                             const lk_dropout *dropout);
+    lk_status (*linear_lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                                      const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate,
+                                      const lk_dropout *dropout);
+    int64_t (*row_gap)(const lk_backend *be, int64_t rank);
+
     lk_status (*rmsnorm)(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
     lk_status (*rmsnorm_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
                                   const float *rstd, bool accumulate);

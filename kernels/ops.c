@@ -36,29 +36,41 @@ static lk_status check_f32(lk_backend *be, const char *op, const char *name, con
 
 /* ---------------------------------------------------------------------------------------------- linear */
 
+static lk_status check_linear(lk_backend *be, const char *op, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w,
+                              const lk_tensor *residual)
+{
+    if (!x || !w) return bad(be, op, "no x or no matrix");
+    LK_TRY(check(be, op, "x", x, false, x->rows, w->k));
+    LK_TRY(check(be, op, "y", y, true, x->rows, w->n));
+    if (x->rows > 0 && x->data == y->data) return bad(be, op, "y aliases x");
+    if (!residual) return LK_OK;
+    LK_TRY(check(be, op, "residual", residual, true, x->rows, w->n));
+    if (residual->type != y->type) return bad(be, op, "residual and y are of different types");
+    if (x->rows > 0 && residual->data == y->data) return bad(be, op, "y aliases residual");
+    return LK_OK;
+}
+
 lk_status lk_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                     const lk_tensor *residual)
 {
     NEED(linear);
-    if (!x || !w) return bad(be, "linear", "no x or no matrix");
-    LK_TRY(check(be, "linear", "x", x, false, x->rows, w->k));
-    LK_TRY(check(be, "linear", "y", y, true, x->rows, w->n));
-    if (x->rows > 0 && x->data == y->data) return bad(be, "linear", "y aliases x");
-    if (residual) {
-        LK_TRY(check(be, "linear", "residual", residual, true, x->rows, w->n));
-        if (residual->type != y->type) return bad(be, "linear", "residual and y are of different types");
-        if (x->rows > 0 && residual->data == y->data) return bad(be, "linear", "y aliases residual");
-    }
+    LK_TRY(check_linear(be, "linear", y, x, w, residual));
     return be->ops->linear(be, y, x, w, bias, residual);
+}
+
+static lk_status check_linear_backward(lk_backend *be, const char *op, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w)
+{
+    if (!dy || !w) return bad(be, op, "no dy or no matrix");
+    LK_TRY(check(be, op, "dy", dy, false, dy->rows, w->n));
+    LK_TRY(check(be, op, "dx", dx, false, dy->rows, w->k));
+    if (dy->rows > 0 && dx->data == dy->data) return bad(be, op, "dx aliases dy");
+    return LK_OK;
 }
 
 lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)
 {
     NEED(linear_backward);
-    if (!dy || !w) return bad(be, "linear_backward", "no dy or no matrix");
-    LK_TRY(check(be, "linear_backward", "dy", dy, false, dy->rows, w->n));
-    LK_TRY(check(be, "linear_backward", "dx", dx, false, dy->rows, w->k));
-    if (dy->rows > 0 && dx->data == dy->data) return bad(be, "linear_backward", "dx aliases dy");
+    LK_TRY(check_linear_backward(be, "linear_backward", dx, dy, w));
     return be->ops->linear_backward(be, dx, dy, w, accumulate);
 }
 
@@ -147,30 +159,68 @@ static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batc
     return LK_OK;
 }
 
+static lk_status check_lora_forward(lk_backend *be, const char *op, const lk_batch *batch, int32_t site, const lk_tensor *y,
+                                    const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
+{
+    if (!batch || !x || !y || !h) return bad(be, op, "an argument is missing");
+    LK_TRY(check(be, op, "x", x, false, batch->n_tokens, x->cols));
+    LK_TRY(check(be, op, "y", y, true, batch->n_tokens, y->cols));
+    return check_lora(be, op, batch, site, h, dropout);
+}
+
 lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
                           const lk_dropout *dropout)
 {
     NEED(lora_forward);
-    if (!batch || !x || !y || !h) return bad(be, "lora_forward", "an argument is missing");
-    LK_TRY(check(be, "lora_forward", "x", x, false, batch->n_tokens, x->cols));
-    LK_TRY(check(be, "lora_forward", "y", y, true, batch->n_tokens, y->cols));
-    LK_TRY(check_lora(be, "lora_forward", batch, site, h, dropout));
+    LK_TRY(check_lora_forward(be, "lora_forward", batch, site, y, x, h, dropout));
     if (batch->n_segments == 0) return LK_OK;
     return be->ops->lora_forward(be, batch, site, y, x, h, dropout);
+}
+
+static lk_status check_lora_backward(lk_backend *be, const char *op, const lk_batch *batch, int32_t site, const lk_tensor *dx,
+                                     const lk_tensor *dy, const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
+{
+    if (!batch || !dy || !x || !h) return bad(be, op, "an argument is missing");
+    LK_TRY(check(be, op, "dy", dy, false, batch->n_tokens, dy->cols));
+    LK_TRY(check(be, op, "x", x, false, batch->n_tokens, x->cols));
+    if (dx) LK_TRY(check(be, op, "dx", dx, false, batch->n_tokens, x->cols));
+    return check_lora(be, op, batch, site, h, dropout);
 }
 
 lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                            const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
 {
     NEED(lora_backward);
-    if (!batch || !dy || !x || !h) return bad(be, "lora_backward", "an argument is missing");
-    LK_TRY(check(be, "lora_backward", "dy", dy, false, batch->n_tokens, dy->cols));
-    LK_TRY(check(be, "lora_backward", "x", x, false, batch->n_tokens, x->cols));
-    if (dx) LK_TRY(check(be, "lora_backward", "dx", dx, false, batch->n_tokens, x->cols));
-    LK_TRY(check_lora(be, "lora_backward", batch, site, h, dropout));
+    LK_TRY(check_lora_backward(be, "lora_backward", batch, site, dx, dy, x, h, dropout));
     if (batch->n_segments == 0) return LK_OK;
     return be->ops->lora_backward(be, batch, site, dx, dy, x, h, dropout);
 }
+
+lk_status lk_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w,
+                         const float *bias, const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout)
+{
+    if (!be->ops->linear_lora || !batch || batch->n_segments == 0) {
+        LK_TRY(lk_linear(be, y, x, w, bias, residual));
+        return lk_lora_forward(be, batch, site, y, x, h, dropout);
+    }
+    LK_TRY(check_linear(be, "linear_lora", y, x, w, residual));
+    LK_TRY(check_lora_forward(be, "linear_lora", batch, site, y, x, h, dropout));
+    return be->ops->linear_lora(be, batch, site, y, x, w, bias, residual, h, dropout);
+}
+
+lk_status lk_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                                  const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate, const lk_dropout *dropout)
+{
+    if (!be->ops->linear_lora_backward || !dx || !batch || batch->n_segments == 0) {
+        if (dx) LK_TRY(lk_linear_backward(be, dx, dy, w, accumulate));
+        return lk_lora_backward(be, batch, site, dx, dy, x, h, dropout);
+    }
+    LK_TRY(check_linear_backward(be, "linear_lora_backward", dx, dy, w));
+    LK_TRY(check_lora_backward(be, "linear_lora_backward", batch, site, dx, dy, x, h, dropout));
+    return be->ops->linear_lora_backward(be, batch, site, dx, dy, w, x, h, accumulate, dropout);
+}
+
+int64_t lk_row_gap(const lk_backend *be, int64_t rank) { return be->ops->row_gap && rank > 0 ? be->ops->row_gap(be, rank) : 0; }
 
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
 

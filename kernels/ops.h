@@ -217,6 +217,17 @@ lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, c
 lk_status lk_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                            const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 
+/* A linear layer with its adapters, both ways: lk_linear and then lk_lora_forward on the same x and y; lk_linear_backward and then
+ * lk_lora_backward on the same dx and dy (dx NULL: the adapters' gradients alone). A backend may make one product of the two by joining
+ * their contractions, [x | h] times [w | scale*B] and [dy | dh] times [w ; A]: it then writes h or dh into the gap behind each row of x or
+ * dy, when stride - cols is at least lk_row_gap(be, rank). What lies in the gap of a tensor that is handed to these two is overwritten. */
+lk_status lk_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w,
+                         const float *bias, const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout);
+lk_status lk_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                                  const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate, const lk_dropout *dropout);
+/* Elements that are worth leaving free behind each row for the two above, with adapters of up to this rank; 0: no use for them. */
+int64_t lk_row_gap(const lk_backend *be, int64_t rank);
+
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
 
 /* RMSNorm (Zhang & Sennrich 2019) as Llama uses it: rstd[T] = 1/sqrt(mean(x^2) + eps), y = x * rstd * weight[C]. rstd F32, may be NULL.

@@ -6,9 +6,8 @@ static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, c
 {
     lk_backend *be = c->model->be;
     const lk_layer *l = &c->model->layers[layer];
-    LK_TRY(lk_linear(be, y, x, l->w[m], l->bias[m], residual));
-    if (!c->batch->n_segments) return LK_OK;
-    return lk_lora_forward(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), y, x, h, c->dropout);
+    if (!c->batch->n_segments) return lk_linear(be, y, x, l->w[m], l->bias[m], residual);
+    return lk_linear_lora(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), y, x, l->w[m], l->bias[m], residual, h, c->dropout);
 }
 
 /* A [T, heads*D] tensor as [T*heads, D]: the per-head norms see each head as a row. */
@@ -85,18 +84,23 @@ static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_mo
                                  const lk_tensor *x, const lk_tensor *h, bool accumulate)
 {
     lk_backend *be = c->model->be;
-    if (dx) LK_TRY(lk_linear_backward(be, dx, dy, c->model->layers[layer].w[m], accumulate));
-    if (!c->batch->n_segments) return LK_OK;
-    return lk_lora_backward(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), dx, dy, x, h, c->dropout);
+    const lk_matrix *w = c->model->layers[layer].w[m];
+    if (!c->batch->n_segments) return dx ? lk_linear_backward(be, dx, dy, w, accumulate) : LK_OK;
+    return lk_linear_lora_backward(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), dx, dy, w, x, h, accumulate, c->dropout);
 }
 
-static lk_tensor narrow(const lk_tensor *wide, int64_t cols) { return lk_tensor_make(wide->data, wide->type, wide->rows, cols); }
+/* `gap` elements stay free behind each row, as lk_linear_lora_backward likes it. */
+static lk_tensor narrow(const lk_tensor *wide, int64_t cols, int64_t gap)
+{
+    return (lk_tensor){wide->data, wide->type, wide->rows, cols, cols + gap};
+}
 
 static lk_status mlp_backward(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_block_grads *g, const lk_tensor *dx)
 {
     const lk_layer *l = &c->model->layers[layer];
     lk_backend *be = c->model->be;
-    lk_tensor act = narrow(&g->wide[0], c->model->config.intermediate), dact = narrow(&g->wide[1], c->model->config.intermediate);
+    lk_tensor act = narrow(&g->wide[0], c->model->config.intermediate, g->gap);
+    lk_tensor dact = narrow(&g->wide[1], c->model->config.intermediate, g->gap);
     LK_TRY(lk_rmsnorm(be, &b->normed, NULL, &b->x_mid, l->mlp_norm, c->model->config.rms_eps));
     LK_TRY(lk_glu(be, &act, &b->gate, &b->up, LK_SILU));
     LK_TRY(linear_backward(c, layer, LK_DOWN, &dact, dx, &act, &b->h[LK_DOWN], false));
@@ -113,7 +117,8 @@ static lk_status attention_backward(const lk_block_context *c, int64_t layer, co
     const lk_layer *l = &c->model->layers[layer];
     lk_backend *be = c->model->be;
     lk_attention_shape shape = attention_shape(config);
-    lk_tensor dout = narrow(&g->wide[0], config->heads * config->head_dim), dq = narrow(&g->wide[1], config->heads * config->head_dim);
+    lk_tensor dout = narrow(&g->wide[0], config->heads * config->head_dim, g->gap);
+    lk_tensor dq = narrow(&g->wide[1], config->heads * config->head_dim, config->qk_norm ? 0 : g->gap); /* by_head wants none */
     LK_TRY(linear_backward(c, layer, LK_O, &dout, dx, &b->o, &b->h[LK_O], false));
     LK_TRY(lk_attention_backward(be, c->batch, &shape, &dq, &g->dk, &g->dv, &dout, &b->o, b->lse, &b->q, &b->k, &b->v));
     LK_TRY(lk_rope(be, &dq, config->heads, c->cos_sin, true));

@@ -41,6 +41,7 @@ typedef struct lk_block_grads {
     lk_tensor wide[2]; /* [T, max(F, H*D)] */
     lk_tensor dk, dv;  /* [T, G*D] */
     lk_tensor dnormed; /* [T,C] */
+    int64_t gap;       /* elements behind each row of wide beyond its widest use */
 } lk_block_grads;
 
 /* dx[T,C]: gradient of x_out in, gradient of x_in out. Destroys gate, up, q_raw, k_raw and act of b. need_dx false (the lowest layer): dx

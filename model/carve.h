@@ -22,6 +22,14 @@ static inline lk_tensor lk_carve_tensor(lk_carve *c, lk_dtype type, int64_t rows
     return lk_tensor_make(lk_carve_bytes(c, (size_t)(rows * cols * lk_dtype_size(type))), type, rows, cols);
 }
 
+/* With `gap` free elements behind each row. */
+static inline lk_tensor lk_carve_gapped(lk_carve *c, lk_dtype type, int64_t rows, int64_t cols, int64_t gap)
+{
+    lk_tensor t = lk_carve_tensor(c, type, rows, cols + gap);
+    t.cols = cols;
+    return t;
+}
+
 static inline float *lk_carve_floats(lk_carve *c, int64_t n) { return lk_carve_bytes(c, (size_t)n * 4); }
 
 #endif

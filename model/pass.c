@@ -17,6 +17,7 @@ struct lk_pass {
     const lk_model *model;
     lk_pass_options options;
     int64_t group, n_inputs;
+    int64_t gap;       /* lk_row_gap: free elements behind the rows that go into or come out of adapted layers */
     void *memory;      /* one block of backend memory, carved */
     lk_tensor *inputs; /* checkpoints: x_in of each group; two that take turns when not training */
     lk_block *slots;
@@ -39,7 +40,7 @@ static int64_t group_count(const lk_config *c, const lk_pass_options *o)
 }
 
 /* `first`: the slot's x_in is its group's checkpoint. last: x_out of the last layer of a group is another's checkpoint or x_final. */
-static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, bool first)
+static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, int64_t gap, bool first)
 {
     int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
     if (!first) b->x_in = lk_carve_tensor(c, act, T, m->hidden);
@@ -56,11 +57,11 @@ static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pa
         b->q_rstd = lk_carve_floats(c, T * m->heads);
         b->k_rstd = lk_carve_floats(c, T * m->kv_heads);
     }
-    b->o = lk_carve_tensor(c, act, T, q);
+    b->o = lk_carve_gapped(c, act, T, q, gap);
     b->lse = lk_carve_floats(c, T * m->heads);
     b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
-    b->gate = lk_carve_tensor(c, act, T, m->intermediate);
-    b->up = lk_carve_tensor(c, act, T, m->intermediate);
+    b->gate = lk_carve_gapped(c, act, T, m->intermediate, gap);
+    b->up = lk_carve_gapped(c, act, T, m->intermediate, gap);
     for (int i = 0; i < LK_N_MODULES; i++) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
 }
 
@@ -71,22 +72,23 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
     int64_t T = o->max_tokens;
     for (int64_t i = 0; i < p->n_inputs; i++) p->inputs[i] = lk_carve_tensor(c, act, T, m->hidden);
     plan->checkpoints = c->used;
-    for (int64_t i = 0; i < p->group; i++) carve_slot(c, &p->slots[i], m, o, act, i == 0);
+    for (int64_t i = 0; i < p->group; i++) carve_slot(c, &p->slots[i], m, o, act, p->gap, i == 0);
     plan->activations = c->used - plan->checkpoints;
     p->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
     p->x_final = lk_carve_tensor(c, act, T, m->hidden);
-    p->normed = lk_carve_tensor(c, act, T, m->hidden);
+    p->normed = lk_carve_gapped(c, act, T, m->hidden, p->gap);
     int64_t q = m->heads * m->head_dim, wide = m->intermediate > q ? m->intermediate : q;
-    p->act = lk_carve_tensor(c, act, T, wide);
+    p->act = lk_carve_gapped(c, act, T, wide, p->gap);
     p->final_rstd = lk_carve_floats(c, T);
     p->nll = lk_carve_floats(c, T);
     p->hits = lk_carve_bytes(c, (size_t)T);
     if (o->training) {
-        p->dx = lk_carve_tensor(c, act, T, m->hidden);
+        p->dx = lk_carve_gapped(c, act, T, m->hidden, p->gap);
         p->grads.wide[0] = p->act; /* the forward's gated product is dead by then */
-        p->grads.wide[1] = lk_carve_tensor(c, act, T, wide);
-        p->grads.dk = lk_carve_tensor(c, act, T, m->kv_heads * m->head_dim);
-        p->grads.dv = lk_carve_tensor(c, act, T, m->kv_heads * m->head_dim);
+        p->grads.wide[1] = lk_carve_gapped(c, act, T, wide, p->gap);
+        p->grads.dk = lk_carve_gapped(c, act, T, m->kv_heads * m->head_dim, m->qk_norm ? 0 : p->gap); /* the per-head norm wants none */
+        p->grads.dv = lk_carve_gapped(c, act, T, m->kv_heads * m->head_dim, p->gap);
+        p->grads.gap = p->gap;
         p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
     }
     plan->transient = c->used - plan->checkpoints - plan->activations;
@@ -108,9 +110,10 @@ static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
                        .training = o->training};
 }
 
-static lk_status make_arrays(lk_pass *p, const lk_config *m, const lk_pass_options *o)
+static lk_status make_arrays(lk_pass *p, const lk_backend *be, const lk_config *m, const lk_pass_options *o)
 {
     p->options = *o;
+    p->gap = o->training ? lk_row_gap(be, o->max_rank) : 0;
     p->group = group_size(m, o);
     p->n_inputs = group_count(m, o);
     p->inputs = calloc((size_t)p->n_inputs, sizeof *p->inputs);
@@ -128,7 +131,7 @@ void lk_pass_plan_bytes(const lk_backend *be, const lk_config *config, const lk_
 {
     lk_pass p = {0};
     memset(plan, 0, sizeof *plan);
-    if (!make_arrays(&p, config, options)) carve(&p, &(lk_carve){0}, config, lk_backend_act(be), plan);
+    if (!make_arrays(&p, be, config, options)) carve(&p, &(lk_carve){0}, config, lk_backend_act(be), plan);
     free_arrays(&p);
     lk_limits limits = pass_limits(config, options);
     plan->scratch = lk_scratch_bytes(be, &limits);
@@ -143,7 +146,7 @@ lk_status lk_pass_create(lk_pass **out, const lk_model *model, const lk_pass_opt
     lk_pass *p = calloc(1, sizeof *p);
     if (!p) return lk_fail(err, LK_ERR_MEMORY, "no memory for a pass");
     p->model = model;
-    lk_status status = make_arrays(p, &model->config, options);
+    lk_status status = make_arrays(p, be, &model->config, options);
     if (status) {
         lk_fail(err, status, "no memory for a pass");
         goto out;
@@ -190,7 +193,8 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     else
         b.x_out = p->inputs[p->options.training ? index + 1 : (layer + 1) % 2];
     b.normed = p->normed;
-    b.act = lk_tensor_make(p->act.data, p->act.type, p->act.rows, p->model->config.intermediate);
+    int64_t width = p->model->config.intermediate;
+    b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
     lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = front(all[i], T);
     for (int i = 0; i < LK_N_MODULES; i++) b.h[i] = front(&b.h[i], T);
@@ -232,7 +236,8 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
     lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)},
                         front(&p->grads.dk, T),
                         front(&p->grads.dv, T),
-                        front(&p->grads.dnormed, T)};
+                        front(&p->grads.dnormed, T),
+                        p->gap};
     for (int64_t index = p->n_inputs - 1; index >= 0; index--) {
         int64_t first = index * p->group, end = first + p->group < layers ? first + p->group : layers;
         for (int64_t layer = first; index + 1 < p->n_inputs && layer < end; layer++) {
