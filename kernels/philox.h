@@ -10,6 +10,12 @@
 
 #include <stdint.h>
 
+#if defined(__CUDACC__) /* kernels draw the same numbers */
+#define LK_PHILOX_INLINE static inline __host__ __device__
+#else
+#define LK_PHILOX_INLINE static inline
+#endif
+
 typedef struct lk_philox_key {
     uint32_t k0, k1;
 } lk_philox_key;
@@ -28,7 +34,7 @@ static inline lk_philox_key lk_philox_key_make(uint64_t seed, uint64_t stream)
 }
 
 /* Four uniform 32-bit words for the 128-bit counter (hi, lo). */
-static inline void lk_philox(lk_philox_key key, uint64_t hi, uint64_t lo, uint32_t out[4])
+LK_PHILOX_INLINE void lk_philox(lk_philox_key key, uint64_t hi, uint64_t lo, uint32_t out[4])
 {
     uint32_t c0 = (uint32_t)lo, c1 = (uint32_t)(lo >> 32), c2 = (uint32_t)hi, c3 = (uint32_t)(hi >> 32);
     uint32_t k0 = key.k0, k1 = key.k1;
@@ -49,6 +55,6 @@ static inline void lk_philox(lk_philox_key key, uint64_t hi, uint64_t lo, uint32
 }
 
 /* [0,1) with 24 random bits: exact in a float. */
-static inline float lk_philox_uniform(uint32_t word) { return (float)(word >> 8) * 0x1p-24f; }
+LK_PHILOX_INLINE float lk_philox_uniform(uint32_t word) { return (float)(word >> 8) * 0x1p-24f; }
 
 #endif

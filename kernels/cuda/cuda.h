@@ -133,6 +133,7 @@ lk_status lk_cuda_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const l
                               const int32_t *labels, float grad_scale);
 size_t lk_cuda_loss_scratch(const lk_limits *limits);
 lk_status lk_cuda_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
+size_t lk_cuda_squares_scratch(void);
 lk_status lk_cuda_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 lk_status lk_cuda_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
                          const lk_adamw_step *step);
