@@ -154,7 +154,7 @@ static void bench_tier(const settings *s, const ceilings *c, const char *tier, c
     }
     int64_t widest = l->n > l->k ? l->n : l->k, most = s->rows ? s->rows : row_counts[ROW_COUNTS - 1];
     if (lk_reserve(r.be, &(lk_limits){.tokens = most, .width = widest})) stop(r.be);
-    double bytes = (double)lk_matrix_bytes(r.be, LK_NF4, l->n, l->k), peak = arithmetic_ceiling(c, tier, s->compute);
+    double bytes = (double)lk_matrix_bytes(r.be, LK_NF4, l->n, l->k, false), peak = arithmetic_ceiling(c, tier, s->compute);
     r.n_copies = (int)(ROTATE_BYTES / bytes) + 1;
     if (r.n_copies > MOST_COPIES) r.n_copies = MOST_COPIES;
     double start = lk_clock_seconds();

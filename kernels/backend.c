@@ -142,6 +142,8 @@ lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_sour
     if (!source->data) return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: no data");
     if ((type == LK_NF4) != (source->absmax != NULL))
         return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: absmax belongs to nf4 matrices and to no others");
+    if ((source->absmax8 != NULL) != (source->absmax2 != NULL) || (source->absmax8 && type != LK_NF4))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: half of a nested form, or one without nf4");
     return be->ops->matrix_create(be, out, source);
 }
 
@@ -150,9 +152,9 @@ void lk_matrix_destroy(lk_backend *be, lk_matrix *w)
     if (w) be->ops->matrix_destroy(be, w);
 }
 
-size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k)
+size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested)
 {
-    return be->ops->matrix_bytes(be, source_type, n, k);
+    return be->ops->matrix_bytes(be, source_type, n, k, nested);
 }
 
 int64_t lk_matrix_n(const lk_matrix *w) { return w->n; }

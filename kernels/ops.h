@@ -131,8 +131,8 @@ typedef struct lk_matrix_source {
  * otherwise exact (stored as BF16 when the source is, else F32). */
 lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_matrix_destroy(lk_backend *be, lk_matrix *w); /* NULL is fine */
-/* What a matrix of this source type and shape will take, for the plan. */
-size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
+/* What a matrix of this source type and shape will take, for the plan. nested: the source will come with absmax8 and its company. */
+size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
 int64_t lk_matrix_n(const lk_matrix *w);
 int64_t lk_matrix_k(const lk_matrix *w);
 lk_dtype lk_matrix_type(const lk_matrix *w);

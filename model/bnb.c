@@ -96,10 +96,26 @@ static lk_status need(const lk_safetensors *st, const char *weight, const char *
     return LK_OK;
 }
 
-lk_status lk_bnb_read(const lk_safetensors *st, const char *weight, int64_t n, int64_t k, const uint8_t **codes, float **absmax,
-                      lk_error *err)
+bool lk_bnb_is_nested(const lk_safetensors *st, const char *weight)
 {
-    *absmax = NULL;
+    const lk_st_tensor *map = part(st, weight, ".nested_quant_map");
+    return map && map->n_bytes == 256 * 4 && !memcmp(map->data, lk_dynamic_map(), 256 * 4);
+}
+
+/* table[scales[b]] * scales2[b / 256] + offset. The file's own table and not ours: whoever wrote it meant these values. */
+static void unnest(const lk_bnb_tensor *m, const void *table_bytes, const uint8_t *scales, int64_t blocks)
+{
+    float table[256];
+    memcpy(table, table_bytes, sizeof table);
+    for (int64_t b = 0; b < blocks; b++) {
+        float scaled = table[scales[b]] * m->absmax2[b / LK_NF4_NESTED_BLOCK];
+        m->absmax[b] = scaled + m->offset;
+    }
+}
+
+lk_status lk_bnb_read(lk_bnb_tensor *out, const lk_safetensors *st, const char *weight, int64_t n, int64_t k, lk_error *err)
+{
+    memset(out, 0, sizeof *out);
     const lk_st_tensor *t = part(st, weight, state_suffix);
     if (!t)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: 4-bit weights without %s (only bitsandbytes NF4 is supported; FP4 and 8-bit are not)",
@@ -116,23 +132,26 @@ lk_status lk_bnb_read(const lk_safetensors *st, const char *weight, int64_t n, i
         LK_TRY(need(st, weight, ".nested_absmax", nested * 4, &scales2, err));
         LK_TRY(need(st, weight, ".nested_quant_map", 256 * 4, &map, err));
     }
-    float *out = malloc((size_t)blocks * 4);
-    if (!out) return lk_fail(err, LK_ERR_MEMORY, "no memory for the scales of %s", weight);
-    if (!state.nested) {
-        memcpy(out, scales, (size_t)blocks * 4);
-    } else {
-        /* The file's own table and not ours: whoever wrote it meant these values. */
-        float table[256];
-        memcpy(table, map, sizeof table);
-        for (int64_t b = 0; b < blocks; b++) {
-            float m2;
-            memcpy(&m2, (const char *)scales2 + (b / LK_NF4_NESTED_BLOCK) * 4, 4);
-            float scaled = table[((const uint8_t *)scales)[b]] * m2;
-            out[b] = scaled + (float)state.offset;
-        }
+    lk_bnb_tensor m = {.codes = data, .offset = (float)state.offset};
+    m.absmax = malloc((size_t)blocks * 4);
+    m.absmax2 = state.nested ? malloc((size_t)nested * 4) : NULL;
+    if (!m.absmax || (state.nested && !m.absmax2)) {
+        free(m.absmax);
+        free(m.absmax2);
+        return lk_fail(err, LK_ERR_MEMORY, "no memory for the scales of %s", weight);
     }
-    *codes = data;
-    *absmax = out;
+    if (state.nested) {
+        memcpy(m.absmax2, scales2, (size_t)nested * 4); /* the file aligns nothing */
+        unnest(&m, map, scales, blocks);
+        if (lk_bnb_is_nested(st, weight)) m.absmax8 = scales;
+    } else {
+        memcpy(m.absmax, scales, (size_t)blocks * 4);
+    }
+    if (!m.absmax8) {
+        free(m.absmax2);
+        m.absmax2 = NULL;
+    }
+    *out = m;
     return LK_OK;
 }
 

@@ -17,10 +17,19 @@ bool lk_bnb_any(const lk_safetensors *st);
 /* Is this tensor name part of a quantisation state rather than a weight? */
 bool lk_bnb_is_state(const char *name);
 
-/* codes: borrowed from st until it is closed. absmax[lk_nf4_blocks(n*k)] F32 is allocated and un-nested; free(*absmax). Refuses other types
- * than nf4, other block sizes than 64/256, other shapes than [n,k]. */
-lk_status lk_bnb_read(const lk_safetensors *st, const char *weight, int64_t n, int64_t k, const uint8_t **codes, float **absmax,
-                      lk_error *err);
+/* One 4-bit tensor: the caller frees absmax and absmax2, the rest is borrowed from st until it is closed. */
+typedef struct lk_bnb_tensor {
+    const uint8_t *codes;
+    float *absmax;          /* [lk_nf4_blocks(n*k)], un-nested */
+    const uint8_t *absmax8; /* the nested form of the same values; NULL where there is none, or the file has a map of its own */
+    float *absmax2;
+    float offset;
+} lk_bnb_tensor;
+
+/* Refuses other types than nf4, other block sizes than 64/256, other shapes than [n,k]. */
+lk_status lk_bnb_read(lk_bnb_tensor *out, const lk_safetensors *st, const char *weight, int64_t n, int64_t k, lk_error *err);
+/* Will lk_bnb_read give this tensor a nested form? */
+bool lk_bnb_is_nested(const lk_safetensors *st, const char *weight);
 
 /* Writing, in two passes as the writer wants it: first declare the six tensors, then write them in the same order. dtype_name is the
  * original type as torch names it ("bfloat16"). */

@@ -88,7 +88,15 @@ static lk_status load_linear(loader *l, lk_matrix **out, const char *name, int64
     LK_TRY(lk_nf4_host_read(&host, l->st, name, n, k, l->pool, l->err));
     hash_part(l, name, host.codes, (n * k + 1) / 2);
     hash_part(l, "absmax", host.absmax, lk_nf4_blocks(n * k) * 4);
-    lk_status status = create(l, out, &(lk_matrix_source){.type = LK_NF4, .n = n, .k = k, .data = host.codes, .absmax = host.absmax});
+    lk_matrix_source source = {.type = LK_NF4,
+                               .n = n,
+                               .k = k,
+                               .data = host.codes,
+                               .absmax = host.absmax,
+                               .absmax8 = host.absmax8,
+                               .absmax2 = host.absmax2,
+                               .absmax_offset = host.offset};
+    lk_status status = create(l, out, &source);
     lk_nf4_host_free(&host);
     if (!status) report(l);
     return status;
@@ -242,6 +250,7 @@ lk_status lk_model_probe(lk_model_facts *facts, const char *folder, lk_error *er
         facts->dense = embedding->type;
         facts->prequantized = lk_bnb_is_quantized(st, linear->name);
         facts->linear = facts->prequantized ? LK_NF4 : linear->type;
+        facts->nested = lk_bnb_is_nested(st, linear->name);
     }
     lk_safetensors_close(st);
     return status;
@@ -251,14 +260,15 @@ size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quan
 {
     const lk_config *c = &facts->config;
     lk_dtype linear = quant == LK_QUANT_NF4 ? LK_NF4 : facts->linear;
+    bool nested = facts->prequantized ? facts->nested : linear == LK_NF4; /* quantised here: always double-quantised */
     size_t layer = 0, biases = 0;
     for (int m = 0; m < LK_N_MODULES; m++) {
         int64_t n, k;
         lk_module_shape(c, (lk_module)m, &n, &k);
-        layer += lk_matrix_bytes(be, linear, n, k);
+        layer += lk_matrix_bytes(be, linear, n, k, nested);
         if (lk_module_has_bias(c, (lk_module)m)) biases += (size_t)n * 4;
     }
     size_t norms = (size_t)(2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) * 4;
-    size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden);
+    size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden, false);
     return (size_t)c->layers * (layer + biases + norms) + tables + (size_t)c->hidden * 4 + (size_t)(c->head_dim / 2) * 4;
 }

@@ -54,6 +54,7 @@ typedef struct lk_model_facts {
     bool prequantized; /* bitsandbytes 4-bit on disk */
     lk_dtype dense;    /* type of the embedding on disk */
     lk_dtype linear;   /* type of the linear layers on disk, LK_NF4 when prequantized */
+    bool nested;       /* prequantized with double-quantised scales, judged by the first layer */
 } lk_model_facts;
 
 /* Reads the headers only. */

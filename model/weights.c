@@ -12,7 +12,7 @@ void lk_nf4_host_free(lk_nf4_host *m)
 {
     free(m->own_codes);
     free(m->absmax);
-    free(m->absmax8);
+    free(m->own_absmax8);
     free(m->absmax2);
     memset(m, 0, sizeof *m);
 }
@@ -48,7 +48,7 @@ lk_status lk_nf4_host_quantize(lk_nf4_host *m, const lk_st_tensor *t, int64_t n,
     *m = (lk_nf4_host){.n = n, .k = k};
     m->own_codes = malloc((size_t)(total + 1) / 2);
     m->absmax = malloc((size_t)blocks * 4);
-    m->absmax8 = malloc((size_t)blocks);
+    m->absmax8 = m->own_absmax8 = malloc((size_t)blocks);
     m->absmax2 = malloc((size_t)nested * 4);
     quantize_job *job = calloc(1, sizeof *job);
     lk_status status = LK_OK;
@@ -73,7 +73,7 @@ lk_status lk_nf4_host_quantize(lk_nf4_host *m, const lk_st_tensor *t, int64_t n,
             goto out;
         }
     }
-    lk_nf4_nest(m->absmax8, m->absmax2, &m->offset, m->absmax, blocks);
+    lk_nf4_nest(m->own_absmax8, m->absmax2, &m->offset, m->absmax, blocks);
     lk_nf4_unnest(m->absmax, m->absmax8, m->absmax2, m->offset, blocks);
 out:
     free(job);
@@ -85,9 +85,11 @@ lk_status lk_nf4_host_read(lk_nf4_host *m, const lk_safetensors *st, const char 
 {
     memset(m, 0, sizeof *m);
     if (lk_bnb_is_quantized(st, weight)) {
-        m->n = n;
-        m->k = k;
-        return lk_bnb_read(st, weight, n, k, &m->codes, &m->absmax, err);
+        lk_bnb_tensor t;
+        LK_TRY(lk_bnb_read(&t, st, weight, n, k, err));
+        *m = (lk_nf4_host){
+            .n = n, .k = k, .codes = t.codes, .absmax = t.absmax, .absmax8 = t.absmax8, .absmax2 = t.absmax2, .offset = t.offset};
+        return LK_OK;
     }
     const lk_st_tensor *t;
     int64_t shape[2] = {n, k};

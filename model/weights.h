@@ -12,8 +12,9 @@ typedef struct lk_nf4_host {
     int64_t n, k;
     const uint8_t *codes; /* points into own or borrowed */
     uint8_t *own_codes;
-    float *absmax;    /* un-nested */
-    uint8_t *absmax8; /* nested form; NULL when read from a checkpoint */
+    float *absmax;          /* un-nested */
+    const uint8_t *absmax8; /* nested form, own or borrowed; NULL when the checkpoint has none */
+    uint8_t *own_absmax8;
     float *absmax2;
     float offset;
 } lk_nf4_host;

@@ -29,8 +29,9 @@ static size_t bytes_for(lk_dtype storage, int64_t n, int64_t k)
     return down * (size_t)lk_tiles_along(k) * storage_tile(storage);
 }
 
-size_t lk_cpu_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k)
+size_t lk_cpu_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested)
 {
+    (void)nested; /* scales lie beside their codes, un-nested */
     return bytes_for(storage_for(be->compute, source_type, k), n, k);
 }
 

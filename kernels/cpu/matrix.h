@@ -23,7 +23,7 @@ typedef struct lk_cpu_matrix {
 /* Entries of the operation table. Repacking runs on the backend's threads. */
 lk_status lk_cpu_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_cpu_matrix_destroy(lk_backend *be, lk_matrix *w);
-size_t lk_cpu_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
+size_t lk_cpu_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
 
 /* out[end-begin, K] = rows [begin, end) with the values that products use: dequantised, and rounded to bf16 when the matrix was
  * made for BF16 compute. Any thread. */

@@ -39,9 +39,11 @@ typedef struct lk_cuda {
     lk_rt_event arrived[LK_TRANSFER_SLOTS]; /* the end of each slot's transfer */
     bool under_way[LK_TRANSFER_SLOTS];
     /* memory */
+    struct lk_cuda_block *blocks; /* what lk_cuda_alloc handed out and how much each is (memory.c) */
+    size_t n_blocks, blocks_room;
     void *scratch;
     size_t scratch_bytes;
-    void *staging; /* host arrays on their way in, a ring */
+    void *staging; /* where host arrays arrive on the device, a ring */
     size_t staging_bytes, staging_at;
     float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
@@ -53,6 +55,9 @@ static inline lk_cuda *lk_cuda_of(lk_backend *be) { return (lk_cuda *)be; }
 lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
 extern const lk_ops lk_cuda_ops;
 
+/* Bytes of scratch for these limits: the most that any operation asks. Given back by lk_cuda_unreserve. */
+size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *limits);
+void lk_cuda_unreserve(lk_backend *be);
 /* All of the reserved scratch, when it holds at least `bytes`: 256-byte aligned; split it by lk_cuda_carve. */
 lk_status lk_cuda_scratch(lk_backend *be, const char *op, size_t bytes, void **out);
 static inline size_t lk_cuda_carved(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -73,7 +78,7 @@ lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t 
  * put it first in their scratch. */
 size_t lk_cuda_weights_scratch(const lk_limits *limits);
 /* Rows [begin, end) of w as row-major bf16 [end-begin, K], leading dimension *ld: dequantised into `workspace`, or where they lie when
- * w is dense. The workspace must hold (end-begin)*K values. Queued on the stream. */
+ * w is dense. The workspace must hold (end-begin)*K values; begin is a multiple of 16. Queued on the stream. */
 lk_status lk_cuda_matrix_rows(lk_backend *be, const lk_matrix *w, int64_t begin, int64_t end, void *workspace, const void **rows,
                               int64_t *ld);
 /* Rows of w that fit a workspace of this many bytes: all of them, or a multiple of 128, at least 128. */
@@ -99,7 +104,7 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits);
 
 lk_status lk_cuda_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_cuda_matrix_destroy(lk_backend *be, lk_matrix *w);
-size_t lk_cuda_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k);
+size_t lk_cuda_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                          const lk_tensor *residual);
 lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);

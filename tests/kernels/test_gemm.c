@@ -193,7 +193,7 @@ static void check_layer(const lk_gemm *g, const char *name, lk_dtype type, int64
     size_t before = lk_allocated(be);
     lk_matrix *w;
     CHECK_OK(lk_matrix_create(be, &w, &l.source), lk_backend_error(be));
-    assert_int_equal(lk_allocated(be) - before, lk_matrix_bytes(be, type, n, k));
+    assert_int_equal(lk_allocated(be) - before, lk_matrix_bytes(be, type, n, k, false));
     check_random random = {77};
     int64_t ld[2] = {k + 1, n + 2};
     float *in[2], *bias = malloc((size_t)n * sizeof(float));

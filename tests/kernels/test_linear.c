@@ -161,7 +161,7 @@ static void run_all(lk_dtype compute)
                 lk_matrix *m;
                 size_t before = lk_allocated(be[b]);
                 OP(be[b], lk_matrix_create(be[b], &m, &source));
-                assert_true(lk_allocated(be[b]) - before == lk_matrix_bytes(be[b], source.type, c->n, c->k));
+                assert_true(lk_allocated(be[b]) - before == lk_matrix_bytes(be[b], source.type, c->n, c->k, false));
                 outcome o = run(be[b], m, c, 0, c->rows);
                 if (b == 0) {
                     check_definition(be[b], &o, c, w);

@@ -1,0 +1,99 @@
+/* Opens the CUDA backend: a device, a queue of work, a second one for copies beside it, cuBLASLt, cuDNN where it is there. Everything is
+ * made here or in lk_reserve, so that no operation allocates. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/dynamic_map.h"
+#include "kernels/nf4.h"
+
+/* "cuda" and "auto" are the first GPU, "cuda:N" number N. */
+static lk_status parse_device(int *ordinal, const char *device, lk_error *err)
+{
+    *ordinal = 0;
+    if (!device || strcmp(device, "auto") == 0 || strcmp(device, "cuda") == 0) return LK_OK;
+    const char *number = strncmp(device, "cuda:", 5) == 0 ? device + 5 : "";
+    size_t digits = strspn(number, "0123456789");
+    if (digits < 1 || digits > 4 || number[digits])
+        return lk_fail(err, LK_ERR_ARGUMENT, "device \"%s\" is not known; use cuda, or cuda:N for GPU number N", device);
+    *ordinal = atoi(number);
+    return LK_OK;
+}
+
+static lk_status upload_constants(lk_cuda *cu)
+{
+    float constants[LK_CUDA_CONSTANTS];
+    memcpy(constants + LK_CUDA_CODEBOOK, lk_nf4_codebook, 16 * sizeof(float));
+    memcpy(constants + LK_CUDA_MAP_SIGNED, lk_dynamic_map(), 256 * sizeof(float));
+    memcpy(constants + LK_CUDA_MAP_UNSIGNED, lk_dynamic_map_unsigned(), 256 * sizeof(float));
+    void *p;
+    LK_TRY(lk_cuda_alloc(&cu->base, sizeof constants, &p));
+    cu->constants = p;
+    return lk_cuda_upload(&cu->base, p, constants, sizeof constants);
+}
+
+/* What is constant for every model and run is not of the plan's making: lk_allocated starts at 0 for the caller. The plan has a term
+ * of its own for the context and cuBLASLt's workspace. */
+static lk_status start(lk_cuda *cu, int ordinal)
+{
+    lk_error *err = &cu->base.error;
+    LK_TRY(lk_rt_open(ordinal, &cu->device, err));
+    LK_TRY(lk_rt_stream_create(&cu->stream, err));
+    LK_TRY(lk_rt_stream_create(&cu->beside, err));
+    LK_TRY(lk_rt_event_create(&cu->reached, err));
+    for (int i = 0; i < LK_TRANSFER_SLOTS; i++) LK_TRY(lk_rt_event_create(&cu->arrived[i], err));
+    LK_TRY(lk_blas_create(&cu->blas, &cu->device, err));
+    lk_error without = {0};
+    lk_status status = lk_sdpa_create(&cu->sdpa, &cu->device, &without);
+    if (status == LK_ERR_UNSUPPORTED)
+        cu->sdpa = NULL;
+    else if (status)
+        return lk_fail(err, status, "%s", without.message);
+    LK_TRY(upload_constants(cu));
+    cu->base.allocated = cu->base.allocated_peak = 0;
+    return LK_OK;
+}
+
+lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_error *err)
+{
+    *be = NULL;
+    int ordinal;
+    LK_TRY(parse_device(&ordinal, options->device, err));
+    if (options->compute != LK_BF16)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "the CUDA backend computes in bf16: use --dtype bf16, or --device cpu");
+    lk_cuda *cu = calloc(1, sizeof *cu);
+    if (!cu) return lk_fail(err, LK_ERR_MEMORY, "no memory for the CUDA backend");
+    cu->base.ops = &lk_cuda_ops;
+    cu->base.compute = LK_BF16;
+    cu->base.act = LK_BF16;
+    cu->base.threads = options->threads > 0 ? options->threads : 1;
+    lk_status status = start(cu, ordinal);
+    if (status) {
+        if (err) *err = cu->base.error;
+        lk_cuda_close(&cu->base);
+        return status;
+    }
+    snprintf(cu->base.name, sizeof cu->base.name, "cuda/sm_%d%d", cu->device.major, cu->device.minor);
+    *be = &cu->base;
+    return LK_OK;
+}
+
+void lk_cuda_close(lk_backend *be)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    lk_error ignored;
+    if (cu->stream) (void)lk_rt_stream_sync(cu->stream, &ignored); /* what failed has been reported, or nobody asked */
+    if (cu->beside) (void)lk_rt_stream_sync(cu->beside, &ignored);
+    lk_cuda_unreserve(be);
+    if (cu->constants) lk_cuda_free(be, cu->constants);
+    lk_sdpa_destroy(cu->sdpa);
+    lk_blas_destroy(cu->blas);
+    for (int i = 0; i < LK_TRANSFER_SLOTS; i++)
+        if (cu->arrived[i]) lk_rt_event_destroy(cu->arrived[i]);
+    if (cu->reached) lk_rt_event_destroy(cu->reached);
+    if (cu->beside) lk_rt_stream_destroy(cu->beside);
+    if (cu->stream) lk_rt_stream_destroy(cu->stream);
+    free(cu->blocks);
+    free(cu);
+}

@@ -1,0 +1,62 @@
+/* Products with frozen matrices: the matrix as bf16, in the workspace when it is quantised, then cuBLASLt.
+ *
+ * Bytes a call, T tokens: NF4 reads N*K/2 (and scales) and writes 2*N*K, the product reads these again beside T*K and T*N of activations:
+ * at 8192 tokens of a 4096 x 4096 layer the dequantising is 3 % of the arithmetic's time (shared facts: compute). Bias and residual ride
+ * in the product's epilogue and cost one read of the residual.
+ *
+ * A matrix larger than the workspace (a quantised head) is done in blocks of rows, which are columns of y: no result changes. The gradient
+ * would have to be summed over such blocks in bf16, so there the whole matrix has to fit; limits.matrix covers every layer that has one.
+ *
+ * Rejected: keeping dequantised layers (2 bytes a weight is what NF4 is there to avoid); [W | B] by concatenation along K with LoRA,
+ * until a GPU has measured it against beta = 1. */
+#include "kernels/cuda/matrix.h"
+
+lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                         const lk_tensor *residual)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    if (x->rows == 0) return LK_OK;
+    int64_t fit = lk_cuda_matrix_fit(w, cu->scratch_bytes), size = lk_dtype_size(y->type);
+    for (int64_t begin = 0; begin < w->n; begin += fit) {
+        int64_t end = begin + fit < w->n ? begin + fit : w->n, ld;
+        const void *rows;
+        LK_TRY(lk_cuda_matrix_rows(be, w, begin, end, cu->scratch, &rows, &ld));
+        lk_gemm g = {.m = x->rows, .n = end - begin, .k = w->k, .type = LK_BF16, .d_type = y->type, .alpha = 1.0f};
+        g.a = x->data;
+        g.lda = x->stride;
+        g.b = rows;
+        g.ldb = ld;
+        g.b_transposed = true;
+        g.d = (char *)y->data + begin * size;
+        g.ldd = y->stride;
+        if (residual) {
+            g.beta = 1.0f;
+            g.c = (const char *)residual->data + begin * size;
+            g.ldc = residual->stride;
+        }
+        g.bias = bias ? bias + begin : NULL;
+        LK_TRY(lk_blas_gemm(cu->blas, &g, cu->stream, &be->error));
+    }
+    return LK_OK;
+}
+
+lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    if (dy->rows == 0) return LK_OK;
+    if (lk_cuda_matrix_fit(w, cu->scratch_bytes) < w->n)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_backward: a matrix of %lld x %lld does not fit the workspace: limits.matrix",
+                       (long long)w->n, (long long)w->k);
+    const void *rows;
+    int64_t ld;
+    LK_TRY(lk_cuda_matrix_rows(be, w, 0, w->n, cu->scratch, &rows, &ld));
+    lk_gemm g = {.m = dy->rows, .n = w->k, .k = w->n, .type = LK_BF16, .d_type = dx->type, .alpha = 1.0f};
+    g.a = dy->data;
+    g.lda = dy->stride;
+    g.b = rows;
+    g.ldb = ld;
+    g.d = dx->data;
+    g.ldd = dx->stride;
+    g.beta = accumulate ? 1.0f : 0.0f;
+    return lk_blas_gemm(cu->blas, &g, cu->stream, &be->error);
+}
