@@ -51,6 +51,8 @@ typedef struct lk_cuda {
 enum { LK_CUDA_CODEBOOK = 0, LK_CUDA_MAP_SIGNED = 16, LK_CUDA_MAP_UNSIGNED = 16 + 256, LK_CUDA_CONSTANTS = 16 + 512 };
 
 static inline lk_cuda *lk_cuda_of(lk_backend *be) { return (lk_cuda *)be; }
+/* Elements of a row of scratch or weights: rows of bf16 then start at 16 bytes. */
+static inline int64_t lk_cuda_padded(int64_t n) { return (n + 7) / 8 * 8; }
 
 lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
 extern const lk_ops lk_cuda_ops;

@@ -10,8 +10,6 @@
 extern "C" {
 #endif
 
-static inline int64_t lk_cuda_padded(int64_t n) { return (n + 7) / 8 * 8; }
-
 /* The adapter of a segment at a site; NULL when it has none there. */
 static inline const lk_lora *lk_cuda_segment_lora(const lk_batch *batch, int32_t site, const lk_segment *s)
 {

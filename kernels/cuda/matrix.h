@@ -44,7 +44,6 @@ typedef struct lk_cuda_matrix {
 } lk_cuda_matrix;
 
 static inline const lk_cuda_matrix *lk_cuda_matrix_of(const lk_matrix *w) { return (const lk_cuda_matrix *)w; }
-static inline int64_t lk_cuda_padded(int64_t k) { return (k + 7) / 8 * 8; }
 
 /* Codes of rows [0, rows) as the file has them (row-major, rows a multiple of 16 or the last of the matrix) into tiles. */
 lk_status lk_cuda_nf4_pack(lk_backend *be, void *tiles, const void *codes, int64_t rows, int64_t k);

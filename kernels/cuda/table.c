@@ -22,4 +22,10 @@ const lk_ops lk_cuda_ops = {
     .matrix_bytes = lk_cuda_matrix_bytes,
     .linear = lk_cuda_linear,
     .linear_backward = lk_cuda_linear_backward,
+    .lora_forward = lk_cuda_lora_forward,
+    .lora_backward = lk_cuda_lora_backward,
+    .linear_loss = lk_cuda_linear_loss,
+    .sum_squares = lk_cuda_sum_squares,
+    .adamw = lk_cuda_adamw,
+    .adamw8 = lk_cuda_adamw8,
 };
