@@ -95,6 +95,32 @@ void lk_gemm_pack_right(const lk_gemm *g, void *panel, lk_factor factor, int64_t
         pack_rows(g, panel, &factor, row, rows, first, k, g->right_differs);
 }
 
+/* The first `bytes` of each 64. */
+static inline void narrow(char *to, const char *tile, int64_t bytes)
+{
+    for (int i = 0; i < LK_TILE_ROWS; i++) memcpy(to + i * bytes, tile + (size_t)i * 64, (size_t)bytes);
+}
+
+/* Where right tiles are not like left ones, they are 16 pairs of k by rows. */
+void lk_gemm_pack_few(const lk_gemm *g, void *packed, const float *x, int64_t stride, int64_t count, int64_t k)
+{
+    _Alignas(64) char tile[2][LK_TILE_SIZE * sizeof(float)];
+    int rows = lk_gemm_few_rows(count);
+    size_t bytes = (size_t)rows * LK_TILE_DEPTH * g->element;
+    char *to = packed;
+    for (int64_t j = 0; j < k; j += LK_TILE_DEPTH, to += bytes) {
+        g->load(tile[0], x + j, LK_F32, stride, (int)count, at_most(k - j, LK_TILE_DEPTH), 1.0f);
+        if (rows > 1 && g->right_differs) g->swap(tile[1], tile[0]);
+        switch (g->right_differs ? rows : 0) {
+        case 2: narrow(to, tile[1], 8); break;
+        case 4: narrow(to, tile[1], 16); break;
+        case 8: narrow(to, tile[1], 32); break;
+        case 16: memcpy(to, tile[1], bytes); break;
+        default: memcpy(to, tile[0], bytes);
+        }
+    }
+}
+
 int64_t lk_gemm_sums(const lk_gemm *g, int64_t left_rows, int64_t right_rows, bool inside)
 {
     return lk_tiles_down(left_rows) * lk_tiles_down(right_rows) * LK_TILE_ROWS * LK_TILE_ROWS * (inside ? g->lanes : 1);

@@ -128,13 +128,34 @@ typedef struct lk_nf4_tile {
 
 enum { LK_NF4_TILE_DEPTH = 128 };
 
-/* While row r of a block is unpacked, that of the block after next is fetched (with the scales beside the first two): the hardware's
+/* While row r of a block is unpacked, that of a later one is fetched (with the scales beside the first two): the hardware's
  * prefetchers stop at every 4 KiB, and without this a product at one token waits for memory half of its time. */
 static inline void lk_nf4_fetch(const lk_nf4_tile *block, int r)
 {
-    __builtin_prefetch(block[2].codes[r]);
-    if (r < 2) __builtin_prefetch(block[2].absmax[r]);
+    __builtin_prefetch(block->codes[r]);
+    if (r < 2) __builtin_prefetch(block->absmax[r]);
 }
+
+/* At most `few` rows of activations by rows of an NF4 matrix, from nibbles to finished sums: passes would put unfinished sums away every
+ * few tiles. Element (row i of the matrix, row j of the activations) is c[i + j * across]. */
+typedef struct lk_gemm_strip {
+    float *c;
+    int64_t across;
+    const lk_nf4_tile *blocks; /* of the first row, a multiple of 16 */
+    int64_t blocks_along;      /* from 16 rows to the next 16 */
+    int64_t rows;
+    int64_t tiles;      /* of K */
+    const void *packed; /* lk_gemm_pack_few */
+    int64_t count;      /* of activations */
+    void *panel;        /* LK_GEMM_STRIP_BYTES, 64-byte aligned */
+} lk_gemm_strip;
+
+enum { LK_GEMM_STRIP_BYTES = 16 << 10 };
+
+/* x[count, k] for strips: a right panel whose tiles have only as many rows as there are, to the next power of two: that of one token is
+ * 1/16 of a whole one and stays in the first-level cache. */
+static inline int lk_gemm_few_rows(int64_t count) { return count > 8 ? 16 : count > 4 ? 8 : count > 2 ? 4 : (int)count; }
+void lk_gemm_pack_few(const lk_gemm *g, void *packed, const float *x, int64_t stride, int64_t count, int64_t k);
 
 /* What a tier provides (gemm_*.c). Tiles as above. */
 struct lk_gemm {
@@ -156,6 +177,8 @@ struct lk_gemm {
     void (*begin)(void); /* or NULL */
     void (*end)(void);
     void (*multiply)(const lk_gemm_pass *pass); /* between begin and end; at least one row on each side */
+    int few;                                    /* rows of activations that `strip` takes, 0 when there is none */
+    void (*strip)(const lk_gemm_strip *strip);  /* not between begin and end */
 };
 
 static inline void lk_gemm_begin(const lk_gemm *g)

@@ -4,9 +4,9 @@
  *
  * Because a sum continues from what is in c, K may be split anywhere (at multiples of 32) without changing bits.
  *
- * Blocks are 2 x 2 tiles of sums, with two left and two right tiles beside them: all eight registers. When c is contiguous down (the
- * linear layers, whose weights are left and whose activations are right), a finished tile is transposed on its way out; unfinished ones
- * are kept as they are. */
+ * Up to 16 rows of activations by an NF4 matrix are strips (second half of this file). For the rest, blocks are 2 x 2 tiles of sums,
+ * with two left and two right tiles beside them: all eight registers. When c is contiguous down (the linear layers, whose weights are left
+ * and whose activations are right), a finished tile is transposed on its way out; unfinished ones are kept as they are. */
 #if defined(__x86_64__)
 #include "kernels/cpu/gemm_avx512.h"
 
@@ -32,9 +32,9 @@ enum { TILE_BYTES = LK_TILE_SIZE * 2, ROW_BYTES = 64 };
 /* What was written to p must be in memory now: to gcc 12 a tile load does not read memory, and a configuration is eight bytes. */
 static inline void settle(const void *p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
-/* All registers 16 x 64 bytes, always: panels are padded with zeros, and setting other shapes for the edges costs as much as the
- * tiles that it would save. */
-static void begin(void)
+/* In passes all registers are 16 x 64 bytes, always: panels are padded with zeros, and setting other shapes for the edges costs as much
+ * as the tiles that it would save. */
+static void configure(uint16_t right_bytes)
 {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -42,12 +42,14 @@ static void begin(void)
         uint8_t rows[16];
     } config __attribute__((aligned(64))) = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = ROW_BYTES;
+        config.row_bytes[i] = i == LEFT0 || i == LEFT1 ? ROW_BYTES : right_bytes;
         config.rows[i] = LK_TILE_ROWS;
     }
     settle(&config);
     _tile_loadconfig(&config);
 }
+
+static void begin(void) { configure(ROW_BYTES); }
 
 static void end(void) { _tile_release(); }
 
@@ -292,6 +294,76 @@ static void multiply(const lk_gemm_pass *p)
     while (out.first < out.count) deliver(p, &out);
 }
 
+/* ---------------------------------------------------------------------------------------------- few rows, from nibbles to sums
+ *
+ * Up to 64 rows of the matrix are unpacked 128 k at a time and multiplied at once: four chains of sums, which stay in registers, hide the
+ * latency of a product. Unpacking cannot be mixed with the products more finely: tile loads wait for the stores before them.
+ *
+ * Tiles have as many columns as there are tokens (to a power of two): one token is read as 64 bytes for each 32 k instead of 1024, and the
+ * first-level cache is left to the panel. Here the shapes are set once for a whole strip. */
+enum { STRIP = 4, BLOCK_BYTES = 4 * TILE_BYTES };
+
+static inline void strip_step(const char *panel, const char *x, int64_t row_bytes, int64_t tiles, int blocks)
+{
+    for (; tiles > 0; tiles--, panel += TILE_BYTES, x += LK_TILE_ROWS * row_bytes) {
+        _tile_loadd(RIGHT0, x, (size_t)row_bytes);
+        _tile_loadd(LEFT0, panel, ROW_BYTES);
+        _tile_dpbf16ps(SUM00, LEFT0, RIGHT0);
+        if (blocks > 1) {
+            _tile_loadd(LEFT1, panel + BLOCK_BYTES, ROW_BYTES);
+            _tile_dpbf16ps(SUM01, LEFT1, RIGHT0);
+        }
+        if (blocks > 2) {
+            _tile_loadd(LEFT0, panel + 2 * BLOCK_BYTES, ROW_BYTES);
+            _tile_dpbf16ps(SUM10, LEFT0, RIGHT0);
+        }
+        if (blocks > 3) {
+            _tile_loadd(LEFT1, panel + 3 * BLOCK_BYTES, ROW_BYTES);
+            _tile_dpbf16ps(SUM11, LEFT1, RIGHT0);
+        }
+    }
+}
+
+/* The sums of rows [row, row + 16 * blocks) to c. */
+static void strip_end(const lk_gemm_strip *s, int64_t row, int blocks)
+{
+    _Alignas(64) float room[16 * 16], turned[16 * 16];
+    for (int i = 0; i < blocks; i++, row += LK_TILE_ROWS) {
+        int64_t left = s->rows - row;
+        __mmask16 mask = left >= LK_TILE_ROWS ? 0xffff : (__mmask16)((1u << left) - 1);
+        store_sum(SUM00 + i, room, s->count == 1 ? 1 : 16); /* one column is in order as it is */
+        settle(room);
+        if (s->count > 1) lk_avx512_transpose(turned, 16, room, 16);
+        const float *from = s->count > 1 ? turned : room;
+        for (int64_t j = 0; j < s->count; j++) _mm512_mask_storeu_ps(s->c + row + j * s->across, mask, _mm512_load_ps(from + 16 * j));
+    }
+}
+
+static void strip_rows(const lk_gemm_strip *s, int64_t row, int blocks)
+{
+    int64_t row_bytes = 4 * lk_gemm_few_rows(s->count), along = s->blocks_along;
+    const lk_nf4_tile *first = s->blocks + row / LK_TILE_ROWS * along;
+    for (int i = 0; i < STRIP; i++) zero_sum(SUM00 + i);
+    for (int64_t t = 0; t < s->tiles; t += 4) {
+        const lk_nf4_tile *block = first + t / 4, *next = t + 4 < s->tiles ? block + 1 : first + STRIP * along;
+        for (int i = 0; i < blocks; i++) lk_avx512_nf4_ahead((char *)s->panel + i * BLOCK_BYTES, block + i * along, next + i * along);
+        settle(s->panel);
+        int64_t tiles = s->tiles - t < 4 ? s->tiles - t : 4;
+        strip_step(s->panel, (const char *)s->packed + t * LK_TILE_ROWS * row_bytes, row_bytes, tiles, blocks);
+    }
+    strip_end(s, row, blocks);
+}
+
+static void strip(const lk_gemm_strip *s)
+{
+    configure((uint16_t)(4 * lk_gemm_few_rows(s->count)));
+    for (int64_t row = 0; row < s->rows; row += STRIP * LK_TILE_ROWS) {
+        int64_t blocks = lk_tiles_down(s->rows - row);
+        strip_rows(s, row, blocks < STRIP ? (int)blocks : STRIP);
+    }
+    end();
+}
+
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
@@ -308,5 +380,7 @@ const lk_gemm lk_gemm_amx_bf16 = {.tier = LK_CPU_AMX,
                                   .nf4 = lk_avx512_nf4_bf16,
                                   .begin = begin,
                                   .end = end,
-                                  .multiply = multiply};
+                                  .multiply = multiply,
+                                  .few = 16,
+                                  .strip = strip};
 #endif

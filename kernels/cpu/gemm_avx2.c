@@ -109,7 +109,7 @@ static inline void nf4(float *tiles, const lk_nf4_tile *block, bool bf16)
 {
     __m256 book[2] = {_mm256_loadu_ps(lk_nf4_codebook), _mm256_loadu_ps(lk_nf4_codebook + 8)};
     for (int r = 0; r < LK_TILE_ROWS; r++) {
-        lk_nf4_fetch(block, r);
+        lk_nf4_fetch(block + 2, r);
         __m256 table[2][2];
         for (int half = 0; half < 2; half++) {
             for (int side = 0; side < 2; side++) {

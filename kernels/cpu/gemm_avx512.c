@@ -152,6 +152,64 @@ static inline void multiply(const lk_gemm_pass *pass, int64_t depth, void (*part
 static void multiply_f32(const lk_gemm_pass *pass) { multiply(pass, DEPTH_F32, part_f32); }
 static void multiply_bf16(const lk_gemm_pass *pass) { multiply(pass, DEPTH_BF16, part_bf16); }
 
+/* ---------------------------------------------------------------------------------------------- one token, from nibbles to sums
+ *
+ * Looked-up weights are multiplied where they are, in registers, instead of going through a panel: 16 rows are 16 sums. */
+/* One block; `tiles` (2 or 4) is a constant where this is inlined. x: 32 values of the token for each tile. */
+static inline __attribute__((always_inline)) void strip_block(__m512 sum[LK_TILE_ROWS], const lk_nf4_tile *block, const lk_nf4_tile *next,
+                                                              const uint16_t *x, int tiles)
+{
+    __m512 codebook = _mm512_loadu_ps(lk_nf4_codebook);
+    __m512 x0 = _mm512_loadu_ps(x), x1 = _mm512_loadu_ps(x + 32);
+    __m512 x2 = _mm512_setzero_ps(), x3 = x2;
+    if (tiles > 2) x2 = _mm512_loadu_ps(x + 64), x3 = _mm512_loadu_ps(x + 96);
+#pragma GCC unroll 16
+    for (int r = 0; r < LK_TILE_ROWS; r++) {
+        lk_nf4_fetch(next, r);
+        __m512i words = _mm512_load_si512(block->codes[r]);
+        __m512 first = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[0][r]));
+        __m512 second = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[1][r]));
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(second, first), table = _mm512_shuffle_i64x2(both, both, 0x44);
+        sum[r] = STEP_BF16(sum[r], _mm512_permutexvar_epi16(words, table), x0);
+        sum[r] = STEP_BF16(sum[r], _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table), x1);
+        if (tiles == 2) continue;
+        table = _mm512_shuffle_i64x2(both, both, 0xee);
+        sum[r] = STEP_BF16(sum[r], _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table), x2);
+        sum[r] = STEP_BF16(sum[r], _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table), x3);
+    }
+}
+
+/* 16 rows; sums are joined where `multiply` joins them. */
+static void strip_rows(const lk_gemm_strip *s, int64_t row)
+{
+    const lk_nf4_tile *block = s->blocks + row / LK_TILE_ROWS * s->blocks_along;
+    const uint16_t *x = s->packed;
+    __m256 c[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t t = 0; t < s->tiles;) {
+        int64_t end = s->tiles - t < DEPTH_BF16 ? s->tiles : t + DEPTH_BF16;
+        bool add = t > 0;
+        __m512 sum[LK_TILE_ROWS];
+#pragma GCC unroll 16
+        for (int r = 0; r < LK_TILE_ROWS; r++) sum[r] = _mm512_setzero_ps();
+        for (; t + 4 <= end; t += 4, block++, x += LK_NF4_TILE_DEPTH) strip_block(sum, block, block + 2, x, 4);
+        if (t < end) strip_block(sum, block, block + 2, x, 2), t = end;
+        for (int half = 0; half < 2; half++) {
+            __m256 result = sums(sum + half * SIDE);
+            c[half] = add ? _mm256_add_ps(c[half], result) : result;
+        }
+    }
+    for (int half = 0; half < 2; half++) {
+        int64_t left = s->rows - row - half * SIDE;
+        __mmask8 mask = left >= SIDE ? 0xff : left <= 0 ? 0 : (__mmask8)((1u << left) - 1);
+        _mm256_mask_storeu_ps(s->c + row + half * SIDE, mask, c[half]);
+    }
+}
+
+static void strip_bf16(const lk_gemm_strip *s)
+{
+    for (int64_t row = 0; row < s->rows; row += LK_TILE_ROWS) strip_rows(s, row);
+}
+
 static void copy_f32(void *to, const void *from) { memcpy(to, from, LK_TILE_SIZE * sizeof(float)); }
 static void copy_bf16(void *to, const void *from) { memcpy(to, from, LK_TILE_SIZE * sizeof(uint16_t)); }
 
@@ -178,5 +236,7 @@ const lk_gemm lk_gemm_avx512_bf16 = {.tier = LK_CPU_AVX512,
                                      .swap = copy_bf16,
                                      .turn = lk_avx512_turn_bf16,
                                      .nf4 = lk_avx512_nf4_bf16,
-                                     .multiply = multiply_bf16};
+                                     .multiply = multiply_bf16,
+                                     .few = 1,
+                                     .strip = strip_bf16};
 #endif

@@ -14,6 +14,8 @@ void lk_avx512_swap_pairs(void *to, const void *from);
 void lk_avx512_turn_pairs(void *right0, void *right1, const void *top, const void *bottom);
 void lk_avx512_turn_bf16(void *right0, void *right1, const void *top, const void *bottom);
 void lk_avx512_nf4_bf16(void *tiles, const lk_nf4_tile *block);
+/* The same while fetching `next` into the cache. */
+void lk_avx512_nf4_ahead(void *tiles, const lk_nf4_tile *block, const lk_nf4_tile *next);
 /* ... and on fp32 tiles. */
 void lk_avx512_load_f32(void *tile, const void *data, lk_dtype type, int64_t stride, int rows, int k, float scale);
 void lk_avx512_turn_f32(void *right0, void *right1, const void *top, const void *bottom);

@@ -137,16 +137,18 @@ void lk_avx512_turn_f32(void *right0, void *right1, const void *top, const void 
             lk_avx512_transpose(to[half] + side * 16, LK_TILE_DEPTH, source[side] + half * 16, LK_TILE_DEPTH);
 }
 
-/* vpermw looks at five bits of each word, of which the fifth belongs to the next code: hence the table twice. */
-void lk_avx512_nf4_bf16(void *tiles, const lk_nf4_tile *block)
+/* vpermw looks at five bits of each word, of which the fifth belongs to the next code, so it wants a table twice in its register. One
+ * conversion (four operations, as much as two look-ups) makes both tables of a row, and a shuffle doubles each. */
+void lk_avx512_nf4_ahead(void *tiles, const lk_nf4_tile *block, const lk_nf4_tile *next)
 {
     __m512 codebook = _mm512_loadu_ps(lk_nf4_codebook);
     __m512i *to = tiles;
     for (int r = 0; r < LK_TILE_ROWS; r++) {
-        lk_nf4_fetch(block, r);
+        lk_nf4_fetch(next, r);
         __m512 first = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[0][r]));
         __m512 second = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[1][r]));
-        __m512i table0 = to_bf16(first, first), table1 = to_bf16(second, second);
+        __m512i both = to_bf16(first, second);
+        __m512i table0 = _mm512_shuffle_i64x2(both, both, 0x44), table1 = _mm512_shuffle_i64x2(both, both, 0xee);
         __m512i words = _mm512_load_si512(block->codes[r]);
         _mm512_store_si512(to + r, _mm512_permutexvar_epi16(words, table0));
         _mm512_store_si512(to + 16 + r, _mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table0));
@@ -155,12 +157,14 @@ void lk_avx512_nf4_bf16(void *tiles, const lk_nf4_tile *block)
     }
 }
 
+void lk_avx512_nf4_bf16(void *tiles, const lk_nf4_tile *block) { lk_avx512_nf4_ahead(tiles, block, block + 2); }
+
 void lk_avx512_nf4_f32(void *tiles, const lk_nf4_tile *block)
 {
     __m512 codebook = _mm512_loadu_ps(lk_nf4_codebook);
     float *to = tiles;
     for (int r = 0; r < LK_TILE_ROWS; r++) {
-        lk_nf4_fetch(block, r);
+        lk_nf4_fetch(block + 2, r);
         __m512 table0 = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[0][r]));
         __m512 table1 = _mm512_mul_ps(codebook, _mm512_set1_ps(block->absmax[1][r]));
         for (int at = 0; at < 32; at += 16) {

@@ -54,7 +54,7 @@ static void nf4(float *tiles, const lk_nf4_tile *block, bool bf16)
 {
     for (int half = 0; half < 2; half++) {
         for (int r = 0; r < LK_TILE_ROWS; r++) {
-            if (half == 0) lk_nf4_fetch(block, r);
+            if (half == 0) lk_nf4_fetch(block + 2, r);
             float values[16];
             for (int c = 0; c < 16; c++) {
                 values[c] = lk_nf4_codebook[c] * block->absmax[half][r];

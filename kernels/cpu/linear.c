@@ -1,6 +1,7 @@
 /* y = x * w^T and dx = dy * w in blocks. Some rows are packed once; then each thread walks its share of the matrix, unpacks a few rows of
  * it (or columns, turned) for a part of the contraction into its own panel, and multiplies that by all the packed rows. At one token the
- * panel is used once and is simply the way from nibbles to the multiplier; at many its cost is shared.
+ * panel is used once and is simply the way from nibbles to the multiplier; at many its cost is shared. Tiers that have something better
+ * for a few rows and an NF4 matrix take them as strips (kernels/cpu/gemm.h).
  *
  * Sizes: the packed rows of one pass stay in the second-level cache (AMX needs 32 bytes a cycle from each side, which the third
  * level does not deliver), and so does the panel; with few rows the panel stays in the first level.
@@ -169,6 +170,28 @@ static void multiply_share(void *context, int64_t begin, int64_t end, int thread
     if (from < to && row < last) multiply_part(&t);
 }
 
+/* The same for a few rows, straight from the blocks of an NF4 matrix. */
+static void multiply_strip(void *context, int64_t begin, int64_t end, int thread)
+{
+    const product *p = context;
+    lk_gemm_strip s = {.c = p->out + begin * LK_TILE_ROWS,
+                       .across = p->ldout,
+                       .rows = smaller(end * LK_TILE_ROWS, p->width) - begin * LK_TILE_ROWS,
+                       .tiles = lk_tiles_along(p->depth),
+                       .packed = p->packed,
+                       .count = p->rows,
+                       .panel = p->panels + (size_t)thread * thread_bytes(p->team->gemm)};
+    s.blocks = lk_cpu_matrix_blocks(p->w, begin * LK_TILE_ROWS, &s.blocks_along);
+    p->team->gemm->strip(&s);
+    if (p->bias) add_bias(&(part){.p = p, .rows = p->rows}, begin * LK_TILE_ROWS, s.rows);
+}
+
+static bool takes_strips(const product *p, int64_t rows)
+{
+    int64_t along;
+    return !p->turned && rows > 0 && rows <= p->team->gemm->few && p->depth > 0 && lk_cpu_matrix_blocks(p->w, 0, &along);
+}
+
 /* How many threads share the width: all, unless there are more threads than units of it and rows enough to divide. */
 static int threads_across(const product *p, int threads)
 {
@@ -185,6 +208,12 @@ static void run(product *p, int64_t rows)
     p->cut = choose_cut(team->gemm, rows, p->depth, p->turned);
     p->packed = team->scratch;
     p->panels = p->packed + lk_gemm_panel_bytes(team->gemm, smaller(rows, MOST_ROWS), p->depth);
+    if (takes_strips(p, rows)) {
+        p->rows = rows;
+        lk_gemm_pack_few(team->gemm, p->packed, p->in, p->ldin, rows, p->depth);
+        lk_pool_run(team->pool, lk_tiles_down(p->width), 1, multiply_strip, p);
+        return;
+    }
     const float *in = p->in;
     float *out = p->out;
     for (int64_t first = 0; first < rows; first += p->cut.rows) {

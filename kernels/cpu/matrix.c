@@ -175,6 +175,13 @@ const void *lk_cpu_matrix_panel(const lk_matrix *matrix, void *panel, int64_t *p
     return panel;
 }
 
+const lk_nf4_tile *lk_cpu_matrix_blocks(const lk_matrix *matrix, int64_t row, int64_t *along)
+{
+    const lk_cpu_matrix *w = matrix_of(matrix);
+    *along = blocks_along(w->base.k);
+    return w->storage == LK_NF4 ? (const lk_nf4_tile *)w->data + row / LK_TILE_ROWS * *along : NULL;
+}
+
 void lk_cpu_matrix_turned(const lk_matrix *matrix, void *panel, int64_t row, int64_t rows, int64_t first, int64_t k)
 {
     const lk_cpu_matrix *w = matrix_of(matrix);

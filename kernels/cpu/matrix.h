@@ -34,6 +34,9 @@ void lk_cpu_matrix_unpack(const lk_matrix *w, int64_t begin, int64_t end, float 
  * matrix is kept as the panel already. */
 const void *lk_cpu_matrix_panel(const lk_matrix *w, void *panel, int64_t *pitch, int64_t row, int64_t rows, int64_t first, int64_t k);
 
+/* The NF4 blocks from row `row` (a multiple of 16) on, *along of them for each 16 rows; NULL when the matrix is not kept as such. */
+const lk_nf4_tile *lk_cpu_matrix_blocks(const lk_matrix *w, int64_t row, int64_t *along);
+
 /* The transpose as a right panel: its rows are k [first, first + k) (first a multiple of 128), its depth is rows [row, row + rows) of
  * the matrix (row a multiple of 32). The panel holds k rounded up to 128 rows. */
 void lk_cpu_matrix_turned(const lk_matrix *w, void *panel, int64_t row, int64_t rows, int64_t first, int64_t k);

@@ -317,6 +317,7 @@ static void invariance(const lk_gemm *g, const char *name)
     check_invariance(g, name, 40, 200, 1216, (int64_t[]){1, 3, 16, 40}, 5);
     check_invariance(g, name, 150, 40, 2240, (int64_t[]){50, 1, 129, 150}, 3);
     check_invariance(g, name, 9, 2100, 128, (int64_t[]){9, 1, 8, 4}, 3);
+    check_invariance(g, name, 17, 75, 2112, (int64_t[]){17, 2, 5, 15}, 3); /* strips of every width, beside none */
 }
 
 static void product_invariance(const lk_gemm *g, const char *name)
