@@ -57,6 +57,9 @@ static inline int64_t lk_cuda_padded(int64_t n) { return (n + 7) / 8 * 8; }
 lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
 extern const lk_ops lk_cuda_ops;
 
+/* Rows of a bf16 tensor are whole groups of eight that begin at 16-byte boundaries: what vector loads ask. */
+static inline bool lk_cuda_eights(const lk_tensor *t) { return (uintptr_t)t->data % 16 == 0 && t->stride % 8 == 0 && t->cols % 8 == 0; }
+
 /* Bytes of scratch for these limits: the most that any operation asks. Given back by lk_cuda_unreserve. */
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *limits);
 void lk_cuda_unreserve(lk_backend *be);

@@ -12,8 +12,7 @@
  *
  * Rejected: a table of pairs (256 entries meet in banks, or cost 32 KB a block replicated); storing from the fragments without staging
  * (4-byte stores, a quarter of a sector each). */
-#include "kernels/cuda/matrix.h"
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/scales.h"
 
 enum { WARPS = 8, DEPTHS = 4 /* tiles of one warp, along k */, STAGE_WORDS = 36 /* of a row: 32, and 4 that put rows in other banks */ };
 
@@ -58,21 +57,14 @@ extern "C" lk_status lk_cuda_nf4_pack(lk_backend *be, void *tiles, const void *c
 
 /* ---------------------------------------------------------------------------------------------- dequantising */
 
-LK_DEVICE float block_scale(const lk_cuda_nf4 &w, int64_t block)
-{
-    if (w.absmax) return w.absmax[block];
-    float value = w.constants[LK_CUDA_MAP_SIGNED + w.absmax8[block]];
-    return lk_add_rn(lk_mul_rn(value, w.absmax2[block / 256]), w.offset);
-}
-
 /* Two weights of a byte, the even column in the low half. */
 LK_DEVICE uint32_t weight_pair(uint32_t byte, const float *codebook, float scale)
 {
     return lk_pack_bf16(lk_mul_rn(codebook[byte >> 4], scale), lk_mul_rn(codebook[byte & 15], scale));
 }
 
-/* A warp takes DEPTHS tiles side by side; blockIdx.y (and z) is the row of tiles, counted from `first`. */
-LK_KERNEL void dequantise_tiles(lk_bf16 *out, lk_cuda_nf4 w, int64_t first_row, int64_t rows, int64_t n_rows, int64_t k)
+/* A warp takes DEPTHS tiles side by side. */
+LK_KERNEL void dequantise_tiles(lk_bf16 *out, int64_t ld, lk_cuda_nf4 w, int64_t first_row, int64_t rows, int64_t n_rows, int64_t k)
 {
     LK_SHARED(float, codebook, 16);
     LK_SHARED(uint32_t, stage, WARPS * LK_CUDA_TILE_ROWS * STAGE_WORDS);
@@ -92,8 +84,8 @@ LK_KERNEL void dequantise_tiles(lk_bf16 *out, lk_cuda_nf4 w, int64_t first_row, 
         if (d < n_depths) codes[d] = ((const uint4 *)w.tiles)[(tile0 + d) * 32 + lane];
     LK_UNROLL
     for (int d = 0; d < DEPTHS; d++) {
-        scales[d][0] = d < n_depths && low < n_rows ? block_scale(w, low * along + depth + d) : 0.0f;
-        scales[d][1] = d < n_depths && high < n_rows ? block_scale(w, high * along + depth + d) : 0.0f;
+        scales[d][0] = d < n_depths && low < n_rows ? lk_cuda_block_scale(w, low * along + depth + d) : 0.0f;
+        scales[d][1] = d < n_depths && high < n_rows ? lk_cuda_block_scale(w, high * along + depth + d) : 0.0f;
     }
     if (threadIdx.x < 16) codebook[threadIdx.x] = w.constants[LK_CUDA_CODEBOOK + threadIdx.x];
     lk_block_sync();
@@ -113,20 +105,20 @@ LK_KERNEL void dequantise_tiles(lk_bf16 *out, lk_cuda_nf4 w, int64_t first_row, 
             int row = 4 * j + lane / 8;
             int64_t at = down * LK_CUDA_TILE_ROWS + row; /* in the output */
             if (at < rows)
-                *(uint4 *)(out + at * k + (depth + d) * LK_CUDA_TILE_DEPTH + lane % 8 * 8) =
+                *(uint4 *)(out + at * ld + (depth + d) * LK_CUDA_TILE_DEPTH + lane % 8 * 8) =
                     *(const uint4 *)(mine + row * STAGE_WORDS + lane % 8 * 4);
         }
         lk_warp_sync(); /* before the next tile overwrites what others still read */
     }
 }
 
-extern "C" lk_status lk_cuda_nf4_dequantise(lk_backend *be, void *out, const lk_cuda_matrix *w, int64_t begin, int64_t end)
+extern "C" lk_status lk_cuda_nf4_dequantise(lk_backend *be, void *out, int64_t ld, const lk_cuda_matrix *w, int64_t begin, int64_t end)
 {
     int64_t k = w->base.k, rows = end - begin;
     int64_t groups = (k / LK_CUDA_TILE_DEPTH + DEPTHS - 1) / DEPTHS;
     int64_t units = (rows + LK_CUDA_TILE_ROWS - 1) / LK_CUDA_TILE_ROWS * groups;
     unsigned blocks = (unsigned)((units + WARPS - 1) / WARPS);
-    LK_LAUNCH("dequantise_tiles", dequantise_tiles, dim3(blocks), dim3(WARPS * 32), 0, lk_cuda_of(be)->stream, (lk_bf16 *)out, w->nf4,
+    LK_LAUNCH("dequantise_tiles", dequantise_tiles, dim3(blocks), dim3(WARPS * 32), 0, lk_cuda_of(be)->stream, (lk_bf16 *)out, ld, w->nf4,
               begin, rows, w->base.n, k);
     return lk_rt_launched("dequantise_tiles", &be->error);
 }

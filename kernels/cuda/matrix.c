@@ -176,5 +176,5 @@ lk_status lk_cuda_matrix_rows(lk_backend *be, const lk_matrix *w, int64_t begin,
     }
     *rows = workspace;
     *ld = w->k;
-    return lk_cuda_nf4_dequantise(be, workspace, m, begin, end);
+    return lk_cuda_nf4_dequantise(be, workspace, w->k, m, begin, end);
 }

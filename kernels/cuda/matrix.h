@@ -47,8 +47,8 @@ static inline const lk_cuda_matrix *lk_cuda_matrix_of(const lk_matrix *w) { retu
 
 /* Codes of rows [0, rows) as the file has them (row-major, rows a multiple of 16 or the last of the matrix) into tiles. */
 lk_status lk_cuda_nf4_pack(lk_backend *be, void *tiles, const void *codes, int64_t rows, int64_t k);
-/* Rows [begin, end) as bf16 [end-begin, K]; begin a multiple of 16. */
-lk_status lk_cuda_nf4_dequantise(lk_backend *be, void *out, const lk_cuda_matrix *w, int64_t begin, int64_t end);
+/* Rows [begin, end) as bf16 [end-begin, K], ld elements from row to row (a multiple of 8); begin a multiple of 16. */
+lk_status lk_cuda_nf4_dequantise(lk_backend *be, void *out, int64_t ld, const lk_cuda_matrix *w, int64_t begin, int64_t end);
 
 #ifdef __cplusplus
 }

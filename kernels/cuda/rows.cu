@@ -1,0 +1,82 @@
+/* Rows of activations: y += x and picking rows. Bytes: add reads 4 and writes 2 an element, gather reads 2 and writes 2. One thread has
+ * one group of eight; a multiprocessor's 2048 threads keep 32 to 64 KB on their way. Columns run along blockIdx.x and rows along
+ * blockIdx.y, so that no thread divides. */
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/device.h"
+
+enum { THREADS = 256, MOST_ROWS = 65535 /* of a grid; more are walked */ };
+
+LK_KERNEL void add_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, int64_t rows, int64_t cols)
+{
+    int64_t c = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+        float a[8], b[8];
+        lk_load8(a, y + r * y_stride + c);
+        lk_load8(b, x + r * x_stride + c);
+        for (int i = 0; i < 8; i++) a[i] += b[i];
+        lk_store8(y + r * y_stride + c, a);
+    }
+}
+
+LK_KERNEL void add_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, int64_t rows, int64_t cols)
+{
+    int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
+        y[r * y_stride + c] = lk_float_bf16(lk_bf16_float(y[r * y_stride + c]) + lk_bf16_float(x[r * x_stride + c]));
+}
+
+LK_KERNEL void gather_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, const int32_t *from, int64_t rows,
+                             int64_t cols)
+{
+    int64_t c = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) *(uint4 *)(y + r * y_stride + c) = *(const uint4 *)(x + from[r] * x_stride + c);
+}
+
+LK_KERNEL void gather_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, const int32_t *from, int64_t rows,
+                           int64_t cols)
+{
+    int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * y_stride + c] = x[from[r] * x_stride + c];
+}
+
+static dim3 grid_for(int64_t rows, int64_t items)
+{
+    return dim3((unsigned)((items + THREADS - 1) / THREADS), (unsigned)(rows < MOST_ROWS ? rows : MOST_ROWS));
+}
+
+extern "C" lk_status lk_cuda_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
+{
+    lk_rt_stream stream = lk_cuda_of(be)->stream;
+    if (y->rows == 0 || y->cols == 0) return LK_OK;
+    lk_bf16 *to = (lk_bf16 *)y->data;
+    const lk_bf16 *from = (const lk_bf16 *)x->data;
+    if (lk_cuda_eights(y) && lk_cuda_eights(x))
+        LK_LAUNCH("add_eights", add_eights, grid_for(y->rows, y->cols / 8), dim3(THREADS), 0, stream, to, y->stride, from, x->stride,
+                  y->rows, y->cols);
+    else
+        LK_LAUNCH("add_ones", add_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, stream, to, y->stride, from, x->stride, y->rows,
+                  y->cols);
+    return lk_rt_launched("add", &be->error);
+}
+
+extern "C" lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)
+{
+    lk_rt_stream stream = lk_cuda_of(be)->stream;
+    if (y->rows == 0 || y->cols == 0) return LK_OK;
+    void *staged;
+    LK_TRY(lk_cuda_stage(be, &staged, rows, (size_t)y->rows * sizeof *rows));
+    const int32_t *numbers = (const int32_t *)staged;
+    lk_bf16 *to = (lk_bf16 *)y->data;
+    const lk_bf16 *from = (const lk_bf16 *)x->data;
+    if (lk_cuda_eights(y) && lk_cuda_eights(x))
+        LK_LAUNCH("gather_eights", gather_eights, grid_for(y->rows, y->cols / 8), dim3(THREADS), 0, stream, to, y->stride, from, x->stride,
+                  numbers, y->rows, y->cols);
+    else
+        LK_LAUNCH("gather_ones", gather_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, stream, to, y->stride, from, x->stride, numbers,
+                  y->rows, y->cols);
+    return lk_rt_launched("gather_rows", &be->error);
+}
