@@ -65,19 +65,29 @@ void check_random_fill(check_random *r, float *out, int64_t n, float scale)
     for (int64_t i = 0; i < n; i++) out[i] = scale * check_random_normal(r);
 }
 
-static char *joined(const char *folder, const char *name)
+/* Empty counts as unset. */
+static const char *from_environment(const char *name, const char *otherwise)
 {
-    size_t size = strlen(folder) + strlen(name) + 2;
+    const char *value = getenv(name);
+    return value && *value ? value : otherwise;
+}
+
+const char *check_source_folder(void) { return from_environment("LK_SOURCE_DIR", LK_SOURCE_DIR); }
+const char *check_build_folder(void) { return from_environment("LK_BINARY_DIR", LK_BINARY_DIR); }
+
+static char *joined(const char *root, const char *folder, const char *name)
+{
+    size_t size = strlen(root) + strlen(folder) + strlen(name) + 2;
     char *path = malloc(size);
     assert_non_null(path);
-    snprintf(path, size, "%s/%s", folder, name);
+    snprintf(path, size, "%s%s/%s", root, folder, name);
     return path;
 }
 
 char *check_temporary(const char *name)
 {
     lk_error err = {0};
-    char *path = joined(LK_BINARY_DIR "/tests/tmp", name);
+    char *path = joined(check_build_folder(), "/tests/tmp", name);
     CHECK_OK(lk_folder_remove(path, &err), &err);
     CHECK_OK(lk_folder_create(path, &err), &err);
     return path;
@@ -89,12 +99,12 @@ void check_write_file(const char *path, const void *bytes, size_t size)
     CHECK_OK(lk_file_replace(path, bytes, size, &err), &err);
 }
 
-char *check_golden(const char *name) { return joined(LK_SOURCE_DIR "/tests/golden", name); }
+char *check_golden(const char *name) { return joined(check_source_folder(), "/tests/golden", name); }
 
 char *check_shared(const char *name)
 {
     const char *root = getenv("LK_SHARED");
-    char *path = joined(root ? root : LK_SOURCE_DIR "/../shared", name);
+    char *path = root ? joined(root, "", name) : joined(check_source_folder(), "/../shared", name);
     if (lk_path_exists(path)) return path;
     printf("skipped: %s is not here (set LK_SHARED)\n", path);
     free(path);

@@ -38,6 +38,11 @@ double check_random_uniform(check_random *r); /* [0,1) */
 float check_random_normal(check_random *r);
 void check_random_fill(check_random *r, float *out, int64_t n, float scale);
 
+/* Where the sources (golden files, recipes) and the build (the program, temporary folders) are: those of the build that this test came
+ * from, or what the environment's LK_SOURCE_DIR and LK_BINARY_DIR say, as in a bundle. */
+const char *check_source_folder(void);
+const char *check_build_folder(void);
+
 /* A fresh empty folder under the build's test folder, removed and remade; returns a static-per-name malloc'ed string. */
 char *check_temporary(const char *name);
 void check_write_file(const char *path, const void *bytes, size_t size);

@@ -16,10 +16,11 @@ static check_run run_line(const char *arguments)
     if (fd >= 0) close(fd);
     fd = mkstemp(err);
     if (fd >= 0) close(fd);
-    size_t size = strlen(arguments) + 300;
+    const char *folder = check_build_folder();
+    size_t size = strlen(arguments) + strlen(folder) + 300;
     char *line = malloc(size);
     assert_non_null(line);
-    snprintf(line, size, LK_BINARY_DIR "/lorikeet %s >%s 2>%s </dev/null", arguments, out, err);
+    snprintf(line, size, "%s/lorikeet %s >%s 2>%s </dev/null", folder, arguments, out, err);
     int status = system(line);
     check_run r = {.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)};
     size_t n;

@@ -36,7 +36,7 @@ static void test_module(void **state)
     check_write_file(text, "not a library\n", 14);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         lk_error err = {0};
-        snprintf(path, sizeof path, LK_BINARY_DIR "/tests/modules/%s", cases[i].module);
+        snprintf(path, sizeof path, "%s/tests/modules/%s", check_build_folder(), cases[i].module);
         bool as_it_is = !*cases[i].module || strncmp(cases[i].module, "libm", 4) == 0;
         setenv("LK_CUDA_MODULE", as_it_is ? cases[i].module : strcmp(cases[i].module, "text.so") == 0 ? text : path, 1);
         setenv("LK_TEST_MODULE_FAILS", cases[i].fails ? cases[i].fails : "", 1);
