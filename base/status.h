@@ -12,6 +12,10 @@
 
 #include <stdarg.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum lk_status {
     LK_OK = 0,
     LK_ERR_ARGUMENT,    /* the caller asked for something that makes no sense (wrong option, wrong shape) */
@@ -54,4 +58,7 @@ const char *lk_status_name(lk_status code);
         if (lk_try_) return lk_try_;      \
     } while (0)
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -10,6 +10,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum lk_dtype { LK_F32, LK_BF16, LK_F16, LK_F64, LK_I64, LK_I32, LK_I16, LK_I8, LK_U8, LK_BOOL, LK_NF4 } lk_dtype;
 
 /* Bytes of one element; 0 for LK_NF4, two of which share a byte. */
@@ -79,4 +83,7 @@ uint16_t lk_f32_to_f16(float f); /* nearest even, overflow to infinity, denormal
 void lk_to_f32(float *out, const void *in, lk_dtype type, int64_t n);
 void lk_from_f32(void *out, lk_dtype type, const float *in, int64_t n);
 
+#ifdef __cplusplus
+}
+#endif
 #endif
