@@ -1,12 +1,5 @@
 /* RoPE, gated activations, add and gather: every tier against the reference, gradients against differences, rows alone. */
-#include "tests/kernels/ops_check.h"
-
-typedef struct shape_case {
-    int64_t rows, cols, gap;
-} shape_case;
-
-static const shape_case shapes[] = {{0, 5, 0}, {1, 1, 0}, {2, 15, 1}, {7, 16, 0}, {5, 33, 2}, {19, 97, 0}, {3, 1031, 5}};
-enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+#include "tests/kernels/activation_cases.h"
 
 /* ---------------------------------------------------------------------------------------------- gated activations */
 
@@ -19,19 +12,6 @@ static void glu_free(glu_outcome *o)
     free(o->y);
     free(o->dgate);
     free(o->dup);
-}
-
-static void glu_inputs(const shape_case *s, float *in[3])
-{
-    int64_t n = s->rows * s->cols;
-    in[0] = random_floats(11, n, 3.0f); /* wide enough to reach both tails */
-    in[1] = random_floats(12, n, 1.0f);
-    in[2] = random_floats(13, n, 1.0f);
-    if (n > 20) {
-        in[0][3] = 100.0f;
-        in[0][4] = -100.0f;
-        in[0][5] = 0.0f;
-    }
 }
 
 static glu_outcome run_glu(lk_backend *be, const shape_case *s, lk_activation act, int64_t first, int64_t rows)
@@ -122,15 +102,6 @@ static void test_glu_differences(void **state)
 }
 
 /* ---------------------------------------------------------------------------------------------- RoPE */
-
-typedef struct rope_case {
-    int64_t rows, heads, head_dim, rotated;
-    float factor;
-} rope_case;
-
-static const rope_case ropes[] = {
-    {1, 1, 2, 2, 1.0f}, {3, 2, 6, 6, 1.0f}, {9, 3, 34, 32, 1.0f}, {17, 4, 64, 64, 0.5f}, {5, 2, 128, 32, 1.0f}};
-enum { N_ROPES = sizeof ropes / sizeof *ropes };
 
 static float *run_rope(lk_backend *be, const rope_case *c, const float *values, bool backward)
 {

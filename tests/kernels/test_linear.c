@@ -1,36 +1,5 @@
 /* Products with frozen matrices of every kind, forward and backward, and embedding. */
-#include "tests/kernels/ops_check.h"
-
-#include "kernels/nf4.h"
-
-typedef struct linear_case {
-    int64_t rows, n, k, gap;
-} linear_case;
-
-static const linear_case cases[] = {
-    {0, 16, 64, 0},   {1, 1, 1, 0},      {1, 3, 2, 1},      {3, 17, 7, 0},    {1, 64, 64, 0},
-    {4, 32, 128, 2},  {5, 33, 63, 0},    {13, 48, 65, 1},   {2, 97, 192, 0},  {12, 128, 256, 0},
-    {31, 80, 320, 0}, {33, 257, 130, 3}, {65, 300, 100, 0}, {129, 64, 96, 0}, {7, 1031, 257, 0},
-};
-enum { N_CASES = sizeof cases / sizeof *cases };
-static const lk_dtype types[] = {LK_F32, LK_BF16, LK_F16, LK_NF4};
-
-/* A matrix in the form of a file; the caller frees data and absmax. */
-static lk_matrix_source make_source(lk_dtype type, int64_t n, int64_t k, void **data, float **absmax)
-{
-    float *values = random_floats((uint64_t)(n * 1000 + k), n * k, 0.5f);
-    *absmax = NULL;
-    if (type == LK_NF4) {
-        *data = calloc(1, (size_t)(n * k + 1) / 2);
-        *absmax = malloc((size_t)lk_nf4_blocks(n * k) * sizeof(float));
-        lk_nf4_quantize(*data, *absmax, values, n * k);
-    } else {
-        *data = malloc((size_t)(n * k * lk_dtype_size(type)));
-        lk_from_f32(*data, type, values, n * k);
-    }
-    free(values);
-    return (lk_matrix_source){type, n, k, *data, *absmax};
-}
+#include "tests/kernels/linear_cases.h"
 
 /* What the contract says the weights are. */
 static float *meant_weights(const lk_matrix_source *s, lk_dtype compute)
@@ -150,11 +119,11 @@ static void run_all(lk_dtype compute)
     for (int tier = 0; tier < N_TIERS; tier++) {
         lk_backend *be[3] = {0};
         for (int threads = 1; threads <= 3; threads++) be[threads - 1] = open_tier(all_tiers[tier], threads, compute);
-        for (int i = 0; i < N_CASES * 4 && be[0]; i++) {
-            const linear_case *c = &cases[i / 4];
+        for (int i = 0; i < N_LINEAR_CASES * 4 && be[0]; i++) {
+            const linear_case *c = &linear_cases[i / 4];
             void *data;
             float *absmax;
-            lk_matrix_source source = make_source(types[i % 4], c->n, c->k, &data, &absmax);
+            lk_matrix_source source = make_source(linear_types[i % 4], c->n, c->k, &data, &absmax);
             float *w = meant_weights(&source, compute);
             outcome first = {0};
             for (int b = 0; b < 3; b++) {

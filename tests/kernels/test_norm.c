@@ -1,17 +1,5 @@
 /* RMSNorm both ways: against the reference on every tier and thread count, against differences, alone against in company. */
-#include "tests/kernels/ops_check.h"
-
-typedef struct norm_case {
-    int64_t rows, cols, gap;
-    uint64_t seed;
-    double tolerance; /* relative to 1: outputs are of order 1; fp32 sums of up to `cols` squares */
-} norm_case;
-
-static const norm_case cases[] = {
-    {0, 8, 0, 1, 0},      {1, 1, 0, 2, 2e-6},   {3, 7, 1, 3, 2e-6},    {5, 16, 0, 4, 2e-6},
-    {17, 31, 5, 5, 2e-6}, {13, 64, 0, 6, 2e-6}, {33, 129, 3, 7, 3e-6}, {7, 1009, 0, 8, 5e-6},
-};
-enum { N_CASES = sizeof cases / sizeof *cases };
+#include "tests/kernels/norm_cases.h"
 
 typedef struct outcome {
     float *y, *rstd, *dx, *added;
@@ -64,8 +52,8 @@ static void test_tiers(void **state)
         for (int threads = 1; threads <= 3; threads++) {
             lk_backend *be = open_tier(all_tiers[t], threads, LK_F32);
             if (!be) continue;
-            for (int i = 0; i < N_CASES; i++) {
-                const norm_case *c = &cases[i];
+            for (int i = 0; i < N_NORM_CASES; i++) {
+                const norm_case *c = &norm_cases[i];
                 int64_t n = c->rows * c->cols;
                 outcome want = run(reference, c, 0, c->rows), got = run(be, c, 0, c->rows);
                 check_close("rmsnorm", got.y, want.y, n, c->tolerance, c->tolerance);
@@ -91,10 +79,10 @@ static void test_threads(void **state)
     (void)state;
     for (int t = 1; t < N_TIERS; t++) {
         lk_backend *one = open_tier(all_tiers[t], 1, LK_F32), *three = open_tier(all_tiers[t], 3, LK_F32);
-        for (int i = 0; i < N_CASES && one; i++) {
-            outcome a = run(one, &cases[i], 0, cases[i].rows), b = run(three, &cases[i], 0, cases[i].rows);
-            check_same_bits("1 and 3 threads", b.y, a.y, (size_t)(cases[i].rows * cases[i].cols) * 4);
-            check_same_bits("1 and 3 threads, gradient", b.dx, a.dx, (size_t)(cases[i].rows * cases[i].cols) * 4);
+        for (int i = 0; i < N_NORM_CASES && one; i++) {
+            outcome a = run(one, &norm_cases[i], 0, norm_cases[i].rows), b = run(three, &norm_cases[i], 0, norm_cases[i].rows);
+            check_same_bits("1 and 3 threads", b.y, a.y, (size_t)(norm_cases[i].rows * norm_cases[i].cols) * 4);
+            check_same_bits("1 and 3 threads, gradient", b.dx, a.dx, (size_t)(norm_cases[i].rows * norm_cases[i].cols) * 4);
             outcome_free(&a);
             outcome_free(&b);
         }
@@ -127,7 +115,7 @@ static void test_differences(void **state)
     (void)state;
     lk_backend *be = open_tier("reference", 1, LK_F32);
     for (int i = 2; i < 6; i++) { /* not the single column, whose gradient is a difference of equals */
-        const norm_case *c = &cases[i];
+        const norm_case *c = &norm_cases[i];
         int64_t n = c->rows * c->cols;
         float *x = random_floats(c->seed, n, 1.3f), *dy = random_floats(c->seed + 100, n, 1.0f),
               *w = random_floats(c->seed + 200, c->cols, 1.0f);
