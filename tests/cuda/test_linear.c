@@ -10,7 +10,7 @@ typedef struct product_case {
 static const linear_case eights[] = {{16, 64, 128, 0}, {33, 128, 256, 8}, {70, 80, 320, 0}, {130, 256, 64, 16}};
 enum { N_EIGHTS = sizeof eights / sizeof *eights };
 
-/* The reference multiplies with weights in fp32, where the contract for bf16 rounds each to 2^-9; the sum of their errors grows as the
+/* The reference multiplies with weights in fp32, where the contract for bf16 rounds each to 2^-8; the sum of their errors grows as the
  * sum does, and the output is rounded once more. */
 static const double tolerance = 1e-2;
 

@@ -9,8 +9,8 @@ static const norm_case wide[] = {
 };
 enum { N_WIDE = sizeof wide / sizeof *wide };
 
-/* The output's own rounding is 2^-9 = 2e-3 of a value; accumulating rounds a sum that may cancel. */
-static const double tolerance = 3e-3;
+/* The output's own rounding, 2^-8 of a value; accumulating rounds a sum that may cancel. */
+static const double tolerance = 4e-3;
 
 static void run_rows(lk_backend *be, const norm_case *c, int64_t first, int64_t rows, outcome *o)
 {

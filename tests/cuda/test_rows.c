@@ -17,7 +17,7 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     for (int64_t r = 0; r < s->rows; r++) rows[r] = (int32_t)((r * 5 + 1) % s->rows);
     OP(be, lk_gather_rows(be, &picked.t, &x.t, rows));
     OP(be, lk_add(be, &y.t, &x.t));
-    outcome_add(o, "sum", &y, 3e-3); /* one rounding */
+    outcome_add(o, "sum", &y, 4e-3); /* one rounding */
     outcome_add(o, "picked", &picked, 0);
     device_free(&x);
     free(a);
