@@ -121,6 +121,15 @@ lk_status lk_cuda_lora_backward(lk_backend *be, const lk_batch *batch, int32_t s
                                 const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 size_t lk_cuda_lora_scratch(const lk_limits *limits);
 
+lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                              const lk_matrix *w, const float *bias, const lk_tensor *residual, const lk_tensor *h,
+                              const lk_dropout *dropout);
+lk_status lk_cuda_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                                       const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate,
+                                       const lk_dropout *dropout);
+int64_t lk_cuda_row_gap(const lk_backend *be, int64_t rank);
+size_t lk_cuda_linear_lora_scratch(const lk_limits *limits);
+
 lk_status lk_cuda_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
 lk_status lk_cuda_rmsnorm_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
                                    const float *rstd, bool accumulate);

@@ -7,8 +7,8 @@
  * A matrix larger than the workspace (a quantised head) is done in blocks of rows, which are columns of y: no result changes. The gradient
  * would have to be summed over such blocks in bf16, so there the whole matrix has to fit; limits.matrix covers every layer that has one.
  *
- * Rejected: keeping dequantised layers (2 bytes a weight is what NF4 is there to avoid); [W | B] by concatenation along K with LoRA,
- * until a GPU has measured it against beta = 1. */
+ * Rejected: keeping dequantised layers (2 bytes a weight is what NF4 is there to avoid). With an adapter the two products become one:
+ * linear_lora.c. */
 #include "kernels/cuda/matrix.h"
 
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,

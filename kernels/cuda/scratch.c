@@ -16,6 +16,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         SCRATCH_BASE, /* sums in pieces and other small things */
         lk_cuda_weights_scratch(l),
         lk_cuda_lora_scratch(l),
+        lk_cuda_linear_lora_scratch(l),
         lk_cuda_loss_scratch(l),
         lk_cuda_squares_scratch(),
     };
