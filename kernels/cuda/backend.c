@@ -45,7 +45,9 @@ static lk_status start(lk_cuda *cu, int ordinal)
     for (int i = 0; i < LK_TRANSFER_SLOTS; i++) LK_TRY(lk_rt_event_create(&cu->arrived[i], err));
     LK_TRY(lk_blas_create(&cu->blas, &cu->device, err));
     lk_error without = {0};
-    lk_status status = lk_sdpa_create(&cu->sdpa, &cu->device, &without);
+    const char *attention = getenv("LK_CUDA_ATTENTION"); /* "own": never cuDNN's; for tests, and should its attention ever misbehave */
+    bool own = attention && strcmp(attention, "own") == 0;
+    lk_status status = own ? LK_ERR_UNSUPPORTED : lk_sdpa_create(&cu->sdpa, &cu->device, &without);
     if (status == LK_ERR_UNSUPPORTED)
         cu->sdpa = NULL;
     else if (status)

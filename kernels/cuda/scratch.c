@@ -19,8 +19,8 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         lk_cuda_linear_lora_scratch(l),
         lk_cuda_loss_scratch(l),
         lk_cuda_squares_scratch(),
+        lk_cuda_attention_scratch(cu, l),
     };
-    (void)cu;
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];

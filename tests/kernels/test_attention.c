@@ -1,22 +1,7 @@
 /* Attention within documents, both ways: one query, primes, one past a block, several documents with empty ones, groups of query heads
  * on one key head, windows. */
+#include "tests/kernels/attention_cases.h"
 #include "tests/kernels/ops_check.h"
-
-typedef struct attention_case {
-    int32_t starts[8]; /* of documents, ended by the number of rows */
-    int64_t docs, heads, kv_heads, head_dim, window, gap;
-    float spread; /* of q: large values make a sharp softmax */
-} attention_case;
-
-static const attention_case cases[] = {
-    {{0, 0}, 1, 2, 1, 8, 0, 0, 1.0f},       {{0, 1}, 1, 1, 1, 1, 0, 0, 1.0f},
-    {{0, 1, 3, 8}, 3, 2, 2, 6, 0, 1, 1.0f}, {{0, 5, 5, 18}, 3, 4, 2, 16, 0, 0, 1.0f},
-    {{0, 13}, 1, 6, 2, 32, 4, 0, 3.0f},     {{0, 17, 50}, 2, 4, 1, 64, 0, 0, 1.0f},
-    {{0, 65}, 1, 2, 2, 33, 0, 3, 1.0f},     {{0, 31, 97}, 2, 3, 1, 48, 20, 0, 4.0f},
-    {{0, 129}, 1, 4, 4, 64, 1, 0, 1.0f},    {{0, 130, 131, 197}, 3, 4, 2, 128, 0, 0, 1.0f},
-    {{0, 257}, 1, 2, 1, 80, 100, 0, 2.0f},
-};
-enum { N_CASES = sizeof cases / sizeof *cases };
 
 typedef struct outcome {
     float *o, *lse, *dq, *dk, *dv;
@@ -26,17 +11,6 @@ static void outcome_free(outcome *o)
 {
     float *all[] = {o->o, o->lse, o->dq, o->dk, o->dv};
     for (int i = 0; i < 5; i++) free(all[i]);
-}
-
-static int64_t n_rows(const attention_case *c) { return c->starts[c->docs]; }
-
-static void inputs(const attention_case *c, float *in[4])
-{
-    int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
-    in[0] = random_floats(1, n_rows(c) * wide, c->spread);
-    in[1] = random_floats(2, n_rows(c) * narrow, 1.0f);
-    in[2] = random_floats(3, n_rows(c) * narrow, 1.0f);
-    in[3] = random_floats(4, n_rows(c) * wide, 1.0f); /* dout */
 }
 
 /* Documents [first, first + docs) of the case as a batch of their own. */
@@ -112,8 +86,8 @@ static void run_tiers(lk_dtype compute, double tolerance)
     for (int tier = 1; tier < N_TIERS; tier++) {
         lk_backend *be[3];
         for (int i = 0; i < 3; i++) be[i] = open_tier(all_tiers[tier], i + 1, compute);
-        for (int i = 0; i < N_CASES && be[0]; i++) {
-            const attention_case *c = &cases[i];
+        for (int i = 0; i < N_ATTENTION_CASES && be[0]; i++) {
+            const attention_case *c = &attention_cases[i];
             outcome want = run(reference, c, 0, c->docs), one = run(be[0], c, 0, c->docs);
             compare(c, &one, &want, tolerance);
             check_packing(be[0], c, &one);
@@ -180,7 +154,7 @@ static void test_differences(void **state)
     (void)state;
     lk_backend *be = open_tier("reference", 1, LK_F32);
     for (int i = 1; i < 5; i++) {
-        const attention_case *c = &cases[i];
+        const attention_case *c = &attention_cases[i];
         float *in[4];
         inputs(c, in);
         int64_t nq = n_rows(c) * c->heads * c->head_dim, nk = n_rows(c) * c->kv_heads * c->head_dim;
