@@ -1,22 +1,7 @@
 /* LoRA over segments: mixed ranks, segments without adapter, an adapter that skips the site, one segment split in two, frozen ones;
  * dropout; BF16 factors. */
+#include "tests/kernels/lora_cases.h"
 #include "tests/kernels/ops_check.h"
-
-enum { N_ADAPTERS = 5, N_SITES = 2, SITE = 1 };
-
-typedef struct lora_case {
-    int64_t rows, n, k, gap;
-    int32_t ranks[N_ADAPTERS];
-    float dropout;
-    lk_dtype type;
-} lora_case;
-
-static const lora_case cases[] = {
-    {1, 1, 1, 0, {1, 1, 0, 1, 1}, 0.0f, LK_F32},        {9, 17, 5, 1, {1, 3, 0, 8, 2}, 0.0f, LK_F32},
-    {23, 64, 48, 0, {16, 8, 0, 4, 1}, 0.0f, LK_F32},    {37, 33, 130, 2, {16, 64, 0, 5, 2}, 0.25f, LK_F32},
-    {70, 96, 64, 0, {33, 17, 0, 256, 8}, 0.1f, LK_F32}, {23, 65, 97, 0, {16, 7, 0, 32, 1}, 0.0f, LK_BF16},
-};
-enum { N_CASES = sizeof cases / sizeof *cases };
 
 typedef struct fixture {
     lk_batch batch;
@@ -36,17 +21,10 @@ static void *stored(lk_dtype type, float *values, int64_t n)
     return out;
 }
 
-/* Segments: base, 0, 1, 2 (rank 0 here), 1 again, 3 (without gradients), 4: lengths grow unevenly; the last takes the rest. */
 static void fixture_make(fixture *f, const lora_case *c)
 {
-    static const int32_t order[] = {-1, 0, 1, 2, 1, 3, 4};
     *f = (fixture){0};
-    int64_t row = 0;
-    for (int s = 0; s < 7; s++) {
-        int64_t end = s == 6 ? c->rows : row + c->rows * (s % 3 + 1) / 14;
-        f->segments[s] = (lk_segment){row, end, order[s]};
-        row = end;
-    }
+    lora_segments(f->segments, c->rows);
     for (int i = 0; i < N_ADAPTERS; i++) {
         int32_t r = c->ranks[i];
         if (r > f->max_rank) f->max_rank = r;
@@ -60,8 +38,12 @@ static void fixture_make(fixture *f, const lora_case *c)
         f->lora[SITE * N_ADAPTERS + i] = (lk_lora){
             f->stored_a[i], f->stored_b[i], frozen ? NULL : f->da[i], frozen ? NULL : f->db[i], c->type, r, 0.5f + 0.25f * (float)i};
     }
-    f->batch = (lk_batch){
-        .n_tokens = c->rows, .n_segments = 7, .segments = f->segments, .n_sites = N_SITES, .n_adapters = N_ADAPTERS, .lora = f->lora};
+    f->batch = (lk_batch){.n_tokens = c->rows,
+                          .n_segments = N_SEGMENTS,
+                          .segments = f->segments,
+                          .n_sites = N_SITES,
+                          .n_adapters = N_ADAPTERS,
+                          .lora = f->lora};
     f->dropout = (lk_dropout){c->dropout, lk_philox_key_make(7, LK_STREAM_DROPOUT), 1234567};
 }
 
@@ -108,7 +90,7 @@ static outcome run(lk_backend *be, const lora_case *c, fixture *f)
 
 static const lk_segment *segment_of(const fixture *f, int64_t row)
 {
-    for (int s = 0; s < 7; s++)
+    for (int s = 0; s < N_SEGMENTS; s++)
         if (row >= f->segments[s].begin && row < f->segments[s].end) return &f->segments[s];
     return NULL;
 }
@@ -144,8 +126,8 @@ static void compare(const lora_case *c, const fixture *got_f, const outcome *got
 static void run_tiers(lk_dtype compute, double tolerance)
 {
     lk_backend *reference = open_tier("reference", 1, compute);
-    for (int i = 0; i < N_CASES; i++) {
-        const lora_case *c = &cases[i];
+    for (int i = 0; i < N_LORA_CASES; i++) {
+        const lora_case *c = &lora_cases[i];
         fixture wf;
         fixture_make(&wf, c);
         outcome want = run(reference, c, &wf);

@@ -1,34 +1,16 @@
 /* Head and cross-entropy in one: chunks, ignored rows, ties, gradients. */
-#include "tests/kernels/ops_check.h"
-
-typedef struct loss_case {
-    int64_t rows, vocab, width, gap;
-    int ignore; /* every ignore-th row is ignored; 1: all of them, 0: none */
-} loss_case;
-
-static const loss_case cases[] = {{0, 7, 5, 0, 0},     {1, 1, 1, 0, 0},   {3, 17, 7, 1, 0},     {9, 33, 16, 0, 2},
-                                  {65, 129, 64, 0, 3}, {5, 40, 24, 0, 1}, {130, 257, 48, 3, 5}, {17, 2053, 65, 0, 4}};
-enum { N_CASES = sizeof cases / sizeof *cases };
+#include "tests/kernels/loss_cases.h"
 
 typedef struct outcome {
     float *nll, *dx;
     uint8_t hits[200];
 } outcome;
 
-static void labels_make(const loss_case *c, int32_t *labels)
-{
-    check_random r = {99};
-    for (int64_t t = 0; t < c->rows; t++) {
-        labels[t] = (int32_t)(check_random_u64(&r) % (uint64_t)c->vocab);
-        if (c->ignore && t % c->ignore == 0) labels[t] = t % 2 ? -1 : -100;
-    }
-}
-
 static outcome run(lk_backend *be, const loss_case *c, int64_t first, int64_t rows, bool gradient)
 {
     float *x = random_floats(1, c->rows * c->width, 1.0f), *w = random_floats(2, c->vocab * c->width, 1.0f);
     int32_t labels[200];
-    labels_make(c, labels);
+    loss_labels(c, labels);
     lk_matrix *head;
     OP(be, lk_matrix_create(be, &head, &(lk_matrix_source){LK_F32, c->vocab, c->width, w, NULL}));
     guarded gx = guarded_from(rows, c->width, c->gap, x + first * c->width), dx = guarded_make(rows, c->width, c->gap),
@@ -63,8 +45,8 @@ static void run_tiers(lk_dtype compute, double tolerance, double hit_margin)
     lk_backend *reference = open_tier("reference", 1, compute);
     for (int tier = 1; tier < N_TIERS; tier++) {
         lk_backend *one = open_tier(all_tiers[tier], 1, compute), *three = open_tier(all_tiers[tier], 3, compute);
-        for (int i = 0; i < N_CASES && one; i++) {
-            const loss_case *c = &cases[i];
+        for (int i = 0; i < N_LOSS_CASES && one; i++) {
+            const loss_case *c = &loss_cases[i];
             outcome want = run(reference, c, 0, c->rows, true), got = run(one, c, 0, c->rows, true), more = run(three, c, 0, c->rows, true);
             check_close("nll", got.nll, want.nll, c->rows, tolerance, tolerance);
             check_close("dx", got.dx, want.dx, c->rows * c->width, tolerance, tolerance);
@@ -129,10 +111,10 @@ static void test_differences(void **state)
     (void)state;
     lk_backend *be = open_tier("reference", 1, LK_F32);
     for (int i = 2; i < 4; i++) {
-        const loss_case *c = &cases[i];
+        const loss_case *c = &loss_cases[i];
         float *x = random_floats(1, c->rows * c->width, 1.0f), *w = random_floats(2, c->vocab * c->width, 1.0f);
         int32_t labels[200];
-        labels_make(c, labels);
+        loss_labels(c, labels);
         double *xd = to_doubles(x, c->rows * c->width), total = 0.0;
         outcome o = run(be, c, 0, c->rows, true);
         difference d = {c, w, labels};
