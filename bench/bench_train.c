@@ -25,14 +25,14 @@ typedef struct trainer {
     int64_t tokens;
 } trainer;
 
-static lk_status open_trainer(trainer *t, const char *folder, int checkpoint_every, int threads, lk_error *err)
+static lk_status open_trainer(trainer *t, const char *folder, int64_t kept_layers, int threads, lk_error *err)
 {
     LK_TRY(lk_backend_open(&t->be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = LK_BF16}, err));
     LK_TRY(lk_model_open(&t->model, t->be, folder, &(lk_model_options){.quant = LK_QUANT_NF4}, err));
     lk_adapter_spec spec = {.rank = 16, .alpha = 32};
     for (int m = 0; m < LK_N_MODULES; m++) spec.targets[m] = true;
     LK_TRY(lk_adapter_create(&t->adapter, t->model, &spec, 1, err));
-    lk_pass_options options = {.max_tokens = t->tokens, .max_rank = 16, .checkpoint_every = checkpoint_every, .training = true};
+    lk_pass_options options = {.max_tokens = t->tokens, .max_rank = 16, .kept_layers = kept_layers, .training = true};
     LK_TRY(lk_pass_create(&t->pass, t->model, &options, err));
     for (int i = 0; i < 3; i++) {
         void *p;

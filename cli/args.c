@@ -136,7 +136,7 @@ int cli_parse(const cli_command *command, const cli_option *options, cli_common 
 {
     *common = (cli_common){.device = "auto", .log_level = "info", .dtype = "bf16"};
     const cli_option shared[] = {
-        {"--device", CLI_STRING, &common->device, "cpu|cuda|auto", "where to compute (auto)"},
+        {"--device", CLI_STRING, &common->device, "cpu|cuda|cuda:N|auto", "where to compute (auto: a GPU if there is one)"},
         {"--threads", CLI_INT, &common->threads, "N", "CPU threads (all)"},
         {"--dtype", CLI_STRING, &common->dtype, "bf16|f32", "type of the factors in products (bf16)"},
         {"--log-level", CLI_STRING, &common->log_level, "L", "error, warn, info or debug (info)"},

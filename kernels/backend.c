@@ -94,6 +94,8 @@ lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size
 
 lk_status lk_sync(lk_backend *be) { return be->ops->sync(be); }
 
+size_t lk_device_memory(const lk_backend *be) { return be->ops->device_memory ? be->ops->device_memory(be) : 0; }
+
 lk_status lk_host_alloc(lk_backend *be, size_t bytes, void **out)
 {
     *out = NULL;

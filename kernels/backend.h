@@ -21,6 +21,7 @@ typedef struct lk_ops {
     lk_status (*zero)(lk_backend *be, void *device, size_t bytes);
     lk_status (*copy)(lk_backend *be, void *device_to, const void *device_from, size_t bytes);
     lk_status (*sync)(lk_backend *be);
+    size_t (*device_memory)(const lk_backend *be); /* empty: it has none of its own */
     lk_status (*host_alloc)(lk_backend *be, size_t bytes, void **out);
     void (*host_free)(lk_backend *be, void *p);
     lk_status (*transfer_begin)(lk_backend *be, int slot, void *to, const void *from, size_t bytes);

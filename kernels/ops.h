@@ -79,6 +79,8 @@ lk_status lk_upload(lk_backend *be, void *device, const void *host, size_t bytes
 lk_status lk_download(lk_backend *be, void *host, const void *device, size_t bytes);
 lk_status lk_zero(lk_backend *be, void *device, size_t bytes);
 lk_status lk_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes); /* must not overlap */
+/* Bytes still free in the device's own memory; 0 where the backend computes in the host's, as the CPU does. */
+size_t lk_device_memory(const lk_backend *be);
 lk_status lk_sync(lk_backend *be); /* waits for everything queued; the CPU has nothing queued */
 
 /* Copies beside the computing: checkpoints that wait in host memory. lk_host_alloc gives host memory that a device can copy to and from

@@ -76,7 +76,8 @@ static lk_status site_rank(const lk_adapter_spec *spec, int64_t layer, lk_module
     return LK_OK;
 }
 
-static int64_t padded(int64_t n) { return (n + 31) / 32 * 32; }
+/* A factor begins where a block of 8-bit moments does: it shares a scale with no other. */
+static int64_t padded(int64_t n) { return (n + LK_ADAMW8_BLOCK - 1) / LK_ADAMW8_BLOCK * LK_ADAMW8_BLOCK; }
 
 void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params, int32_t *max_rank)
 {

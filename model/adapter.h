@@ -5,8 +5,8 @@
  *     LK_TRY(lk_adapter_create(&a, model, &spec, seed, err));                  -- fresh, for training: A random, B zero, F32
  *     lk_adapter_destroy(a);
  *
- * Memory is exact for the ranks. The same object serves training (gradients and moments are flat vectors of the same layout) and
- * serving (lk_adapter_table builds the table that lk_lora_forward reads). Immutable once served. */
+ * Memory is exact for the ranks, up to that padding. The same object serves training (gradients and moments are flat vectors of the same
+ * layout) and serving (lk_adapter_table builds the table that lk_lora_forward reads). Immutable once served. */
 #ifndef LK_MODEL_ADAPTER_H
 #define LK_MODEL_ADAPTER_H
 
@@ -26,7 +26,7 @@ typedef struct lk_adapter {
     int64_t n_params;
     int32_t max_rank;
     lk_dtype type;   /* of the weights: F32, or BF16 for serving in BF16 compute */
-    void *weights;   /* [n_params], backend memory; every A and B starts at a multiple of 32 elements */
+    void *weights;   /* [n_params], backend memory; every A and B starts at a multiple of LK_ADAMW8_BLOCK elements */
     char digest[65]; /* SHA-256 of content: names, ranks, scales, factors */
     bool use_rslora;
     double dropout;

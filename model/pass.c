@@ -1,10 +1,13 @@
 /* Forward, loss and backward of a training micro-batch, with gradient checkpointing.
  *
- * Layers are taken in groups of `group`. The forward keeps the input of each group (its checkpoint) and writes the activations of a layer
- * into slot (layer mod group), so that after the forward the slots hold the last group, which therefore needs no recomputation. The
- * backward takes groups from the top: recompute the group's layers from its checkpoint into the slots, then go down through them. group =
- * layers keeps everything, group = 1 is the usual "checkpoint every layer". Normalised inputs and gated products are cheap and are remade
- * in backward instead of kept. */
+ * The last `kept` layers keep their activations, each in a slot of its own. Of the layers below, only the input is kept (the checkpoint):
+ * the backward recomputes them one at a time in slot 0, which is free by then, and can leave out each one's last product. Recomputing in
+ * groups would need fewer checkpoints, but that product for every layer of a group except its last: a checkpoint is a tenth of a layer's
+ * activations, the product a quarter of its work. Normalised inputs and gated products are cheap and are remade instead of kept.
+ *
+ * Layer l reads inputs[l % n_inputs] up to the first kept one. Usually there is one for each; with offload there are three that take turns.
+ * Then the forward sends layer l's input to the host while layer l + 1 computes, and has it gone before layer l + 2 writes its place. The
+ * three that are last stay. In the backward, the place of layer l + 1's input is free while layer l computes: there comes that of l - 2. */
 #include "model/transformer.h"
 
 #include <stdlib.h>
@@ -13,13 +16,17 @@
 #include "model/block.h"
 #include "model/carve.h"
 
+enum { RING = 3 };
+
 struct lk_pass {
     const lk_model *model;
     lk_pass_options options;
-    int64_t group, n_inputs;
-    int64_t gap;       /* lk_row_gap: free elements behind the rows that go into or come out of adapted layers */
-    void *memory;      /* one block of backend memory, carved */
-    lk_tensor *inputs; /* checkpoints: x_in of each group; two that take turns when not training */
+    int64_t kept, first_kept; /* slots; the lowest layer that has one to itself (when not training: none, all share slot 0) */
+    int64_t n_inputs, n_away; /* layer inputs on the device; in host memory */
+    int64_t gap;              /* lk_row_gap: free elements behind the rows that go into or come out of adapted layers */
+    void *memory;             /* one block of backend memory, carved */
+    char *away;               /* [n_away] layer inputs in host memory */
+    lk_tensor *inputs;
     lk_block *slots;
     lk_tensor cos_sin, x_final, normed, act, dx;
     float *final_rstd, *nll;
@@ -27,19 +34,7 @@ struct lk_pass {
     lk_block_grads grads;
 };
 
-static int64_t group_size(const lk_config *c, const lk_pass_options *o)
-{
-    if (!o->training) return 1;
-    return o->checkpoint_every <= 0 || o->checkpoint_every > c->layers ? c->layers : o->checkpoint_every;
-}
-
-static int64_t group_count(const lk_config *c, const lk_pass_options *o)
-{
-    int64_t g = group_size(c, o);
-    return o->training ? (c->layers + g - 1) / g : 2;
-}
-
-/* `first`: the slot's x_in is its group's checkpoint. last: x_out of the last layer of a group is another's checkpoint or x_final. */
+/* `first`: the slot's x_in is a checkpoint. */
 static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, int64_t gap, bool first)
 {
     int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
@@ -72,7 +67,7 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
     int64_t T = o->max_tokens;
     for (int64_t i = 0; i < p->n_inputs; i++) p->inputs[i] = lk_carve_tensor(c, act, T, m->hidden);
     plan->checkpoints = c->used;
-    for (int64_t i = 0; i < p->group; i++) carve_slot(c, &p->slots[i], m, o, act, p->gap, i == 0);
+    for (int64_t i = 0; i < p->kept; i++) carve_slot(c, &p->slots[i], m, o, act, p->gap, i == 0);
     plan->activations = c->used - plan->checkpoints;
     p->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
     p->x_final = lk_carve_tensor(c, act, T, m->hidden);
@@ -114,11 +109,23 @@ static lk_status make_arrays(lk_pass *p, const lk_backend *be, const lk_config *
 {
     p->options = *o;
     p->gap = o->training ? lk_row_gap(be, o->max_rank) : 0;
-    p->group = group_size(m, o);
-    p->n_inputs = group_count(m, o);
+    p->kept = o->training ? o->kept_layers : 1;
+    if (p->kept < 1) p->kept = 1;
+    if (p->kept > m->layers) p->kept = m->layers;
+    p->first_kept = o->training ? m->layers - p->kept : m->layers;
+    p->n_inputs = o->training ? p->first_kept + 1 : 2;
+    if (o->training && o->offload && p->n_inputs > RING) {
+        p->n_away = p->n_inputs - RING;
+        p->n_inputs = RING;
+    }
     p->inputs = calloc((size_t)p->n_inputs, sizeof *p->inputs);
-    p->slots = calloc((size_t)p->group, sizeof *p->slots);
+    p->slots = calloc((size_t)p->kept, sizeof *p->slots);
     return p->inputs && p->slots ? LK_OK : LK_ERR_MEMORY;
+}
+
+static size_t input_bytes(const lk_pass *p, const lk_backend *be, const lk_config *m)
+{
+    return (size_t)(p->options.max_tokens * m->hidden * lk_dtype_size(lk_backend_act(be)));
 }
 
 static void free_arrays(lk_pass *p)
@@ -132,6 +139,7 @@ void lk_pass_plan_bytes(const lk_backend *be, const lk_config *config, const lk_
     lk_pass p = {0};
     memset(plan, 0, sizeof *plan);
     if (!make_arrays(&p, be, config, options)) carve(&p, &(lk_carve){0}, config, lk_backend_act(be), plan);
+    plan->host = (size_t)p.n_away * input_bytes(&p, be, config);
     free_arrays(&p);
     lk_limits limits = pass_limits(config, options);
     plan->scratch = lk_scratch_bytes(be, &limits);
@@ -160,7 +168,11 @@ lk_status lk_pass_create(lk_pass **out, const lk_model *model, const lk_pass_opt
     }
     carve(p, &(lk_carve){.base = p->memory}, &model->config, lk_backend_act(be), &plan);
     lk_limits limits = pass_limits(&model->config, options);
-    if ((status = lk_reserve(be, &limits))) lk_backend_fail(be, status, err);
+    void *away = NULL;
+    status = lk_reserve(be, &limits);
+    if (!status && p->n_away) status = lk_host_alloc(be, (size_t)p->n_away * input_bytes(p, be, &model->config), &away);
+    p->away = away;
+    if (status) lk_backend_fail(be, status, err);
 out:
     if (status)
         lk_pass_destroy(p);
@@ -172,6 +184,7 @@ out:
 void lk_pass_destroy(lk_pass *p)
 {
     if (!p) return;
+    lk_host_free(p->model->be, p->away);
     lk_free(p->model->be, p->memory);
     free_arrays(p);
     free(p);
@@ -179,19 +192,18 @@ void lk_pass_destroy(lk_pass *p)
 
 static lk_tensor front(const lk_tensor *t, int64_t rows) { return lk_tensor_rows(t, 0, rows); }
 
-/* The block of a layer for T rows: slot by position in the group, input from the checkpoint or the layer below, output where the next layer
- * (or the final norm) reads it. */
+static lk_tensor *input_of(const lk_pass *p, int64_t layer)
+{
+    return layer > p->first_kept ? &p->slots[layer - p->first_kept].x_in : &p->inputs[layer % p->n_inputs];
+}
+
+/* The block of a layer for T rows: its input from where the layer below left it, its output where the next layer or the final norm reads
+ * it. */
 static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
 {
-    int64_t place = layer % p->group, index = layer / p->group;
-    lk_block b = p->slots[place];
-    if (place == 0) b.x_in = p->inputs[p->options.training ? index : layer % 2];
-    if (layer + 1 == p->model->config.layers)
-        b.x_out = p->x_final;
-    else if (place + 1 < p->group)
-        b.x_out = p->slots[place + 1].x_in;
-    else
-        b.x_out = p->inputs[p->options.training ? index + 1 : (layer + 1) % 2];
+    lk_block b = p->slots[layer > p->first_kept ? layer - p->first_kept : 0];
+    b.x_in = *input_of(p, layer);
+    b.x_out = layer + 1 < p->model->config.layers ? *input_of(p, layer + 1) : p->x_final;
     b.normed = p->normed;
     int64_t width = p->model->config.intermediate;
     b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
@@ -213,18 +225,61 @@ static lk_status check_batch(const lk_pass *p, const lk_batch *batch, lk_error *
     return LK_OK;
 }
 
-static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_final)
+/* ---------------------------------------------------------------------------------------------- offload */
+
+/* Each of the RING inputs has the transfer slot of its number. */
+static char *away_of(const lk_pass *p, int64_t layer) { return p->away + (size_t)layer * input_bytes(p, p->model->be, &p->model->config); }
+
+static size_t used_bytes(const lk_pass *p, int64_t T)
+{
+    return (size_t)(T * p->model->config.hidden * lk_dtype_size(lk_backend_act(p->model->be)));
+}
+
+/* Layer `layer` has read its input: on its way to the host, if it is one of those. */
+static lk_status send_away(const lk_pass *p, int64_t layer, int64_t T)
+{
+    if (layer >= p->n_away) return LK_OK;
+    return lk_transfer_begin(p->model->be, (int)(layer % RING), away_of(p, layer), input_of(p, layer)->data, used_bytes(p, T));
+}
+
+/* Nothing reads the input of layer + RING any more: there comes that of `layer`, if it is one of those. */
+static lk_status fetch_back(const lk_pass *p, int64_t layer, int64_t T)
+{
+    if (layer < 0 || layer >= p->n_away) return LK_OK;
+    return lk_transfer_begin(p->model->be, (int)(layer % RING), input_of(p, layer)->data, away_of(p, layer), used_bytes(p, T));
+}
+
+/* Before the place of this layer's input is used: a transfer from or to there is over. */
+static lk_status settle(const lk_pass *p, int64_t layer)
+{
+    return p->n_away && layer <= p->first_kept ? lk_transfer_wait(p->model->be, (int)(layer % RING)) : LK_OK;
+}
+
+/* After a failure: nothing is on its way any more. The failure that came first is the one to report. */
+static lk_status abandon(const lk_pass *p, lk_status status, lk_error *err)
+{
+    lk_backend_fail(p->model->be, status, err);
+    for (int64_t slot = 0; p->n_away && slot < RING; slot++) (void)lk_transfer_wait(p->model->be, (int)slot);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------- forward and backward */
+
+/* backward_follows: inputs that the device does not keep are sent to the host. */
+static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_final, bool backward_follows)
 {
     const lk_model *model = p->model;
     lk_backend *be = model->be;
     int64_t T = c->batch->n_tokens;
     LK_TRY(lk_batch_begin(be, c->batch));
     LK_TRY(lk_rope_table(be, c->cos_sin, c->batch->positions, model->inv_freq, 1.0f));
-    lk_tensor x0 = front(&p->inputs[0], T);
+    lk_tensor x0 = front(input_of(p, 0), T);
     LK_TRY(lk_embed(be, &x0, model->embedding, c->batch->ids));
     for (int64_t layer = 0; layer < model->config.layers; layer++) {
         lk_block b = block_of(p, layer, T);
+        LK_TRY(settle(p, layer + 1));
         LK_TRY(lk_block_forward(c, layer, &b, false));
+        if (backward_follows) LK_TRY(send_away(p, layer, T));
     }
     *x_final = front(&p->x_final, T);
     return LK_OK;
@@ -232,23 +287,21 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
 
 static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor *dx)
 {
-    int64_t T = c->batch->n_tokens, layers = p->model->config.layers;
+    int64_t T = c->batch->n_tokens;
     lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)},
                         front(&p->grads.dk, T),
                         front(&p->grads.dv, T),
                         front(&p->grads.dnormed, T),
                         p->gap};
-    for (int64_t index = p->n_inputs - 1; index >= 0; index--) {
-        int64_t first = index * p->group, end = first + p->group < layers ? first + p->group : layers;
-        for (int64_t layer = first; index + 1 < p->n_inputs && layer < end; layer++) {
-            lk_block b = block_of(p, layer, T);
-            /* The output of the group's last layer is the next checkpoint, whose layers are done: free to be overwritten. */
-            LK_TRY(lk_block_forward(c, layer, &b, layer + 1 == end));
+    for (int64_t layer = p->model->config.layers - 1; layer >= 0; layer--) {
+        lk_block b = block_of(p, layer, T);
+        if (layer < p->first_kept) {
+            LK_TRY(settle(p, layer));
+            b.x_out = front(&p->x_final, T); /* dead, and the output is not wanted: the layer above is done */
+            LK_TRY(lk_block_forward(c, layer, &b, true));
         }
-        for (int64_t layer = end - 1; layer >= first; layer--) {
-            lk_block b = block_of(p, layer, T);
-            LK_TRY(lk_block_backward(c, layer, &b, &g, dx, layer > 0));
-        }
+        LK_TRY(lk_block_backward(c, layer, &b, &g, dx, layer > 0));
+        if (layer <= p->first_kept) LK_TRY(fetch_back(p, layer - RING, T));
     }
     return LK_OK;
 }
@@ -267,7 +320,7 @@ static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *
     const lk_model *model = p->model;
     int64_t T = c->batch->n_tokens;
     lk_tensor x_final, dnormed = front(&p->grads.dnormed, T), dx = front(&p->dx, T);
-    LK_TRY(forward(p, c, &x_final));
+    LK_TRY(forward(p, c, &x_final, true));
     LK_TRY(loss(p, &x_final, &dnormed, labels, grad_scale, false));
     LK_TRY(lk_rmsnorm_backward(model->be, &dx, &dnormed, &x_final, model->final_norm, p->final_rstd, false));
     LK_TRY(backward(p, c, &dx));
@@ -282,7 +335,7 @@ lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *lab
     lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens);
     lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin, .dropout = dropout && dropout->p > 0 ? dropout : NULL};
     lk_status status = gradient(p, &c, labels, grad_scale, nll);
-    return status ? lk_backend_fail(p->model->be, status, err) : LK_OK;
+    return status ? abandon(p, status, err) : LK_OK;
 }
 
 lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels, float *nll, uint8_t *hits, lk_error *err)
@@ -291,7 +344,7 @@ lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels,
     lk_backend *be = p->model->be;
     lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final;
     lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin};
-    lk_status status = forward(p, &c, &x_final);
+    lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = loss(p, &x_final, NULL, labels, 0.0f, hits != NULL);
     if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
     if (!status && hits) status = lk_download(be, hits, p->hits, (size_t)batch->n_tokens);
@@ -306,7 +359,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final, normed = front(&p->normed, batch->n_tokens);
     lk_block_context c = {.model = model, .batch = batch, .cos_sin = &cos_sin};
     void *memory = NULL;
-    lk_status status = forward(p, &c, &x_final);
+    lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = lk_rmsnorm(be, &normed, NULL, &x_final, model->final_norm, model->config.rms_eps);
     /* Row by row in pieces: this is a tool for looking, and [T,V] would be the largest thing in memory. */
     enum { PIECE = 64 };

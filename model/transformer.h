@@ -3,9 +3,10 @@
  * Training, over packed documents:
  *
  *     lk_pass *pass;
- *     LK_TRY(lk_pass_create(&pass, model, &(lk_pass_options){.max_tokens = 2048, .max_rank = 16, .checkpoint_every = 1, .training = true},
- * err)); LK_TRY(lk_pass_gradient(pass, &batch, labels, 1.0f / n_supervised, NULL, nll, NULL, err));   -- accumulates into the table's da,
- * db LK_TRY(lk_pass_loss(pass, &batch, labels, nll, hits, err));                                -- evaluation
+ *     lk_pass_options options = {.max_tokens = 2048, .max_rank = 16, .kept_layers = 1, .training = true};
+ *     LK_TRY(lk_pass_create(&pass, model, &options, err));
+ *     LK_TRY(lk_pass_gradient(pass, &batch, labels, 1.0f / n_supervised, NULL, nll, err)); -- accumulates into the table's da, db
+ *     LK_TRY(lk_pass_loss(pass, &batch, labels, nll, hits, err));                          -- evaluation
  *
  * Serving, over pages:
  *
@@ -25,16 +26,18 @@ typedef struct lk_pass lk_pass;
 typedef struct lk_pass_options {
     int64_t max_tokens; /* rows of a micro-batch */
     int32_t max_rank;
-    int checkpoint_every; /* 0: keep the activations of every layer; 1: keep each layer's input and recompute; n: keep each n-th
-                             layer's input and recompute n layers at a time */
-    bool training;        /* false: lk_pass_loss only */
+    int64_t kept_layers; /* training: the last so many layers keep their activations (1..layers; a larger number means all); the others
+                            keep their input alone and are recomputed in the backward. Every setting gives the same bits */
+    bool offload;        /* training: those inputs wait in host memory, copied beside the computing, instead of on the device */
+    bool training;       /* false: lk_pass_loss only */
 } lk_pass_options;
 
 typedef struct lk_pass_plan {
-    size_t checkpoints; /* layer inputs kept */
-    size_t activations; /* of the layers that are live at once */
+    size_t checkpoints; /* layer inputs on the device */
+    size_t activations; /* of the layers that keep them */
     size_t transient;   /* gradients of activations, rope table, losses */
     size_t scratch;     /* reserved in the backend */
+    size_t host;        /* layer inputs in host memory: with offload */
 } lk_pass_plan;
 
 void lk_pass_plan_bytes(const lk_backend *be, const lk_config *config, const lk_pass_options *options, lk_pass_plan *plan);

@@ -1,5 +1,6 @@
 #include "tests/model.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,4 +77,62 @@ void check_batch_free(check_batch *b)
 {
     free(b->positions);
     free(b->table);
+}
+
+/* ---------------------------------------------------------------------------------------------- random weights */
+
+static lk_status random_tensor(lk_st_writer *w, bool write, const char *name, int64_t rows, int64_t cols, check_random *r, lk_error *err)
+{
+    int64_t shape[2] = {rows, cols}, n = rows * (cols ? cols : 1);
+    if (!write) return lk_st_writer_declare(w, name, LK_BF16, cols ? 2 : 1, shape, err);
+    uint16_t *values = malloc((size_t)n * 2);
+    assert_non_null(values);
+    for (int64_t i = 0; i < n; i++) values[i] = lk_f32_to_bf16(cols ? 0.1f * check_random_normal(r) : 1.0f + 0.1f * check_random_normal(r));
+    lk_status status = lk_st_writer_write(w, values, (size_t)n * 2, err);
+    free(values);
+    return status;
+}
+
+static void random_weights(lk_st_writer *w, bool write, const lk_config *c, lk_error *err)
+{
+    check_random r = {41};
+    char name[300], path[200];
+    CHECK_OK(random_tensor(w, write, "model.embed_tokens.weight", c->vocab, c->hidden, &r, err), err);
+    for (int64_t l = 0; l < c->layers; l++) {
+        static const char *const norms[] = {"input_layernorm", "post_attention_layernorm"};
+        for (int i = 0; i < 2; i++) {
+            snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)l, norms[i]);
+            CHECK_OK(random_tensor(w, write, name, c->hidden, 0, &r, err), err);
+        }
+        for (int m = 0; m < LK_N_MODULES; m++) {
+            int64_t n, k;
+            lk_module_shape(c, (lk_module)m, &n, &k);
+            lk_module_path(path, sizeof path, l, (lk_module)m);
+            snprintf(name, sizeof name, "%s.weight", path);
+            CHECK_OK(random_tensor(w, write, name, n, k, &r, err), err);
+        }
+    }
+    CHECK_OK(random_tensor(w, write, "model.norm.weight", c->hidden, 0, &r, err), err);
+}
+
+char *check_random_model(const char *name, const lk_config *c)
+{
+    lk_error err = {0};
+    lk_st_writer *w;
+    char *folder = check_temporary(name), path[4200], text[1024];
+    CHECK_OK(lk_st_writer_create(&w, folder, "model", 0, &err), &err);
+    random_weights(w, false, c, &err);
+    random_weights(w, true, c, &err);
+    CHECK_OK(lk_st_writer_commit(w, &err), &err);
+    int n = snprintf(text, sizeof text,
+                     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": %lld, "
+                     "\"intermediate_size\": %lld, \"num_hidden_layers\": %lld, \"num_attention_heads\": %lld, "
+                     "\"num_key_value_heads\": %lld, \"head_dim\": %lld, \"vocab_size\": %lld, \"max_position_embeddings\": 4096, "
+                     "\"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true, "
+                     "\"torch_dtype\": \"bfloat16\"}\n",
+                     (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads,
+                     (long long)c->head_dim, (long long)c->vocab);
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    check_write_file(path, text, (size_t)n);
+    return folder;
 }

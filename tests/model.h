@@ -16,6 +16,10 @@ typedef struct check_model {
 check_model check_model_open(const char *folder, lk_quant quant, lk_dtype compute, int threads, const char *tier);
 void check_model_close(check_model *m);
 
+/* A model folder of random bf16 weights (Llama, tied head) for the shape: hidden, layers, heads, kv_heads, head_dim, intermediate, vocab.
+ * No tokenizer. Returns its path; free(). */
+char *check_random_model(const char *name, const lk_config *shape);
+
 /* A tensor of a golden file as float or int32 (I64 narrowed); free(). n (may be NULL): elements. Fails the test when missing. */
 float *check_floats(const lk_safetensors *st, const char *name, int64_t *n);
 int32_t *check_ints(const lk_safetensors *st, const char *name, int64_t *n);

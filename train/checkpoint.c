@@ -12,58 +12,72 @@
 #include "data/hdf5.h"
 #include "train/recipe.h"
 
-enum { FORMAT_VERSION = 1, CHUNK = 65536 };
+enum { FORMAT_VERSION = 2, CHUNK = 65536 };
 
-static const char *const columns[3] = {"params", "m", "v"};
+enum { MAX_COLUMNS = 1 + LK_ADAMW_MAX_PARTS };
 
-static float *column_of(const lk_checkpoint_state *s, int i) { return i == 0 ? s->params : i == 1 ? s->m : s->v; }
+/* The parameters, then the optimizer's parts. Without a state only what they are, not where. */
+static int lay_out(lk_adamw_part columns[MAX_COLUMNS], lk_adamw_kind kind, int64_t n, const lk_checkpoint_state *s)
+{
+    columns[0] = (lk_adamw_part){"params", LK_F32, n, s ? s->params : NULL};
+    int n_parts = lk_adamw_layout(columns + 1, kind, n);
+    for (int i = 0; s && i < n_parts; i++) columns[1 + i].data = s->optim->parts[i].data;
+    return 1 + n_parts;
+}
 
-/* What the content digest begins with; the three columns follow. */
-static void hash_meta(lk_sha256 *hash, int64_t step, int64_t n, const char *essence, const char *base, const char *data)
+/* What the content digest begins with; the columns follow. */
+static void hash_meta(lk_sha256 *hash, int64_t step, int64_t n, lk_adamw_kind kind, const char *essence, const char *base, const char *data)
 {
     char numbers[80];
     snprintf(numbers, sizeof numbers, "%d %" PRId64 " %" PRId64, FORMAT_VERSION, step, n);
-    const char *const texts[] = {numbers, essence, base, data};
+    const char *const texts[] = {numbers, lk_adamw_kind_name(kind), essence, base, data};
     lk_sha256_init(hash);
-    for (int i = 0; i < 4; i++) lk_sha256_update(hash, texts[i], strlen(texts[i]) + 1);
+    for (int i = 0; i < 5; i++) lk_sha256_update(hash, texts[i], strlen(texts[i]) + 1);
 }
 
 /* ---------------------------------------------------------------------------------------------- writing */
 
-static lk_status write_column(hid_t file, const char *name, const float *values, int64_t n, const char *path, lk_error *err)
+static hid_t type_in_file(const lk_adamw_part *c) { return c->type == LK_F32 ? H5T_IEEE_F32LE : H5T_STD_U8LE; }
+static hid_t type_in_memory(const lk_adamw_part *c) { return c->type == LK_F32 ? H5T_NATIVE_FLOAT : H5T_NATIVE_UINT8; }
+
+static lk_status write_column(hid_t file, const lk_adamw_part *c, const void *values, const char *path, lk_error *err)
 {
-    const hsize_t length = (hsize_t)n, chunk = n < CHUNK ? (hsize_t)n : CHUNK;
+    const hsize_t length = (hsize_t)c->n, chunk = c->n < CHUNK ? (hsize_t)c->n : CHUNK;
     hid_t space = H5Screate_simple(1, &length, NULL), properties = H5Pcreate(H5P_DATASET_CREATE), set = -1;
     bool failed = space < 0 || properties < 0 || H5Pset_chunk(properties, 1, &chunk) < 0 || H5Pset_fletcher32(properties) < 0 ||
-                  (set = H5Dcreate2(file, name, H5T_IEEE_F32LE, space, H5P_DEFAULT, properties, H5P_DEFAULT)) < 0 ||
-                  H5Dwrite(set, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) < 0;
-    lk_status status = failed ? lk_h5_fail(err, LK_ERR_IO, "%s: cannot write /%s", path, name) : LK_OK;
+                  (set = H5Dcreate2(file, c->name, type_in_file(c), space, H5P_DEFAULT, properties, H5P_DEFAULT)) < 0 ||
+                  H5Dwrite(set, type_in_memory(c), H5S_ALL, H5S_ALL, H5P_DEFAULT, values) < 0;
+    lk_status status = failed ? lk_h5_fail(err, LK_ERR_IO, "%s: cannot write /%s", path, c->name) : LK_OK;
     if (set >= 0) H5Dclose(set);
     if (properties >= 0) H5Pclose(properties);
     if (space >= 0) H5Sclose(space);
     return status;
 }
 
-static lk_status write_content(hid_t file, const lk_checkpoint_meta *meta, const lk_checkpoint_state *s, float *host, const char *path,
+static lk_status write_content(hid_t file, const lk_checkpoint_meta *meta, const lk_checkpoint_state *s, void *host, const char *path,
                                lk_error *err)
 {
     lk_sha256 hash;
     char hex[65];
     lk_status status = LK_OK;
-    hash_meta(&hash, meta->step, s->n_params, meta->essence, meta->base_digest, meta->data_digest);
-    for (int i = 0; i < 3 && !status; i++) {
-        if ((status = lk_download(s->be, host, column_of(s, i), (size_t)s->n_params * 4))) {
+    lk_adamw_part columns[MAX_COLUMNS];
+    int n_columns = lay_out(columns, s->optim->kind, s->n_params, s);
+    hash_meta(&hash, meta->step, s->n_params, s->optim->kind, meta->essence, meta->base_digest, meta->data_digest);
+    for (int i = 0; i < n_columns && !status; i++) {
+        size_t bytes = lk_adamw_part_bytes(&columns[i]);
+        if ((status = lk_download(s->be, host, columns[i].data, bytes))) {
             lk_backend_fail(s->be, status, err);
             break;
         }
-        lk_sha256_update(&hash, host, (size_t)s->n_params * 4);
-        status = write_column(file, columns[i], host, s->n_params, path, err);
+        lk_sha256_update(&hash, host, bytes);
+        status = write_column(file, &columns[i], host, path, err);
     }
     lk_sha256_final(&hash, hex);
     LK_TRY(status);
     LK_TRY(lk_h5_write_int(file, "format_version", FORMAT_VERSION, path, err));
     LK_TRY(lk_h5_write_int(file, "step", meta->step, path, err));
     LK_TRY(lk_h5_write_int(file, "n_params", s->n_params, path, err));
+    LK_TRY(lk_h5_write_text(file, "optimizer", lk_adamw_kind_name(s->optim->kind), path, err));
     LK_TRY(lk_h5_write_text(file, "recipe", meta->essence, path, err));
     LK_TRY(lk_h5_write_text(file, "base_digest", meta->base_digest, path, err));
     LK_TRY(lk_h5_write_text(file, "data_digest", meta->data_digest, path, err));
@@ -75,7 +89,7 @@ static lk_status write_file(const char *temporary, const lk_checkpoint_meta *met
 {
     hid_t file = -1;
     int write_error = 0;
-    float *host = malloc((size_t)s->n_params * 4 + 1);
+    void *host = malloc((size_t)s->n_params * 4 + 1);
     if (!host) return lk_fail(err, LK_ERR_MEMORY, "no memory to write %s", temporary);
     lk_h5_begin();
     lk_status status = lk_h5_create(&file, temporary, &write_error, err);
@@ -158,19 +172,20 @@ typedef struct reading {
     const char *path;
     hid_t file;
     int64_t step, n;
-    char *essence, *base, *data, *content;
-    float *host; /* [n] */
+    lk_adamw_kind kind;
+    char *optimizer, *essence, *base, *data, *content;
+    void *host; /* room for any column */
     lk_error *err;
 } reading;
 
-static lk_status read_column(reading *r, const char *name)
+static lk_status read_column(reading *r, const lk_adamw_part *c)
 {
-    hid_t set = H5Dopen2(r->file, name, H5P_DEFAULT), space = set >= 0 ? H5Dget_space(set) : -1;
+    hid_t set = H5Dopen2(r->file, c->name, H5P_DEFAULT), space = set >= 0 ? H5Dget_space(set) : -1;
     hsize_t length = 0;
     lk_status status = LK_OK;
     if (space < 0 || H5Sget_simple_extent_ndims(space) != 1 || H5Sget_simple_extent_dims(space, &length, NULL) < 0 ||
-        length != (hsize_t)r->n || H5Dread(set, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, r->host) < 0)
-        status = lk_h5_fail(r->err, LK_ERR_FORMAT, "%s: /%s is damaged", r->path, name);
+        length != (hsize_t)c->n || H5Dread(set, type_in_memory(c), H5S_ALL, H5S_ALL, H5P_DEFAULT, r->host) < 0)
+        status = lk_h5_fail(r->err, LK_ERR_FORMAT, "%s: /%s is damaged", r->path, c->name);
     if (space >= 0) H5Sclose(space);
     if (set >= 0) H5Dclose(set);
     return status;
@@ -186,6 +201,9 @@ static lk_status read_meta(reading *r)
                        FORMAT_VERSION);
     LK_TRY(lk_h5_read_int(r->file, "step", &r->step, r->path, r->err));
     LK_TRY(lk_h5_read_int(r->file, "n_params", &r->n, r->path, r->err));
+    LK_TRY(lk_h5_read_text(r->file, "optimizer", &r->optimizer, r->path, r->err));
+    if (!lk_adamw_kind_parse(r->optimizer, &r->kind))
+        return lk_fail(r->err, LK_ERR_FORMAT, "%s: an optimizer \"%.40s\"", r->path, r->optimizer);
     LK_TRY(lk_h5_read_text(r->file, "recipe", &r->essence, r->path, r->err));
     LK_TRY(lk_h5_read_text(r->file, "base_digest", &r->base, r->path, r->err));
     LK_TRY(lk_h5_read_text(r->file, "data_digest", &r->data, r->path, r->err));
@@ -197,7 +215,7 @@ static lk_status verify(reading *r)
 {
     LK_TRY(read_meta(r));
     if (r->n < 1 || r->n > INT64_MAX / 64) return lk_fail(r->err, LK_ERR_FORMAT, "%s: %lld parameters", r->path, (long long)r->n);
-    hid_t set = H5Dopen2(r->file, columns[0], H5P_DEFAULT);
+    hid_t set = H5Dopen2(r->file, "params", H5P_DEFAULT);
     if (set < 0 || H5Dget_storage_size(set) < (hsize_t)r->n * 4) { /* before memory is taken on the file's word */
         if (set >= 0) H5Dclose(set);
         return lk_fail(r->err, LK_ERR_FORMAT, "%s: shorter than its %lld parameters", r->path, (long long)r->n);
@@ -208,10 +226,12 @@ static lk_status verify(reading *r)
     lk_sha256 hash;
     char hex[65];
     lk_status status = LK_OK;
-    hash_meta(&hash, r->step, r->n, r->essence, r->base, r->data);
-    for (int i = 0; i < 3 && !status; i++) {
-        status = read_column(r, columns[i]);
-        if (!status) lk_sha256_update(&hash, r->host, (size_t)r->n * 4);
+    lk_adamw_part columns[MAX_COLUMNS];
+    int n_columns = lay_out(columns, r->kind, r->n, NULL);
+    hash_meta(&hash, r->step, r->n, r->kind, r->essence, r->base, r->data);
+    for (int i = 0; i < n_columns && !status; i++) {
+        status = read_column(r, &columns[i]);
+        if (!status) lk_sha256_update(&hash, r->host, lk_adamw_part_bytes(&columns[i]));
     }
     lk_sha256_final(&hash, hex);
     if (!status && strcmp(hex, r->content))
@@ -236,14 +256,19 @@ static lk_status belongs(const reading *r, const lk_checkpoint_meta *meta, const
     if (r->n != s->n_params)
         return lk_fail(r->err, LK_ERR_MISMATCH, "%s has %lld adapter parameters, this run %lld", r->path, (long long)r->n,
                        (long long)s->n_params);
+    if (r->kind != s->optim->kind)
+        return lk_fail(r->err, LK_ERR_MISMATCH, "%s has the state of %s, this run uses %s", r->path, lk_adamw_kind_name(r->kind),
+                       lk_adamw_kind_name(s->optim->kind));
     return LK_OK;
 }
 
 static lk_status load(reading *r, const lk_checkpoint_state *s)
 {
-    for (int i = 0; i < 3; i++) {
-        LK_TRY(read_column(r, columns[i]));
-        lk_status status = lk_upload(s->be, column_of(s, i), r->host, (size_t)r->n * 4);
+    lk_adamw_part columns[MAX_COLUMNS];
+    int n_columns = lay_out(columns, r->kind, r->n, s);
+    for (int i = 0; i < n_columns; i++) {
+        LK_TRY(read_column(r, &columns[i]));
+        lk_status status = lk_upload(s->be, columns[i].data, r->host, lk_adamw_part_bytes(&columns[i]));
         if (status) return lk_backend_fail(s->be, status, r->err);
     }
     return LK_OK;
@@ -252,6 +277,7 @@ static lk_status load(reading *r, const lk_checkpoint_state *s)
 static void close_reading(reading *r)
 {
     if (r->file >= 0) H5Fclose(r->file);
+    free(r->optimizer);
     free(r->essence);
     free(r->base);
     free(r->data);

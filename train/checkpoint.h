@@ -3,7 +3,8 @@
  *     LK_TRY(lk_checkpoint_save("run/checkpoints", &meta, &state, keep, err));
  *     LK_TRY(lk_checkpoint_resume("run/checkpoints", &meta, &state, &found, err));      -- the newest valid one, when there is any
  *
- * step-000123.h5 holds /params, /m, /v (float32 [n_params], Fletcher32) and, as attributes, the step, the recipe's essence and the digests
+ * step-000123.h5 holds /params, /m, /v (float32 [n_params], Fletcher32; with the optimizer adamw8bit /m and /v are uint8 and /m_scale and
+ * /v_scale lie beside them) and, as attributes, the optimizer, the step, the recipe's essence and the digests
  * of base and data. Random numbers are counter-based, so there is no generator to store. `content` is a SHA-256 over all of it.
  *
  * Crash-safe: written to a temporary name, flushed, renamed; a full disk leaves the older ones. On resume a torn or corrupt file is skipped
@@ -14,7 +15,7 @@
 
 #include <stdbool.h>
 
-#include "kernels/ops.h"
+#include "optim/adamw.h"
 
 typedef struct lk_checkpoint_meta {
     int64_t step;            /* optimiser steps done */
@@ -23,11 +24,11 @@ typedef struct lk_checkpoint_meta {
     const char *data_digest; /* of the training token store */
 } lk_checkpoint_meta;
 
-/* Three vectors of n_params floats in backend memory. */
 typedef struct lk_checkpoint_state {
     lk_backend *be;
-    float *params, *m, *v;
+    float *params; /* [n_params], backend memory */
     int64_t n_params;
+    const lk_adamw_state *optim; /* of n_params too; what its parts point to is written on resume */
 } lk_checkpoint_state;
 
 /* Afterwards only the `keep` newest are left. On failure the folder is as before. */

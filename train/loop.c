@@ -29,8 +29,7 @@ static lk_checkpoint_meta meta_of(const lk_loop *l)
 static lk_checkpoint_state state_of(const lk_loop *l)
 {
     const lk_trainer *t = l->trainer;
-    return (lk_checkpoint_state){
-        .be = l->model->be, .params = t->adapter->weights, .m = t->optim.m, .v = t->optim.v, .n_params = t->adapter->n_params};
+    return (lk_checkpoint_state){.be = l->model->be, .params = t->adapter->weights, .n_params = t->adapter->n_params, .optim = &t->optim};
 }
 
 lk_status lk_loop_resume(lk_loop *loop, lk_error *err)

@@ -1,6 +1,6 @@
-/* The plan is a sum of sizes that the parts themselves state (lk_model_bytes, lk_pass_plan_bytes, lk_batches_bytes, ...): nothing is
- * estimated that somebody knows. Checkpointing "auto" asks for the plan at every group size and takes the one that recomputes the fewest
- * layers among those that fit. */
+/* The plan is a sum of sizes that the parts themselves state (lk_model_bytes, lk_pass_plan_bytes, ...): nothing is estimated that somebody
+ * knows. Checkpointing "auto" asks for the plan at every number of kept layers and takes the largest that fits: memory grows with it, but
+ * for a layer's input or two. */
 #include "train/plan.h"
 
 #include <stdio.h>
@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "base/json.h"
-#include "optim/adamw.h"
 #include "train/batch.h"
 
 enum { LOADING = 1, TRAINING = 2, BACKEND = 4 };
@@ -70,26 +69,30 @@ size_t lk_memory_available(void)
 
 /* ---------------------------------------------------------------------------------------------- sums */
 
-static size_t sum(const lk_plan *plan, bool backend_only, bool loading, bool training)
+enum { OF_DEVICE, OF_HOST };
+
+static size_t sum(const lk_plan *plan, int of, bool loading, bool training)
 {
     size_t total = 0;
     for (int i = 0; i < plan->n_terms; i++) {
         const lk_plan_term *t = &plan->terms[i];
-        if (backend_only && !t->backend) continue;
+        if (of == OF_DEVICE ? !t->backend : t->backend && plan->own_memory) continue;
         if ((loading && t->loading) || (training && t->training)) total += t->bytes;
     }
     return total;
 }
 
-size_t lk_plan_backend_bytes(const lk_plan *plan) { return sum(plan, true, false, true); }
-size_t lk_plan_loading_bytes(const lk_plan *plan) { return sum(plan, false, true, false); }
-size_t lk_plan_training_bytes(const lk_plan *plan) { return sum(plan, false, false, true); }
+size_t lk_plan_backend_bytes(const lk_plan *plan) { return sum(plan, OF_DEVICE, false, true); }
+size_t lk_plan_loading_bytes(const lk_plan *plan) { return sum(plan, OF_HOST, true, false); }
+size_t lk_plan_training_bytes(const lk_plan *plan) { return sum(plan, OF_HOST, false, true); }
 
-size_t lk_plan_peak_bytes(const lk_plan *plan)
+size_t lk_plan_host_bytes(const lk_plan *plan)
 {
     size_t loading = lk_plan_loading_bytes(plan), training = lk_plan_training_bytes(plan);
     return loading > training ? loading : training;
 }
+
+size_t lk_plan_peak_bytes(const lk_plan *plan) { return plan->own_memory ? lk_plan_backend_bytes(plan) : lk_plan_host_bytes(plan); }
 
 /* ---------------------------------------------------------------------------------------------- terms */
 
@@ -120,59 +123,53 @@ static void add_host(lk_plan *plan, const lk_plan_request *r)
     add(plan, "code and heap to come", (size_t)3 << 20, TRAINING, "touched first in training and saving");
 }
 
-static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int checkpoint_every, lk_error *err)
+static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int64_t kept, lk_error *err)
 {
     const lk_config *c = &r->facts->config;
     int32_t max_rank = 0;
-    *plan = (lk_plan){.checkpoint_every = checkpoint_every, .micro_batch_tokens = r->rows * r->max_length, .layers = c->layers};
+    if (kept > c->layers) kept = c->layers;
+    *plan = (lk_plan){
+        .kept_layers = kept, .micro_batch_tokens = r->rows * r->max_length, .layers = c->layers, .own_memory = lk_device_memory(r->be) > 0};
     snprintf(plan->device, sizeof plan->device, "%.40s, %d threads", lk_backend_name(r->be), lk_backend_threads(r->be));
     LK_TRY(lk_adapter_params(c, r->adapter, &plan->n_params, &plan->n_trainable, &max_rank, err));
     size_t params = (size_t)plan->n_params * 4;
     lk_pass_plan pass;
     lk_pass_options options = {
-        .max_tokens = plan->micro_batch_tokens, .max_rank = max_rank, .checkpoint_every = checkpoint_every, .training = true};
+        .max_tokens = plan->micro_batch_tokens, .max_rank = max_rank, .kept_layers = kept, .offload = r->offload, .training = true};
     lk_pass_plan_bytes(r->be, c, &options, &pass);
     bool nf4 = r->quant == LK_QUANT_NF4 || r->facts->prequantized;
     add(plan, "base weights", lk_model_bytes(r->be, r->facts, r->quant), BACKEND | LOADING | TRAINING, "%s, %lld layers, %.4g M parameters",
         nf4 ? "NF4" : lk_dtype_name(r->facts->linear), (long long)c->layers, (double)lk_config_params(c) / 1e6);
     add(plan, "adapter", params, BACKEND | TRAINING, "%.4g M parameters, fp32", (double)plan->n_trainable / 1e6);
     add(plan, "gradients", params, BACKEND | TRAINING, "fp32");
-    add(plan, "AdamW moments", lk_adamw_state_bytes(plan->n_params), BACKEND | TRAINING, "fp32, two of them");
+    add(plan, "AdamW moments", lk_adamw_state_bytes(r->optim, plan->n_params), BACKEND | TRAINING, "%s, two of them",
+        r->optim == LK_ADAMW_8BIT ? "8 bits" : "fp32");
     add(plan, "checkpointed layer inputs", pass.checkpoints, BACKEND | TRAINING, "%lld x %lld tokens", (long long)r->rows,
         (long long)r->max_length);
-    add(plan, "activations", pass.activations, BACKEND | TRAINING, "of %lld layers at a time",
-        (long long)(checkpoint_every <= 0 || checkpoint_every > c->layers ? c->layers : checkpoint_every));
+    add(plan, "activations", pass.activations, BACKEND | TRAINING, "of %lld of %lld layers", (long long)kept, (long long)c->layers);
     add(plan, "activation gradients, losses", pass.transient, BACKEND | TRAINING, "shared by all layers");
     add(plan, "scratch of the kernels", pass.scratch, BACKEND | TRAINING, "shared by all operations");
+    add(plan, "offloaded layer inputs", pass.host, TRAINING, "in host memory");
     add_host(plan, r);
     return LK_OK;
 }
 
 /* ---------------------------------------------------------------------------------------------- checkpointing */
 
-/* Layers whose forward runs twice: all but the last group (which the forward has just left behind). */
-static int64_t recomputed(int64_t layers, int64_t group) { return layers - ((layers - 1) % group + 1); }
-
+/* The most kept layers that fit, else the leanest plan. */
 static lk_status choose(lk_plan *plan, const lk_plan_request *r, size_t budget, lk_error *err)
 {
-    int64_t layers = r->facts->config.layers, best = -1;
-    size_t best_bytes = 0, least = SIZE_MAX;
-    int leanest = 1;
-    for (int64_t group = layers; group >= 1; group--) {
-        LK_TRY(make_terms(plan, r, group == layers ? 0 : (int)group, err));
+    size_t least = SIZE_MAX;
+    int64_t leanest = 1;
+    for (int64_t kept = r->facts->config.layers; kept >= 1; kept--) {
+        LK_TRY(make_terms(plan, r, kept, err));
         size_t bytes = lk_plan_peak_bytes(plan);
-        if (bytes < least) {
-            least = bytes;
-            leanest = plan->checkpoint_every;
-        }
-        if (bytes > budget) continue;
-        bool faster = best < 0 || recomputed(layers, group) < recomputed(layers, best);
-        bool leaner = best >= 0 && recomputed(layers, group) == recomputed(layers, best) && bytes < best_bytes;
-        if (!faster && !leaner) continue;
-        best = group;
-        best_bytes = bytes;
+        if (bytes <= budget) return LK_OK;
+        if (bytes >= least) continue;
+        least = bytes;
+        leanest = kept;
     }
-    return make_terms(plan, r, best < 0 ? leanest : best == layers ? 0 : (int)best, err);
+    return make_terms(plan, r, leanest, err);
 }
 
 static void shown(char out[32], size_t bytes)
@@ -184,46 +181,70 @@ static void shown(char out[32], size_t bytes)
     snprintf(out, 32, u ? "%.1f %s" : "%.0f %s", x, units[u]);
 }
 
+/* What the plan may take, and in words whose decision that is. */
+static size_t find_budget(const lk_plan_request *r, char source[96])
+{
+    size_t on_device = lk_device_memory(r->be), available = on_device ? on_device : lk_memory_available();
+    char size[32];
+    shown(size, available);
+    if (r->budget)
+        snprintf(source, 96, "memory.budget of the recipe");
+    else if (on_device)
+        snprintf(source, 96, "90%% of the %s free on the device", size);
+    else
+        snprintf(source, 96, "80%% of the %s available here", size);
+    return r->budget ? r->budget : on_device ? available / 10 * 9 : available / 10 * 8;
+}
+
+/* A device's own memory is one thing; what the process keeps beside it must have room too. */
+static lk_status check_host(const lk_plan *plan, lk_error *err)
+{
+    size_t available = lk_memory_available(), needed = lk_plan_host_bytes(plan);
+    if (!plan->own_memory || needed <= available) return LK_OK;
+    char size[32], peak[32];
+    shown(size, available);
+    shown(peak, needed);
+    return lk_fail(
+        err, LK_ERR_MEMORY,
+        "the run needs %s of this machine's memory beside the device's and %s are available: lower batch.rows or data.max_length, or use a "
+        "machine with more",
+        peak, size);
+}
+
 lk_status lk_plan_make(lk_plan *plan, const lk_plan_request *request, lk_error *err)
 {
-    size_t budget = request->budget;
     char source[96], size[32], peak[32];
-    if (budget) {
-        snprintf(source, sizeof source, "memory.budget of the recipe");
-    } else {
-        size_t available = lk_memory_available();
-        budget = available / 10 * 8;
-        shown(size, available);
-        snprintf(source, sizeof source, "80%% of the %s available here", size);
-    }
+    size_t budget = find_budget(request, source);
     if (request->checkpointing == LK_CHECKPOINTING_AUTO)
         LK_TRY(choose(plan, request, budget, err));
     else
         LK_TRY(make_terms(plan, request, request->checkpointing, err));
     plan->budget = budget;
     memcpy(plan->budget_source, source, sizeof source);
-    if (lk_plan_peak_bytes(plan) <= budget) return LK_OK;
+    if (lk_plan_peak_bytes(plan) <= budget) return check_host(plan, err);
     shown(size, budget);
     shown(peak, lk_plan_peak_bytes(plan));
     return lk_fail(err, LK_ERR_MEMORY,
-                   "the run needs %s and %s are allowed (%s): lower batch.rows or data.max_length, set memory.checkpointing to \"full\", "
-                   "or raise memory.budget",
-                   peak, size, source);
+                   "the run needs %s%s and %s are allowed (%s): lower batch.rows or data.max_length, set memory.checkpointing to \"full\", "
+                   "%sor raise memory.budget",
+                   peak, plan->own_memory ? " of the device's memory" : "", size, source,
+                   plan->own_memory && !request->offload ? "memory.offload to true, " : "");
 }
 
 /* ---------------------------------------------------------------------------------------------- printing */
 
-static const char *checkpointing_name(const lk_plan *plan, char buffer[48])
+static const char *checkpointing_name(const lk_plan *plan, char buffer[64])
 {
-    if (plan->checkpoint_every == 0) return "none";
-    if (plan->checkpoint_every == 1) return "full (every layer recomputed)";
-    snprintf(buffer, 48, "every %d layers", plan->checkpoint_every);
+    if (plan->kept_layers == plan->layers) return "none";
+    if (plan->kept_layers == 1) return "full (every layer but the last recomputed)";
+    snprintf(buffer, 64, "the first %lld of %lld layers recomputed", (long long)(plan->layers - plan->kept_layers),
+             (long long)plan->layers);
     return buffer;
 }
 
 char *lk_plan_text(const lk_plan *plan)
 {
-    char *text = NULL, amount[32], other[32], buffer[48];
+    char *text = NULL, amount[32], other[32], buffer[64];
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (!out) return NULL;
@@ -234,11 +255,14 @@ char *lk_plan_text(const lk_plan *plan)
         shown(amount, t->bytes);
         fprintf(out, "  %-30s %10s  %s%s\n", t->name, amount, t->detail, t->training ? "" : " (only while loading)");
     }
-    shown(amount, lk_plan_peak_bytes(plan));
+    if (plan->own_memory) {
+        shown(amount, lk_plan_peak_bytes(plan));
+        fprintf(out, "  %-30s %10s  on the device\n", "peak", amount);
+    }
+    shown(amount, lk_plan_host_bytes(plan));
     shown(other, lk_plan_loading_bytes(plan));
-    bool loading = lk_plan_loading_bytes(plan) > lk_plan_training_bytes(plan);
-    fprintf(out, "  %-30s %10s  ", "peak", amount);
-    if (loading)
+    fprintf(out, "  %-30s %10s  ", plan->own_memory ? "peak of the host's memory" : "peak", amount);
+    if (lk_plan_loading_bytes(plan) > lk_plan_training_bytes(plan))
         fprintf(out, "while the base loads\n");
     else
         fprintf(out, "in training (%s while the base loads)\n", other);
@@ -264,12 +288,14 @@ char *lk_plan_json(const lk_plan *plan)
         cJSON_AddItemToArray(terms, one);
     }
     cJSON_AddStringToObject(root, "device", plan->device);
-    cJSON_AddNumberToObject(root, "checkpoint_every", plan->checkpoint_every);
+    cJSON_AddNumberToObject(root, "kept_layers", (double)plan->kept_layers);
+    cJSON_AddNumberToObject(root, "layers", (double)plan->layers);
     cJSON_AddNumberToObject(root, "micro_batch_tokens", (double)plan->micro_batch_tokens);
     cJSON_AddNumberToObject(root, "trainable_parameters", (double)plan->n_trainable);
     cJSON_AddNumberToObject(root, "backend_bytes", (double)lk_plan_backend_bytes(plan));
     cJSON_AddNumberToObject(root, "loading_bytes", (double)lk_plan_loading_bytes(plan));
     cJSON_AddNumberToObject(root, "training_bytes", (double)lk_plan_training_bytes(plan));
+    cJSON_AddNumberToObject(root, "host_bytes", (double)lk_plan_host_bytes(plan));
     cJSON_AddNumberToObject(root, "peak_bytes", (double)lk_plan_peak_bytes(plan));
     cJSON_AddNumberToObject(root, "budget_bytes", (double)plan->budget);
     cJSON_AddStringToObject(root, "budget_source", plan->budget_source);

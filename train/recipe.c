@@ -316,10 +316,12 @@ static lk_status read_memory(lk_recipe *r, const char *where, lk_error *err)
 {
     const cJSON *checkpointing = member(r->resolved, "memory", "checkpointing"), *budget = member(r->resolved, "memory", "budget");
     if (cJSON_IsNumber(checkpointing))
-        r->checkpointing = (int)checkpointing->valuedouble;
+        r->checkpointing = (int64_t)checkpointing->valuedouble;
     else
-        r->checkpointing =
-            !strcmp(checkpointing->valuestring, "auto") ? LK_CHECKPOINTING_AUTO : !strcmp(checkpointing->valuestring, "full");
+        r->checkpointing = !strcmp(checkpointing->valuestring, "auto")   ? LK_CHECKPOINTING_AUTO
+                           : !strcmp(checkpointing->valuestring, "full") ? 1
+                                                                         : LK_CHECKPOINTING_NONE;
+    r->offload = cJSON_IsTrue(member(r->resolved, "memory", "offload"));
     r->budget = 0;
     if (cJSON_IsNumber(budget))
         r->budget = (size_t)budget->valuedouble;
@@ -343,6 +345,7 @@ static lk_status read_all(lk_recipe *r, const char *where, lk_error *err)
     r->loss_on = word(root, "data", "loss_on");
     const char *chat = word(root, "data", "chat_format");
     r->chat_format = strcmp(chat, "auto") ? chat : NULL;
+    (void)lk_adamw_kind_parse(word(root, "optim", "name"), &r->optim); /* the schema knows the same names */
     r->lr = number(root, "optim", "lr");
     r->beta1 = cJSON_GetArrayItem(betas, 0)->valuedouble;
     r->beta2 = cJSON_GetArrayItem(betas, 1)->valuedouble;

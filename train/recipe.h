@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "data/reader.h"
 #include "model/adapter.h"
+#include "optim/adamw.h"
 #include "optim/schedule.h"
 
 typedef struct lk_recipe {
@@ -31,13 +32,15 @@ typedef struct lk_recipe {
     int64_t max_length;
     const char *loss_on;
     const char *chat_format; /* NULL: the model's own */
+    lk_adamw_kind optim;
     double lr, beta1, beta2, eps, weight_decay, clip;
     lk_schedule_kind schedule;
     double warmup_ratio;
     int64_t warmup_steps;
     int64_t rows, accumulate, epochs, steps; /* one of epochs and steps is 0 */
-    int checkpointing;                       /* LK_CHECKPOINTING_AUTO or lk_pass_options.checkpoint_every */
-    size_t budget;                           /* 0: auto */
+    int64_t checkpointing;                   /* LK_CHECKPOINTING_AUTO or lk_pass_options.kept_layers */
+    bool offload;
+    size_t budget; /* 0: auto */
     int64_t eval_every, checkpoint_every, checkpoint_keep, log_every;
     uint64_t seed;
 } lk_recipe;

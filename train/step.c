@@ -12,7 +12,7 @@ static lk_status take_memory(lk_trainer *t, lk_error *err)
     lk_status status = lk_alloc(be, (size_t)t->adapter->n_params * sizeof(float), &grads);
     if (status) return lk_backend_fail(be, status, err);
     t->grads = grads;
-    LK_TRY(lk_adamw_state_init(&t->optim, be, t->adapter->n_params, err));
+    LK_TRY(lk_adamw_state_init(&t->optim, be, t->options.optim, t->adapter->n_params, err));
     t->table = calloc((size_t)t->adapter->n_sites, sizeof *t->table);
     t->nll = malloc((size_t)t->options.max_tokens * sizeof *t->nll);
     if (!t->table || !t->nll) return lk_fail(err, LK_ERR_MEMORY, "no memory for a trainer");
@@ -20,7 +20,8 @@ static lk_status take_memory(lk_trainer *t, lk_error *err)
     lk_adapter_table(t->table, adapters, 1, &t->grads);
     lk_pass_options pass = {.max_tokens = t->options.max_tokens,
                             .max_rank = t->adapter->max_rank,
-                            .checkpoint_every = t->options.checkpoint_every,
+                            .kept_layers = t->options.kept_layers,
+                            .offload = t->options.offload,
                             .training = true};
     return lk_pass_create(&t->pass, t->model, &pass, err);
 }

@@ -17,8 +17,10 @@
 #include "train/batch.h"
 
 typedef struct lk_trainer_options {
-    int64_t max_tokens; /* of a micro-batch */
-    int checkpoint_every;
+    int64_t max_tokens;  /* of a micro-batch */
+    int64_t kept_layers; /* as lk_pass_options */
+    bool offload;
+    lk_adamw_kind optim;
     double beta1, beta2, eps, weight_decay;
     double clip; /* 0: off */
     double dropout;

@@ -169,7 +169,9 @@ static lk_status make_plan(session *s, lk_plan *plan, int64_t train_documents, i
                                .train_documents = train_documents,
                                .eval_documents = eval_documents,
                                .model_file_bytes = model_file_bytes(r->base_path),
+                               .optim = r->optim,
                                .checkpointing = r->checkpointing,
+                               .offload = r->offload,
                                .budget = r->budget};
     return lk_plan_make(plan, &request, s->err);
 }
@@ -189,7 +191,9 @@ static lk_status open_trainer(session *s)
     LK_TRY(lk_model_open(&s->model, s->be, r->base_path, &(lk_model_options){.quant = r->quant}, s->err));
     LK_TRY(lk_adapter_create(&s->adapter, s->model, &r->adapter, r->seed, s->err));
     lk_trainer_options o = {.max_tokens = plan->micro_batch_tokens,
-                            .checkpoint_every = plan->checkpoint_every,
+                            .kept_layers = plan->kept_layers,
+                            .offload = r->offload,
+                            .optim = r->optim,
                             .beta1 = r->beta1,
                             .beta2 = r->beta2,
                             .eps = r->eps,
@@ -250,7 +254,7 @@ static lk_status write_record(const session *s, const char *state)
     cJSON_AddNumberToObject(root, "steps", (double)r->steps);
     cJSON_AddNumberToObject(root, "trainable_parameters", (double)r->plan.n_trainable);
     cJSON_AddNumberToObject(root, "planned_peak_bytes", (double)lk_plan_peak_bytes(&r->plan));
-    cJSON_AddNumberToObject(root, "checkpoint_every_layers", r->plan.checkpoint_every);
+    cJSON_AddNumberToObject(root, "kept_layers", (double)r->plan.kept_layers);
     add_eval(root, "eval_before", &r->before);
     add_eval(root, "eval_after", &r->after);
     if (r->adapter_digest[0]) cJSON_AddStringToObject(root, "adapter_digest", r->adapter_digest);

@@ -99,6 +99,7 @@ lk_status lk_cuda_download(lk_backend *be, void *host, const void *device, size_
 lk_status lk_cuda_zero(lk_backend *be, void *device, size_t bytes);
 lk_status lk_cuda_copy(lk_backend *be, void *device_to, const void *device_from, size_t bytes);
 lk_status lk_cuda_sync(lk_backend *be);
+size_t lk_cuda_device_memory(const lk_backend *be);
 lk_status lk_cuda_host_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cuda_host_free(lk_backend *be, void *p);
 lk_status lk_cuda_transfer_begin(lk_backend *be, int slot, void *to, const void *from, size_t bytes);

@@ -77,6 +77,13 @@ lk_status lk_cuda_copy(lk_backend *be, void *device_to, const void *device_from,
     return lk_rt_copy(device_to, device_from, bytes, lk_cuda_of(be)->stream, &be->error);
 }
 
+size_t lk_cuda_device_memory(const lk_backend *be)
+{
+    (void)be; /* its device is current for the thread that drives it */
+    size_t room = lk_rt_memory_free();
+    return room ? room : 1; /* 0 would say that it has no memory of its own */
+}
+
 lk_status lk_cuda_sync(lk_backend *be) { return lk_rt_stream_sync(lk_cuda_of(be)->stream, &be->error); }
 
 /* ---------------------------------------------------------------------------------------------- transfers */

@@ -31,6 +31,8 @@ static void test_usage(void **state)
     check_program_says(1, "is not a model folder", "generate /nonexistent --prompt-ids 1");
     setenv("LK_CUDA_MODULE", "", 1); /* none, whatever is built beside this program */
     check_program_says(1, "no CUDA", "generate " GOLDEN "/models/chat-tiny --prompt-ids 1 --device cuda");
+    check_program_says(1, "no CUDA", "plan " LK_SOURCE_DIR "/recipes/demo/harbor.json --for cuda");
+    check_program_says(2, "use cpu, cuda, cuda:N or auto", "plan " LK_SOURCE_DIR "/recipes/demo/harbor.json --for gpu");
     check_program_says(1, "outside the model's vocabulary", "logits " GOLDEN "/models/chat-tiny --ids 999999 -o /tmp/x.safetensors");
     check_program_says(0, "cpu", "doctor");
 }

@@ -390,6 +390,8 @@ static bool begin_shared(void)
         void *p = NULL;
         if (posix_memalign(&p, 1024, ARENA + LK_EMU_GUARD)) return false;
         emu.arena = (unsigned char *)p;
+    } else {
+        lk_guard_lift(emu.arena, emu.arena_used); /* of the block before */
     }
     emu.arrays.clear();
     emu.arena_used = LK_EMU_GUARD;

@@ -87,7 +87,7 @@ static void test_clip_and_adamw(void **state)
     assert_true(scale == 1.0f);
 
     lk_adamw_state s;
-    CHECK_OK(lk_adamw_state_init(&s, be, 3, &err), &err);
+    CHECK_OK(lk_adamw_state_init(&s, be, LK_ADAMW_F32, 3, &err), &err);
     double m[3] = {0}, v[3] = {0}, p[3] = {1.0, -2.0, 0.5};
     for (int step = 1; step <= 3; step++) {
         lk_adamw_step u = {

@@ -46,6 +46,8 @@ static void test_defaults(void **state)
     assert_int_equal(r->steps, 10);
     assert_int_equal(r->epochs, 0);
     assert_int_equal(r->checkpointing, LK_CHECKPOINTING_AUTO);
+    assert_false(r->offload);
+    assert_int_equal(r->optim, LK_ADAMW_F32);
     assert_int_equal(r->budget, 0);
     assert_int_equal(r->checkpoint_every, 100);
     assert_int_equal(r->checkpoint_keep, 2);
@@ -64,10 +66,11 @@ static void test_everything_is_read(void **state)
         "\"alpha_pattern\":{\"v_proj\":3}},"
         "\"data\":{\"train\":[{\"path\":\"a\",\"format\":{\"prompt\":\"q\",\"completion\":\"a\"}},{\"path\":\"b\",\"format\":\"text\"}],"
         "\"eval\":[{\"path\":\"c\",\"format\":\"sharegpt\"}],\"max_length\":64,\"loss_on\":\"all\",\"chat_format\":\"chatml\"},"
-        "\"objective\":\"sft\",\"optim\":{\"name\":\"adamw\",\"lr\":1e-3,\"betas\":[0.8,0.95],\"eps\":1e-6,\"weight_decay\":0.1,\"clip\":0."
+        "\"objective\":\"sft\",\"optim\":{\"name\":\"adamw8bit\",\"lr\":1e-3,\"betas\":[0.8,0.95],\"eps\":1e-6,\"weight_decay\":0.1,"
+        "\"clip\":0."
         "3},"
         "\"schedule\":{\"name\":\"linear\",\"warmup_steps\":7},\"batch\":{\"rows\":2,\"accumulate\":3,\"epochs\":4},"
-        "\"memory\":{\"checkpointing\":3,\"budget\":\"2 "
+        "\"memory\":{\"checkpointing\":3,\"offload\":true,\"budget\":\"2 "
         "GiB\"},\"eval\":{\"every\":5},\"checkpoint\":{\"every\":6,\"keep\":1},\"log\":{\"every\":2},\"seed\":9}";
     lk_error err = {0};
     lk_recipe *r;
@@ -91,6 +94,8 @@ static void test_everything_is_read(void **state)
     assert_int_equal(r->warmup_steps, 7);
     assert_int_equal(r->epochs, 4);
     assert_int_equal(r->checkpointing, 3);
+    assert_true(r->offload);
+    assert_int_equal(r->optim, LK_ADAMW_8BIT);
     assert_int_equal(r->budget, (size_t)2 << 30);
     assert_int_equal(r->eval_every, 5);
     assert_int_equal(r->checkpoint_every, 6);
@@ -149,7 +154,7 @@ static void test_refusals(void **state)
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":0}}", "optim.lr: must be above 0"},
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"betas\":[0.9]}}", "optim.betas: has 1 entries, at least 2"},
         {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"betas\":[0.9,1]}}", "optim.betas[1]: must be below 1"},
-        {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"name\":\"sgd\"}}", "optim.name: must be \"adamw\""},
+        {"{" BASE "," DATA "," BATCH ",\"optim\":{\"lr\":1,\"name\":\"sgd\"}}", "optim.name: must be one of \"adamw\", \"adamw8bit\""},
         {"{" DATA "," OPTIM "," BATCH ",\"base\":\"b\"}", "base: must be object, not a string"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

@@ -101,15 +101,17 @@ static void copy_store(const char *from, const char *to)
 }
 
 /* What a run leaves; then the same run stopped after every single step and resumed with changing thread counts. */
-static void test_resume_is_exact(void **state)
+static void resume_is_exact(const char *optimizer)
 {
-    (void)state;
     lk_error err = {0};
     char *folder = prepare("run"), whole[4200], parts[4200], want[65], got[65], path[4300];
     char *recipe = strdup(write_recipe(folder, "r.json", ""));
     snprintf(whole, sizeof whole, "%s/whole", folder);
     snprintf(parts, sizeof parts, "%s/parts", folder);
+    const char *sets[] = {optimizer, "data.eval=[]"};
     lk_train_options o = options_for(recipe, whole);
+    o.sets = sets;
+    o.n_sets = 1;
     lk_train_result r;
     CHECK_OK(lk_train_run(&r, &o, &err), &err);
     assert_true(r.steps >= 6 && r.first_step == 0 && r.evaluated && r.tokens > 0);
@@ -132,12 +134,10 @@ static void test_resume_is_exact(void **state)
      * along and the held-out set left away: neither has a say in the result.) */
     int64_t steps = r.steps;
     volatile sig_atomic_t stop = 1;
-    const char *no_eval[] = {"data.eval=[]"};
     copy_store(whole, parts);
     o.out = parts;
     o.stop = &stop;
-    o.sets = no_eval;
-    o.n_sets = 1;
+    o.n_sets = 2;
     for (int64_t i = 0; i < steps; i++) {
         o.threads = i % 2 ? 1 : 2;
         o.resume = i > 0;
@@ -162,17 +162,17 @@ static void test_resume_is_exact(void **state)
     /* The folder is taken; another recipe does not fit; afresh is the same again, checkpointing or not. */
     o.resume = false;
     CHECK_FAILS(lk_train_run(&r, &o, &err), LK_ERR_CONFLICT, "--resume", &err);
-    const char *sets[] = {"optim.lr=2e-2", "memory.checkpointing=full"};
+    const char *other[] = {optimizer, "optim.lr=2e-2"}, *leaner[] = {optimizer, "memory.checkpointing=full", "memory.offload=true"};
     o.stop = NULL;
     o.resume = true;
-    o.sets = sets;
-    o.n_sets = 1;
+    o.sets = other;
     CHECK_FAILS(lk_train_run(&r, &o, &err), LK_ERR_MISMATCH, "optim.lr is 0.02 here", &err);
     o.resume = false;
     o.fresh = true;
-    o.sets = sets + 1;
+    o.sets = leaner;
+    o.n_sets = 3;
     CHECK_OK(lk_train_run(&r, &o, &err), &err);
-    assert_int_equal(r.plan.checkpoint_every, 1);
+    assert_int_equal(r.plan.kept_layers, 1);
     digest_of(parts, "adapter/adapter_model.safetensors", got);
     assert_string_equal(got, want);
 
@@ -185,6 +185,9 @@ static void test_resume_is_exact(void **state)
     free(recipe);
     free(folder);
 }
+
+static void test_resume_is_exact(void **state) { (void)state, resume_is_exact("optim.name=adamw"); }
+static void test_resume_is_exact_8bit(void **state) { (void)state, resume_is_exact("optim.name=adamw8bit"); }
 
 /* The newest checkpoint is damaged: the one before it is taken, and the end is the same. */
 static void test_damaged_checkpoint(void **state)
@@ -398,8 +401,12 @@ static void test_processes(void **state)
 int main(void)
 {
     lk_log_set_level(LK_LOG_ERROR);
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_resume_is_exact),  cmocka_unit_test(test_damaged_checkpoint), cmocka_unit_test(test_refused_before_step_0),
-        cmocka_unit_test(test_dry_run_and_plan), cmocka_unit_test(test_processes),          cmocka_unit_test(test_eval_run)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_resume_is_exact),
+                                       cmocka_unit_test(test_resume_is_exact_8bit),
+                                       cmocka_unit_test(test_damaged_checkpoint),
+                                       cmocka_unit_test(test_refused_before_step_0),
+                                       cmocka_unit_test(test_dry_run_and_plan),
+                                       cmocka_unit_test(test_processes),
+                                       cmocka_unit_test(test_eval_run)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,7 +44,7 @@ static void own_add(own_batch *o, const int32_t *ids, const int32_t *token_label
 static lk_trainer_options golden_options(void)
 {
     return (lk_trainer_options){
-        .max_tokens = T, .checkpoint_every = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
+        .max_tokens = T, .kept_layers = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
 }
 
 static void fifty_steps(lk_dtype compute, const char *tier, double loss_limit, double norm_limit)
@@ -202,7 +202,7 @@ static void test_divergence(void **state)
     const lk_micro_batch *micro[1] = {&own->m};
     lk_step_result r;
     CHECK_FAILS(lk_trainer_step(&t, micro, 1, 0, 1e-3, &r, &err), LK_ERR_FORMAT, "diverged", &err);
-    for (int64_t i = 0; i < a->n_params; i++) assert_true(t.optim.m[i] == 0.0f);
+    for (int64_t i = 0; i < a->n_params; i++) assert_true(((const float *)t.optim.parts[0].data)[i] == 0.0f);
     memset(own->labels, 0xff, sizeof own->labels);
     own->m.supervised = 0;
     CHECK_FAILS(lk_trainer_step(&t, micro, 1, 0, 1e-3, &r, &err), LK_ERR_FORMAT, "no supervised token", &err);
@@ -219,7 +219,7 @@ static void test_plan(void **state)
 {
     (void)state;
     static const char *const models[] = {"models/llama-tiny", "models/qwen3-tiny", "models/llama-tiny-bnb4"};
-    static const int checkpointing[] = {0, 1, 2, LK_CHECKPOINTING_AUTO};
+    static const int64_t checkpointing[] = {LK_CHECKPOINTING_NONE, 1, 2, LK_CHECKPOINTING_AUTO};
     for (int i = 0; i < 3; i++)
         for (int c = 0; c < 4; c++) {
             lk_error err = {0};
@@ -243,18 +243,22 @@ static void test_plan(void **state)
                                        .train_documents = 10,
                                        .eval_documents = 3,
                                        .model_file_bytes = 1000,
-                                       .checkpointing = checkpointing[c]};
+                                       .optim = c % 2 ? LK_ADAMW_8BIT : LK_ADAMW_F32,
+                                       .checkpointing = checkpointing[c],
+                                       .offload = c % 2};
             CHECK_OK(lk_plan_make(&plan, &request, &err), &err);
-            if (checkpointing[c] == LK_CHECKPOINTING_AUTO) assert_int_equal(plan.checkpoint_every, 0);
+            if (checkpointing[c] == LK_CHECKPOINTING_AUTO) assert_int_equal(plan.kept_layers, plan.layers);
             CHECK_OK(lk_model_open(&model, be, folder, &(lk_model_options){.quant = LK_QUANT_NF4}, &err), &err);
             CHECK_OK(lk_adapter_create(&a, model, &spec, 1, &err), &err);
             lk_trainer_options options = golden_options();
             options.max_tokens = plan.micro_batch_tokens;
-            options.checkpoint_every = plan.checkpoint_every;
+            options.kept_layers = plan.kept_layers;
+            options.optim = request.optim;
+            options.offload = request.offload;
             CHECK_OK(lk_trainer_init(&t, model, a, &options, &err), &err);
             if (lk_allocated_peak(be) != lk_plan_backend_bytes(&plan))
-                fail_msg("%s, checkpointing %d: planned %zu, taken %zu", models[i], checkpointing[c], lk_plan_backend_bytes(&plan),
-                         lk_allocated_peak(be));
+                fail_msg("%s, checkpointing %lld: planned %zu, taken %zu", models[i], (long long)checkpointing[c],
+                         lk_plan_backend_bytes(&plan), lk_allocated_peak(be));
             char *text = lk_plan_text(&plan), *json = lk_plan_json(&plan);
             assert_non_null(strstr(text, "base weights"));
             assert_non_null(strstr(json, "\"peak_bytes\""));
@@ -264,7 +268,7 @@ static void test_plan(void **state)
             if (checkpointing[c] == LK_CHECKPOINTING_AUTO) {
                 request.budget = most - 1;
                 lk_plan lean;
-                if (!lk_plan_make(&lean, &request, &err)) assert_true(lean.checkpoint_every > 0 && lk_plan_peak_bytes(&lean) < most);
+                if (!lk_plan_make(&lean, &request, &err)) assert_true(lean.kept_layers < plan.layers && lk_plan_peak_bytes(&lean) < most);
                 request.budget = 1000;
                 CHECK_FAILS(lk_plan_make(&lean, &request, &err), LK_ERR_MEMORY, "memory.budget", &err);
             }
