@@ -70,9 +70,10 @@ static inline void *on_backend(lk_backend *be, const void *host, int64_t bytes)
 
 static inline void *on_host(lk_backend *be, const void *device, int64_t bytes)
 {
-    void *out = malloc((size_t)bytes + 1);
+    size_t size = bytes > 0 ? (size_t)bytes : 0;
+    void *out = malloc(size + 1);
     assert_non_null(out);
-    if (bytes) OP(be, lk_download(be, out, device, (size_t)bytes));
+    if (size) OP(be, lk_download(be, out, device, size));
     return out;
 }
 
