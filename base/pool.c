@@ -90,7 +90,7 @@ int lk_pool_default_threads(void)
     int n = sched_getaffinity(0, sizeof set, &set) ? (int)sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set);
     int quota = quota_threads();
     if (quota > 0 && quota < n) n = quota;
-    return n < 1 ? 1 : n;
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
 }
 
 lk_status lk_pool_create(lk_pool **out, int n_threads, lk_error *err)
@@ -99,7 +99,6 @@ lk_status lk_pool_create(lk_pool **out, int n_threads, lk_error *err)
     if (n_threads < 0 || n_threads > MAX_THREADS)
         return lk_fail(err, LK_ERR_ARGUMENT, "threads must be 0 (all) to %d, not %d", MAX_THREADS, n_threads);
     if (n_threads == 0) n_threads = lk_pool_default_threads();
-    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
     lk_pool *pool = calloc(1, sizeof *pool);
     worker *workers = calloc((size_t)n_threads, sizeof *workers);
     if (!pool || !workers) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/pool.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/dynamic_map.h"
 #include "kernels/nf4.h"
@@ -69,7 +70,7 @@ lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_er
     cu->base.ops = &lk_cuda_ops;
     cu->base.compute = LK_BF16;
     cu->base.act = LK_BF16;
-    cu->base.threads = options->threads > 0 ? options->threads : 1;
+    cu->base.threads = options->threads > 0 ? options->threads : lk_pool_default_threads(); /* of the host: loading quantises there */
     lk_status status = start(cu, ordinal);
     if (status) {
         if (err) *err = cu->base.error;

@@ -5,10 +5,10 @@
  * lk_nf4_unnest, lk_nf4_dequantize and rounding on the host. The test asks for equality.
  *
  * Bytes a weight of dequantising: 0.5 read, 2 written, scales 1/64 (nested) or 4/64. 2.52 GB for a billion weights, 0.58 ms at 4.3 TB/s.
- * A warp has 2 KB of codes on their way before it computes the first weight, a multiprocessor with 6 blocks of 8 warps 96 KB: several
- * times what latency times bandwidth of an H200 asks (about 30 KB). Stores are 128 consecutive bytes of a row for eight lanes. Arithmetic:
- * about five instructions a weight, a quarter of what the time of the bytes allows; the 16 words of the codebook lie in 16 banks, so the
- * lookup of a lane never waits for another's.
+ * A warp has 2 KB of codes on their way before it computes the first weight, a multiprocessor with 5 blocks of 8 warps (44 registers) 80
+ * KB; latency times bandwidth of an H200 asks for about 30 KB, reads and writes together. Stores are 128 consecutive bytes of a row for
+ * eight lanes. Arithmetic: about five instructions a weight, a quarter of what the time of the bytes allows; the 16 words of the codebook
+ * lie in 16 banks, so the lookup of a lane never waits for another's.
  *
  * Rejected: a table of pairs (256 entries meet in banks, or cost 32 KB a block replicated); storing from the fragments without staging
  * (4-byte stores, a quarter of a sector each). */

@@ -84,7 +84,12 @@ size_t lk_cuda_device_memory(const lk_backend *be)
     return room ? room : 1; /* 0 would say that it has no memory of its own */
 }
 
-lk_status lk_cuda_sync(lk_backend *be) { return lk_rt_stream_sync(lk_cuda_of(be)->stream, &be->error); }
+lk_status lk_cuda_sync(lk_backend *be)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    LK_TRY(lk_rt_stream_sync(cu->beside, &be->error));
+    return lk_rt_stream_sync(cu->stream, &be->error);
+}
 
 /* ---------------------------------------------------------------------------------------------- transfers */
 
