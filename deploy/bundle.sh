@@ -20,7 +20,7 @@ theirs='/(ld-linux[^/]*|libc|libm|libdl|librt|libpthread|libresolv|libnsl|libuti
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/tests" "$out/recipes" "$out/bench"
 install -s build/release/lorikeet "$out/bin/"
-for program in build/release/bench/bench_* build/release/tests/test_cuda_* build/release/tests/test_kernels_*; do
+for program in build/release/bench/bench_* build/release/tests/test_cuda_*; do
   [ -x "$program" ] && [ -f "$program" ] || continue
   readelf -d "$program" | grep -qE 'NEEDED.*(dnnl|openblas)' && continue # compares with libraries that only this machine has
   install -s "$program" "$out/bin/"

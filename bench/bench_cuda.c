@@ -1,0 +1,496 @@
+/* The training operations and the training step on a GPU, each against ceilings measured in the same run: the bandwidth of a copy within
+ * the device's memory (bytes read and written) and the rate of one large bf16 product.
+ *
+ *     bench_cuda [--device D] [--shape S] ops                    every operation at the shape's widths
+ *     bench_cuda [--device D] train SHAPE ROWSxLENGTH ACCUMULATE  tokens/s of QLoRA, r 16 on all linear layers, AdamW
+ *     bench_cuda [--device D] memory SHAPE ROWSxLENGTH            peak memory with the least activations kept, against the plan
+ *
+ * Shapes: tiny, 1b, 8b, 70b (bench/random_model.h); weights are random. A result is a line "row<TAB>name<TAB>value<TAB>of<TAB>goal<TAB>
+ * verdict", which deploy/gpu.sh gathers. Times are of the host's clock round many queued calls and one wait; bytes are those that must move
+ * once, operations those of the products as defined. On the CPU (`--device cpu --shape tiny`) the same program shows that it works. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "bench/random_model.h"
+#include "bench/step.h"
+
+typedef struct bench {
+    lk_backend *be;
+    lk_error err;
+    lk_config c;
+    int64_t tokens;       /* rows of every activation */
+    double copy, product; /* ceilings: bytes/s, operations/s */
+    double last;          /* seconds of the last operation timed */
+} bench;
+
+static void row(const char *name, const char *value, const char *of, const char *goal, const char *verdict)
+{
+    printf("row\t%s\t%s\t%s\t%s\t%s\n", name, value, of, goal, verdict);
+    fflush(stdout);
+}
+
+static _Noreturn void stop(const char *what, const lk_error *err)
+{
+    fprintf(stderr, "bench_cuda: %s: %s\n", what, err->message);
+    exit(1);
+}
+
+static void check(bench *b, const char *what, lk_status status)
+{
+    if (status) stop(what, lk_backend_error(b->be));
+}
+
+/* ---------------------------------------------------------------------------------------------- memory and timing */
+
+/* rows x cols of small random numbers, `gap` elements between rows. */
+static lk_tensor tensor(bench *b, lk_dtype type, int64_t rows, int64_t cols, int64_t gap)
+{
+    int64_t stride = cols + gap, n = rows * stride, size = lk_dtype_size(type);
+    char *host = malloc((size_t)(n * size));
+    void *p;
+    if (!host) stop("tensor", &(lk_error){.message = "no memory"});
+    uint64_t x = (uint64_t)(rows * 31 + cols) | 1;
+    for (int64_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        float v = ((float)(x >> 40) * 0x1p-24f - 0.5f) * 0.5f;
+        uint16_t h = lk_f32_to_bf16(v);
+        if (type == LK_BF16)
+            memcpy(host + i * 2, &h, 2);
+        else
+            memcpy(host + i * 4, &v, 4);
+    }
+    check(b, "alloc", lk_alloc(b->be, (size_t)(n * size), &p));
+    check(b, "upload", lk_upload(b->be, p, host, (size_t)(n * size)));
+    free(host);
+    lk_tensor t = lk_tensor_make(p, type, rows, cols);
+    t.stride = stride;
+    return t;
+}
+
+static lk_tensor act(bench *b, int64_t cols) { return tensor(b, lk_backend_act(b->be), b->tokens, cols, lk_row_gap(b->be, 16)); }
+
+typedef lk_status operation(bench *b, void *context);
+
+/* Seconds of one call: the median of five rounds of about 30 ms each. */
+static double seconds_of(bench *b, const char *what, operation *run, void *context)
+{
+    double rounds[5], once;
+    int64_t calls = 1;
+    for (int i = 0; i < 2; i++) check(b, what, run(b, context)); /* algorithms are chosen, plans built */
+    check(b, what, lk_sync(b->be));
+    double begin = lk_clock_seconds();
+    check(b, what, run(b, context));
+    check(b, what, lk_sync(b->be));
+    once = lk_clock_seconds() - begin;
+    if (once < 0.03) calls = (int64_t)(0.03 / (once > 1e-6 ? once : 1e-6));
+    for (int r = 0; r < 5; r++) {
+        begin = lk_clock_seconds();
+        for (int64_t i = 0; i < calls; i++) check(b, what, run(b, context));
+        check(b, what, lk_sync(b->be));
+        rounds[r] = (lk_clock_seconds() - begin) / (double)calls;
+        for (int i = r; i > 0 && rounds[i] < rounds[i - 1]; i--) {
+            double swap = rounds[i];
+            rounds[i] = rounds[i - 1];
+            rounds[i - 1] = swap;
+        }
+    }
+    return b->last = rounds[2];
+}
+
+/* The nearer ceiling is the one that this work would take longer under. */
+static void report(bench *b, const char *name, double seconds, double bytes, double operations, double goal_percent)
+{
+    char value[64], of[96], goal[32] = "-";
+    bool arithmetic = b->product > 0 && (b->copy <= 0 || operations / b->product > bytes / b->copy);
+    double rate = arithmetic ? operations / seconds : bytes / seconds, ceiling = arithmetic ? b->product : b->copy;
+    double percent = ceiling > 0 ? 100 * rate / ceiling : 0;
+    snprintf(value, sizeof value, "%.4g us", seconds * 1e6);
+    snprintf(of, sizeof of, "%.4g %s, %.0f%% of %s", rate * (arithmetic ? 1e-12 : 1e-9), arithmetic ? "TFLOP/s" : "GB/s", percent,
+             arithmetic ? "the product" : "the copy");
+    if (goal_percent > 0) snprintf(goal, sizeof goal, ">= %.0f%%", goal_percent);
+    row(name, value, of, goal, goal_percent <= 0 ? "-" : percent >= goal_percent ? "pass" : "MISSED");
+}
+
+/* ---------------------------------------------------------------------------------------------- ceilings */
+
+typedef struct copy_context {
+    void *to, *from;
+    size_t bytes;
+} copy_context;
+
+static lk_status run_copy(bench *b, void *context)
+{
+    const copy_context *c = context;
+    return lk_copy(b->be, c->to, c->from, c->bytes);
+}
+
+typedef struct linear_context {
+    lk_tensor y, x;
+    lk_matrix **w;
+    int64_t matrices, next; /* in turn, so that weights come from memory as the layers of a model do */
+    lk_batch *batch;        /* with adapters, which want h and dx */
+    lk_tensor h, dx;
+} linear_context;
+
+static const lk_matrix *next_matrix(linear_context *c) { return c->w[c->next++ % c->matrices]; }
+
+static lk_status run_linear(bench *b, void *context)
+{
+    linear_context *c = context;
+    return lk_linear(b->be, &c->y, &c->x, next_matrix(c), NULL, NULL);
+}
+static lk_status run_linear_backward(bench *b, void *context)
+{
+    linear_context *c = context;
+    return lk_linear_backward(b->be, &c->x, &c->y, next_matrix(c), false);
+}
+static lk_status run_linear_lora(bench *b, void *context)
+{
+    linear_context *c = context;
+    return lk_linear_lora(b->be, c->batch, 0, &c->y, &c->x, next_matrix(c), NULL, NULL, &c->h, NULL);
+}
+static lk_status run_linear_lora_backward(bench *b, void *context)
+{
+    linear_context *c = context;
+    return lk_linear_lora_backward(b->be, c->batch, 0, &c->dx, &c->y, next_matrix(c), &c->x, &c->h, false, NULL);
+}
+
+static void measure_ceilings(bench *b, bool small)
+{
+    copy_context copy = {.bytes = small ? (size_t)64 << 20 : (size_t)2 << 30};
+    check(b, "copy", lk_alloc(b->be, copy.bytes, &copy.to));
+    check(b, "copy", lk_alloc(b->be, copy.bytes, &copy.from));
+    b->copy = 2 * (double)copy.bytes / seconds_of(b, "copy", run_copy, &copy);
+    lk_free(b->be, copy.to);
+    lk_free(b->be, copy.from);
+    int64_t n = small ? 512 : 8192;
+    lk_matrix *w;
+    linear_context product = {
+        .y = tensor(b, lk_backend_act(b->be), n, n, 0), .x = tensor(b, lk_backend_act(b->be), n, n, 0), .w = &w, .matrices = 1};
+    if (bench_random_matrices(&w, 1, b->be, LK_BF16, n, n, &b->err)) stop("product", &b->err);
+    b->product = 2 * (double)n * (double)n * (double)n / seconds_of(b, "product", run_linear, &product);
+    lk_matrix_destroy(b->be, w);
+    lk_free(b->be, product.y.data);
+    lk_free(b->be, product.x.data);
+    char value[64];
+    snprintf(value, sizeof value, "%.0f GB/s", b->copy * 1e-9);
+    row("ceiling: copy within the device", value, lk_backend_name(b->be), "-", "-");
+    snprintf(value, sizeof value, "%.4g TFLOP/s", b->product * 1e-12);
+    row("ceiling: bf16 product", value, small ? "512^3" : "8192^3", "-", "-");
+}
+
+/* ---------------------------------------------------------------------------------------------- products */
+
+enum { TURNS = 4, RANK = 16 };
+
+static double nf4_bytes(double weights) { return weights * (0.5 + (1.0 + 4.0 / 256) / 64); }
+
+/* The time of NF4 over that of the same product with dense weights is the dequantisation's: read codes and scales, write bf16. */
+static void bench_dequantise(bench *b)
+{
+    int64_t n = b->c.intermediate, k = b->c.hidden, rows = 128;
+    double weights = (double)n * (double)k, seconds[2];
+    linear_context c = {
+        .y = tensor(b, lk_backend_act(b->be), rows, n, 0), .x = tensor(b, lk_backend_act(b->be), rows, k, 0), .matrices = TURNS};
+    for (int dense = 0; dense < 2; dense++) {
+        lk_matrix *w[TURNS];
+        if (bench_random_matrices(w, TURNS, b->be, dense ? LK_BF16 : LK_NF4, n, k, &b->err)) stop("dequantise", &b->err);
+        c.w = w;
+        seconds[dense] = seconds_of(b, "dequantise", run_linear, &c);
+        for (int i = 0; i < TURNS; i++) lk_matrix_destroy(b->be, w[i]);
+    }
+    lk_free(b->be, c.y.data);
+    lk_free(b->be, c.x.data);
+    if (lk_backend_act(b->be) != LK_BF16 || seconds[0] <= seconds[1]) return; /* this backend multiplies codes as they are */
+    report(b, "dequantise NF4 (its product less a dense one)", seconds[0] - seconds[1], nf4_bytes(weights) + 2 * weights, 0, 85);
+}
+
+static void bench_linear(bench *b)
+{
+    int64_t n = b->c.intermediate, k = b->c.hidden;
+    double weights = (double)n * (double)k, t = (double)b->tokens, operations = 2 * t * weights;
+    double bytes = nf4_bytes(weights) + 2 * t * (double)(n + k);
+    lk_matrix *w[TURNS];
+    if (bench_random_matrices(w, TURNS, b->be, LK_NF4, n, k, &b->err)) stop("linear", &b->err);
+    linear_context c = {
+        .y = act(b, n), .x = act(b, k), .w = w, .matrices = TURNS, .h = tensor(b, LK_F32, b->tokens, RANK, 0), .dx = act(b, k)};
+    report(b, "linear NF4, forward", seconds_of(b, "linear", run_linear, &c), bytes, operations, 0);
+    report(b, "linear NF4, input gradient", seconds_of(b, "linear_backward", run_linear_backward, &c), bytes, operations, 0);
+    lk_tensor lora_a = tensor(b, LK_F32, RANK, k, 0), lora_b = tensor(b, LK_F32, n, RANK, 0), da = tensor(b, LK_F32, RANK, k, 0),
+              db = tensor(b, LK_F32, n, RANK, 0);
+    lk_lora adapter = {.a = lora_a.data, .b = lora_b.data, .da = da.data, .db = db.data, .type = LK_F32, .rank = RANK, .scale = 1e-3f};
+    lk_segment segment = {0, b->tokens, 0};
+    int32_t starts[2] = {0, (int32_t)b->tokens};
+    lk_batch batch = {.n_tokens = b->tokens,
+                      .n_docs = 1,
+                      .doc_starts = starts,
+                      .n_segments = 1,
+                      .segments = &segment,
+                      .n_sites = 1,
+                      .n_adapters = 1,
+                      .lora = &adapter};
+    c.batch = &batch;
+    check(b, "batch_begin", lk_batch_begin(b->be, &batch));
+    double extra = 2 * t * RANK * (double)(n + k);
+    report(b, "linear NF4 with LoRA r 16, forward", seconds_of(b, "linear_lora", run_linear_lora, &c), bytes, operations + extra, 0);
+    report(b, "linear NF4 with LoRA r 16, backward", seconds_of(b, "linear_lora_backward", run_linear_lora_backward, &c), bytes,
+           operations + 3 * extra, 0);
+    for (int i = 0; i < TURNS; i++) lk_matrix_destroy(b->be, w[i]);
+    lk_tensor *all[] = {&c.y, &c.x, &c.h, &c.dx, &lora_a, &lora_b, &da, &db};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) lk_free(b->be, all[i]->data);
+}
+
+/* ---------------------------------------------------------------------------------------------- the other operations */
+
+typedef struct others {
+    lk_tensor x, y, dy, gate, up, dglu, q, k, v, o, dq, dk, dv, lse, rstd, weight, cos_sin, nll;
+    lk_matrix *head;
+    int32_t *labels;
+    lk_batch batch;
+    lk_attention_shape shape;
+    float *p, *g, *m, *v2, *m_scale, *v_scale;
+    uint8_t *m8, *v8;
+    int64_t params;
+} others;
+
+#define RUN(name, expression)                      \
+    static lk_status name(bench *b, void *context) \
+    {                                              \
+        others *x = context;                       \
+        return expression;                         \
+    }
+RUN(run_rmsnorm, lk_rmsnorm(b->be, &x->y, x->rstd.data, &x->x, x->weight.data, 1e-5f))
+RUN(run_rmsnorm_backward, lk_rmsnorm_backward(b->be, &x->y, &x->dy, &x->x, x->weight.data, x->rstd.data, true))
+RUN(run_rope, lk_rope(b->be, &x->q, x->shape.heads, &x->cos_sin, false))
+RUN(run_glu, lk_glu(b->be, &x->dglu, &x->gate, &x->up, LK_SILU))
+RUN(run_glu_backward, lk_glu_backward(b->be, &x->gate, &x->up, &x->dglu, &x->gate, &x->up, LK_SILU))
+RUN(run_add, lk_add(b->be, &x->y, &x->x))
+RUN(run_attention, lk_attention(b->be, &x->batch, &x->shape, &x->o, x->lse.data, &x->q, &x->k, &x->v))
+RUN(run_attention_backward,
+    lk_attention_backward(b->be, &x->batch, &x->shape, &x->dq, &x->dk, &x->dv, &x->dy, &x->o, x->lse.data, &x->q, &x->k, &x->v))
+RUN(run_loss, lk_linear_loss(b->be, x->nll.data, NULL, &x->dy, &x->x, x->head, x->labels, 1e-3f))
+static const lk_adamw_step adamw_step = {.lr = 1e-9f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = 10, .grad_scale = 1};
+RUN(run_adamw, lk_adamw(b->be, x->p, x->g, x->m, x->v2, x->params, &adamw_step))
+RUN(run_adamw8, lk_adamw8(b->be, x->p, x->g, x->m8, x->v8, x->m_scale, x->v_scale, x->params, &adamw_step))
+
+static void *zeroed(bench *b, size_t bytes)
+{
+    void *p;
+    check(b, "alloc", lk_alloc(b->be, bytes, &p));
+    return p;
+}
+
+static void bench_small(bench *b, others *x)
+{
+    double hidden = (double)b->tokens * (double)b->c.hidden, wide = (double)b->tokens * (double)b->c.intermediate;
+    double size = (double)lk_dtype_size(lk_backend_act(b->be));
+    report(b, "rmsnorm", seconds_of(b, "rmsnorm", run_rmsnorm, x), 2 * size * hidden, 0, 0);
+    report(b, "rmsnorm, gradient added", seconds_of(b, "rmsnorm_backward", run_rmsnorm_backward, x), 4 * size * hidden, 0, 0);
+    report(b, "rope", seconds_of(b, "rope", run_rope, x), 2 * size * hidden, 0, 0);
+    report(b, "glu", seconds_of(b, "glu", run_glu, x), 3 * size * wide, 0, 85);
+    report(b, "glu, gradient", seconds_of(b, "glu_backward", run_glu_backward, x), 5 * size * wide, 0, 85);
+    report(b, "add", seconds_of(b, "add", run_add, x), 3 * size * hidden, 0, 0);
+    report(b, "adamw", seconds_of(b, "adamw", run_adamw, x), 28.0 * (double)x->params, 0, 0);
+    report(b, "adamw, 8 bits", seconds_of(b, "adamw8", run_adamw8, x), 16.0 * (double)x->params, 0, 0);
+}
+
+static void bench_attention_and_loss(bench *b, others *x)
+{
+    const lk_config *c = &b->c;
+    double pairs = 0, tokens = (double)b->tokens, width = (double)(c->heads * c->head_dim), narrow = (double)(c->kv_heads * c->head_dim);
+    for (int64_t d = 0; d < x->batch.n_docs; d++) {
+        double n = (double)(x->batch.doc_starts[d + 1] - x->batch.doc_starts[d]);
+        pairs += n * (n + 1) / 2;
+    }
+    double size = (double)lk_dtype_size(lk_backend_act(b->be)), bytes = size * tokens * (2 * width + 2 * narrow);
+    report(b, "attention", seconds_of(b, "attention", run_attention, x), bytes, 4 * pairs * width, 0);
+    report(b, "attention, gradients", seconds_of(b, "attention_backward", run_attention_backward, x), 2 * bytes, 10 * pairs * width, 0);
+    report(b, "head and loss with gradient", seconds_of(b, "linear_loss", run_loss, x), 2 * size * tokens * (double)c->hidden,
+           4 * tokens * (double)c->vocab * (double)c->hidden, 0);
+}
+
+static void bench_others(bench *b)
+{
+    const lk_config *c = &b->c;
+    int64_t wide = c->intermediate, kv = c->kv_heads * c->head_dim, query = c->heads * c->head_dim;
+    int32_t starts[3] = {0, (int32_t)(b->tokens / 2), (int32_t)b->tokens};
+    others x = {.x = act(b, c->hidden),
+                .y = act(b, c->hidden),
+                .dy = act(b, c->hidden),
+                .gate = act(b, wide),
+                .up = act(b, wide),
+                .dglu = act(b, wide),
+                .q = act(b, query),
+                .k = act(b, kv),
+                .v = act(b, kv),
+                .o = act(b, query),
+                .dq = act(b, query),
+                .dk = act(b, kv),
+                .dv = act(b, kv),
+                .lse = tensor(b, LK_F32, b->tokens, c->heads, 0),
+                .rstd = tensor(b, LK_F32, b->tokens, 1, 0),
+                .weight = tensor(b, LK_F32, 1, c->hidden, 0),
+                .cos_sin = tensor(b, LK_F32, b->tokens, c->head_dim, 0),
+                .nll = tensor(b, LK_F32, b->tokens, 1, 0),
+                .batch = {.n_tokens = b->tokens, .n_docs = 2, .doc_starts = starts},
+                .shape = {c->heads, c->kv_heads, c->head_dim, 1 / sqrtf((float)c->head_dim), 0},
+                .params = c->hidden * wide / 2};
+    x.labels = malloc((size_t)b->tokens * 4);
+    if (!x.labels) stop("labels", &(lk_error){.message = "no memory"});
+    for (int64_t i = 0; i < b->tokens; i++) x.labels[i] = (int32_t)(i * 7919 % c->vocab);
+    size_t params = (size_t)x.params, blocks = (params + LK_ADAMW8_BLOCK - 1) / LK_ADAMW8_BLOCK;
+    float **vectors[] = {&x.p, &x.g, &x.m, &x.v2};
+    for (size_t i = 0; i < 4; i++) *vectors[i] = zeroed(b, params * 4);
+    x.m8 = zeroed(b, params);
+    x.v8 = zeroed(b, params);
+    x.m_scale = zeroed(b, blocks * 4);
+    x.v_scale = zeroed(b, blocks * 4);
+    if (bench_random_matrices(&x.head, 1, b->be, LK_BF16, c->vocab, c->hidden, &b->err)) stop("head", &b->err);
+    check(b, "batch_begin", lk_batch_begin(b->be, &x.batch));
+    bench_small(b, &x);
+    bench_attention_and_loss(b, &x);
+    lk_tensor *tensors[] = {&x.x, &x.y,  &x.dy, &x.gate, &x.up,  &x.dglu, &x.q,      &x.k,       &x.v,
+                            &x.o, &x.dq, &x.dk, &x.dv,   &x.lse, &x.rstd, &x.weight, &x.cos_sin, &x.nll};
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) lk_free(b->be, tensors[i]->data);
+    void *rest[] = {x.p, x.g, x.m, x.v2, x.m8, x.v8, x.m_scale, x.v_scale};
+    for (size_t i = 0; i < sizeof rest / sizeof *rest; i++) lk_free(b->be, rest[i]);
+    lk_matrix_destroy(b->be, x.head);
+    free(x.labels);
+}
+
+static void bench_ops(bench *b, const char *shape)
+{
+    if (bench_config(&b->c, shape, &b->err)) stop("ops", &b->err);
+    bool small = strcmp(shape, "tiny") == 0;
+    b->tokens = small ? 64 : 4096;
+    int64_t large = small ? 512 : 8192, widest = b->c.intermediate > large ? b->c.intermediate : large;
+    lk_limits limits = {.tokens = b->tokens > large ? b->tokens : large,
+                        .width = widest,
+                        .vocab = b->c.vocab,
+                        .rank = RANK,
+                        .heads = b->c.heads,
+                        .kv_heads = b->c.kv_heads,
+                        .head_dim = b->c.head_dim,
+                        .context = b->tokens,
+                        .matrix = widest * large,
+                        .training = true};
+    check(b, "reserve", lk_reserve(b->be, &limits));
+    measure_ceilings(b, small);
+    bench_dequantise(b);
+    bench_linear(b);
+    bench_others(b);
+}
+
+/* ---------------------------------------------------------------------------------------------- whole steps */
+
+enum { ALL_LAYERS = 1000 };
+
+static bench_step_options parse(int argc, char **argv)
+{
+    long long rows = 0, length = 0;
+    if (argc < 2 || sscanf(argv[1], "%lldx%lld", &rows, &length) != 2 || rows < 1 || length < 2) {
+        fprintf(stderr, "bench_cuda: wanted SHAPE ROWSxLENGTH, e.g. 8b 2x2048\n");
+        exit(2);
+    }
+    return (bench_step_options){.shape = argv[0], .rows = rows, .length = length, .accumulate = argc > 2 ? atoll(argv[2]) : 1};
+}
+
+static void bench_train(bench *b, int argc, char **argv)
+{
+    bench_step_options options = parse(argc, argv);
+    options.kept_layers = ALL_LAYERS;
+    bench_step *s;
+    char name[96], value[64], of[96];
+    double seconds[5], loss = 0, flops = 0;
+    if (bench_step_create(&s, b->be, &options, &b->err)) stop("train", &b->err);
+    if (bench_step_run(s, &loss, &b->err)) stop("train", &b->err);
+    int n = 0;
+    for (double begin = lk_clock_seconds(); n < 5 && (n < 2 || lk_clock_seconds() - begin < 30); n++) {
+        double start = lk_clock_seconds();
+        if (bench_step_run(s, &loss, &b->err)) stop("train", &b->err);
+        seconds[n] = lk_clock_seconds() - start;
+        for (int i = n; i > 0 && seconds[i] < seconds[i - 1]; i--) {
+            double swap = seconds[i];
+            seconds[i] = seconds[i - 1];
+            seconds[i - 1] = swap;
+        }
+    }
+    size_t peak = lk_allocated_peak(b->be);
+    bench_step_destroy(s);
+    measure_ceilings(b, strcmp(options.shape, "tiny") == 0);
+    if (bench_step_flops(&flops, &options, &b->err)) stop("train", &b->err);
+    double median = seconds[n / 2], rate = (double)(options.rows * options.length * options.accumulate) / median;
+    snprintf(name, sizeof name, "%s train step, tokens/s", options.shape);
+    snprintf(value, sizeof value, "%.0f", rate);
+    snprintf(of, sizeof of, "%lldx%lld x%lld, %.3f s, loss %.3f", (long long)options.rows, (long long)options.length,
+             (long long)options.accumulate, median, loss);
+    bool goal = strcmp(options.shape, "8b") == 0;
+    row(name, value, of, goal ? ">= 14000" : "-", !goal ? "-" : rate >= 14000 ? "pass" : "MISSED");
+    snprintf(name, sizeof name, "%s train step, products", options.shape);
+    snprintf(value, sizeof value, "%.4g TFLOP/s", flops / median * 1e-12);
+    snprintf(of, sizeof of, "%.0f%% of the product", 100 * flops / median / b->product);
+    row(name, value, of, "-", "-");
+    snprintf(name, sizeof name, "%s train step, backend memory", options.shape);
+    snprintf(value, sizeof value, "%.2f GB", (double)peak * 1e-9);
+    row(name, value, "all activations kept", "-", "-");
+}
+
+static void bench_memory(bench *b, int argc, char **argv)
+{
+    bench_step_options options = parse(argc, argv);
+    options.kept_layers = 1;
+    options.offload = strcmp(options.shape, "70b") == 0;
+    bench_step *s;
+    char name[96], value[64], of[96], goal[32] = "-";
+    double loss, start = lk_clock_seconds();
+    size_t plan;
+    if (bench_step_bytes(&plan, b->be, &options, &b->err)) stop("memory", &b->err);
+    if (bench_step_create(&s, b->be, &options, &b->err)) stop("memory", &b->err);
+    double opened = lk_clock_seconds() - start;
+    if (bench_step_run(s, &loss, &b->err)) stop("memory", &b->err);
+    start = lk_clock_seconds();
+    if (bench_step_run(s, &loss, &b->err)) stop("memory", &b->err);
+    double seconds = lk_clock_seconds() - start, peak = (double)lk_allocated_peak(b->be);
+    bench_step_destroy(s);
+    double most = strcmp(options.shape, "8b") == 0 ? 8.0e9 : strcmp(options.shape, "70b") == 0 ? 48.0e9 : 0;
+    snprintf(name, sizeof name, "%s %s peak memory", argv[0], argv[1]);
+    snprintf(value, sizeof value, "%.2f GB", peak * 1e-9);
+    snprintf(of, sizeof of, "recomputing%s; made in %.0f s, step %.2f s", options.offload ? ", offload" : "", opened, seconds);
+    if (most > 0) snprintf(goal, sizeof goal, "<= %.1f GB", most * 1e-9);
+    row(name, value, of, goal, most <= 0 ? "-" : peak <= most ? "pass" : "MISSED");
+    double apart = 100 * (peak / (double)plan - 1);
+    snprintf(name, sizeof name, "%s %s peak against its plan", argv[0], argv[1]);
+    snprintf(value, sizeof value, "%+.2f%%", apart);
+    snprintf(of, sizeof of, "planned %.2f GB", (double)plan * 1e-9);
+    row(name, value, of, "within 3%", fabs(apart) <= 3 ? "pass" : "MISSED");
+}
+
+int main(int argc, char **argv)
+{
+    const char *device = "cuda", *shape = "8b";
+    int at = 1;
+    for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
+        if (strcmp(argv[at], "--device") == 0)
+            device = argv[at + 1];
+        else if (strcmp(argv[at], "--shape") == 0)
+            shape = argv[at + 1];
+    }
+    bench b = {0};
+    const char *what = at < argc ? argv[at] : "";
+    if (strcmp(what, "ops") != 0 && strcmp(what, "train") != 0 && strcmp(what, "memory") != 0)
+        return fprintf(stderr,
+                       "usage: bench_cuda [--device D] [--shape S] ops | train SHAPE ROWSxLENGTH ACCUMULATE | memory SHAPE ROWSxLENGTH\n"),
+               2;
+    if (lk_backend_open(&b.be, &(lk_backend_options){.device = device, .compute = LK_BF16}, &b.err)) stop(device, &b.err);
+    if (strcmp(what, "ops") == 0)
+        bench_ops(&b, shape);
+    else if (strcmp(what, "train") == 0)
+        bench_train(&b, argc - at - 1, argv + at + 1);
+    else
+        bench_memory(&b, argc - at - 1, argv + at + 1);
+    lk_backend_close(b.be);
+    return 0;
+}
