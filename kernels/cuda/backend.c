@@ -9,10 +9,10 @@
 #include "kernels/dynamic_map.h"
 #include "kernels/nf4.h"
 
-/* "cuda" and "auto" are the first GPU, "cuda:N" number N. */
-static lk_status parse_device(int *ordinal, const char *device, lk_error *err)
+/* "cuda" and "auto" are the first GPU, or the one of the rank; "cuda:N" is number N. */
+static lk_status parse_device(int *ordinal, const char *device, const lk_ranks *ranks, lk_error *err)
 {
-    *ordinal = 0;
+    *ordinal = lk_ranks_rank(ranks);
     if (!device || strcmp(device, "auto") == 0 || strcmp(device, "cuda") == 0) return LK_OK;
     const char *number = strncmp(device, "cuda:", 5) == 0 ? device + 5 : "";
     size_t digits = strspn(number, "0123456789");
@@ -32,6 +32,21 @@ static lk_status upload_constants(lk_cuda *cu)
     LK_TRY(lk_cuda_alloc(&cu->base, sizeof constants, &p));
     cu->constants = p;
     return lk_cuda_upload(&cu->base, p, constants, sizeof constants);
+}
+
+/* NCCL between the ranks' GPUs, or else a piece of host memory through which sums go. */
+static lk_status connect_ranks(lk_cuda *cu)
+{
+    lk_ranks *ranks = cu->base.ranks;
+    if (!ranks) return LK_OK;
+    lk_error without = {0};
+    lk_status status = lk_collective_create(&cu->collective, ranks, &cu->device, &without);
+    if (status && status != LK_ERR_UNSUPPORTED) return lk_fail(&cu->base.error, status, "%s", without.message);
+    if (!status) return LK_OK;
+    void *p;
+    LK_TRY(lk_rt_host_malloc(&p, LK_CUDA_HOST_PIECE * sizeof(float), &cu->base.error));
+    cu->host_piece = p;
+    return LK_OK;
 }
 
 /* What is constant for every model and run is not of the plan's making: lk_allocated starts at 0 for the caller. The plan has a term
@@ -54,6 +69,7 @@ static lk_status start(lk_cuda *cu, int ordinal)
     else if (status)
         return lk_fail(err, status, "%s", without.message);
     LK_TRY(upload_constants(cu));
+    LK_TRY(connect_ranks(cu));
     cu->base.allocated = cu->base.allocated_peak = 0;
     return LK_OK;
 }
@@ -62,12 +78,13 @@ lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_er
 {
     *be = NULL;
     int ordinal;
-    LK_TRY(parse_device(&ordinal, options->device, err));
+    LK_TRY(parse_device(&ordinal, options->device, options->ranks, err));
     if (options->compute != LK_BF16)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "the CUDA backend computes in bf16: use --dtype bf16, or --device cpu");
     lk_cuda *cu = calloc(1, sizeof *cu);
     if (!cu) return lk_fail(err, LK_ERR_MEMORY, "no memory for the CUDA backend");
     cu->base.ops = &lk_cuda_ops;
+    cu->base.ranks = options->ranks;
     cu->base.compute = LK_BF16;
     cu->base.act = LK_BF16;
     cu->base.threads = options->threads > 0 ? options->threads : lk_pool_default_threads(); /* of the host: loading quantises there */
@@ -90,6 +107,8 @@ void lk_cuda_close(lk_backend *be)
     if (cu->beside) (void)lk_rt_stream_sync(cu->beside, &ignored);
     lk_cuda_unreserve(be);
     if (cu->constants) lk_cuda_free(be, cu->constants);
+    lk_collective_destroy(cu->collective);
+    lk_rt_host_free(cu->host_piece);
     lk_sdpa_destroy(cu->sdpa);
     lk_blas_destroy(cu->blas);
     for (int i = 0; i < LK_TRANSFER_SLOTS; i++)

@@ -24,6 +24,7 @@ extern "C" {
 
 #include "kernels/backend.h"
 #include "kernels/cuda/blas.h"
+#include "kernels/cuda/collective.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sdpa.h"
 
@@ -33,6 +34,9 @@ typedef struct lk_cuda {
     lk_rt_stream stream;
     lk_blas *blas;
     lk_sdpa *sdpa; /* NULL: attention runs on the module's own kernels */
+    /* several ranks: one of these two, or neither */
+    lk_collective *collective;
+    float *host_piece; /* [LK_CUDA_HOST_PIECE], pinned: sums go through the host */
     /* transfers beside the computing */
     lk_rt_stream beside;
     lk_rt_event reached;                    /* the queue, when a transfer began */
@@ -48,6 +52,7 @@ typedef struct lk_cuda {
     float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
 
+enum { LK_CUDA_HOST_PIECE = 1 << 20 }; /* floats */
 enum { LK_CUDA_CODEBOOK = 0, LK_CUDA_MAP_SIGNED = 16, LK_CUDA_MAP_UNSIGNED = 16 + 256, LK_CUDA_CONSTANTS = 16 + 512 };
 
 static inline lk_cuda *lk_cuda_of(lk_backend *be) { return (lk_cuda *)be; }

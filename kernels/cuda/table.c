@@ -11,6 +11,7 @@ const lk_ops lk_cuda_ops = {
     .zero = lk_cuda_zero,
     .copy = lk_cuda_copy,
     .sync = lk_cuda_sync,
+    .all_reduce = lk_cuda_all_reduce,
     .device_memory = lk_cuda_device_memory,
     .host_alloc = lk_cuda_host_alloc,
     .host_free = lk_cuda_host_free,

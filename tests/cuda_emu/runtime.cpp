@@ -3,6 +3,7 @@
  * LK_EMU_CHECK=1 in the environment after every launch as well, which then names the kernel that did it.
  *
  * LK_EMU_MEMORY is the device's size in bytes, 4 GiB when unset; beyond it allocations fail as they do on a full GPU. */
+#include "base/ranks.h"
 #include "kernels/cuda/runtime.h"
 
 #include <stdio.h>
@@ -118,10 +119,14 @@ static lk_status outcome(const char *what, lk_error *err)
 
 /* ---- the device */
 
+/* One for every rank; they are alike, and a process uses one at a time. */
+enum { DEVICES = LK_MAX_RANKS };
+
 lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err)
 {
-    if (ordinal != 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "device %d: the emulation has one, 0", ordinal);
+    if (ordinal < 0 || ordinal >= DEVICES) return lk_fail(err, LK_ERR_UNSUPPORTED, "device %d: the emulation has %d", ordinal, DEVICES);
     memset(device, 0, sizeof *device);
+    device->ordinal = ordinal;
     device->major = 9;
     device->sms = 4;
     device->memory = device_memory();
@@ -132,7 +137,7 @@ lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err)
     return LK_OK;
 }
 
-int lk_rt_device_count(void) { return 1; }
+int lk_rt_device_count(void) { return DEVICES; }
 
 size_t lk_rt_memory_free(void)
 {
