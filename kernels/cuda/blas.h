@@ -38,7 +38,7 @@ typedef struct lk_gemm {
     void *d;
     int64_t ldd;
     float alpha, beta;
-    const float *bias; /* [n] or NULL */
+    const void *bias; /* [n] of d's type (cuBLASLt knows no other), or NULL */
     bool split;
 } lk_gemm;
 

@@ -82,6 +82,13 @@ static inline void *lk_cuda_carve(void **rest, size_t bytes)
  * array may be reused on return. At most (tokens * 8 + 64 KiB) bytes at once, by the limits reserved. */
 lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t bytes);
 
+/* Memory of the ring that lk_cuda_stage uses, for small things that an operation makes itself; good for the operations of this call. */
+lk_status lk_cuda_ring(lk_backend *be, void **device, size_t bytes);
+
+/* bias[n] as lk_gemm wants it beside an output of this type: itself for F32, rounded to bf16 in the ring for BF16 (rows.cu). NULL is NULL.
+ */
+lk_status lk_cuda_bias(lk_backend *be, const void **out, const float *bias, int64_t n, lk_dtype type);
+
 /* ---- frozen matrices (matrix.c, dequantise.cu) */
 
 /* Bytes of bf16 workspace that lk_cuda_matrix_rows needs for any matrix of `limits` (0 when none is quantised); operations that multiply

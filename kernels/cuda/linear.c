@@ -2,7 +2,7 @@
  *
  * Bytes a call, T tokens: NF4 reads N*K/2 (and scales) and writes 2*N*K, the product reads these again beside T*K and T*N of activations:
  * at 8192 tokens of a 4096 x 4096 layer 10 us beside the arithmetic's 350 (computed, 4.3 TB/s and 790 TFLOP/s). Bias and residual ride in
- * the product's epilogue and cost one read of the residual.
+ * the product's epilogue and cost one read of the residual. The bias is rounded to bf16 first where y is (checkpoints have it so).
  *
  * A matrix larger than the workspace (a quantised head) is done in blocks of rows, which are columns of y: no result changes. The gradient
  * would have to be summed over such blocks in bf16, so there the whole matrix has to fit; limits.matrix covers every layer that has one.
@@ -17,6 +17,8 @@ lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
     lk_cuda *cu = lk_cuda_of(be);
     if (x->rows == 0) return LK_OK;
     int64_t fit = lk_cuda_matrix_fit(w, cu->scratch_bytes), size = lk_dtype_size(y->type);
+    const void *typed_bias;
+    LK_TRY(lk_cuda_bias(be, &typed_bias, bias, w->n, y->type));
     for (int64_t begin = 0; begin < w->n; begin += fit) {
         int64_t end = begin + fit < w->n ? begin + fit : w->n, ld;
         const void *rows;
@@ -34,7 +36,7 @@ lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
             g.c = (const char *)residual->data + begin * size;
             g.ldc = residual->stride;
         }
-        g.bias = bias ? bias + begin : NULL;
+        g.bias = typed_bias ? (const char *)typed_bias + begin * size : NULL;
         LK_TRY(lk_blas_gemm(cu->blas, &g, cu->stream, &be->error));
     }
     return LK_OK;

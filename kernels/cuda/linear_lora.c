@@ -142,7 +142,7 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
     lk_gemm g = product(j.tokens, j.n, depth, x->data, x->stride, j.weights, depth, y->data, y->stride);
     g.b_transposed = true;
     g.d_type = y->type;
-    g.bias = bias;
+    LK_TRY(lk_cuda_bias(be, &g.bias, bias, j.n, y->type));
     if (residual) {
         g.beta = 1.0f;
         g.c = residual->data;

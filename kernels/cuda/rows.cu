@@ -1,6 +1,6 @@
-/* Rows of activations: y += x and picking rows. Bytes: add reads 4 and writes 2 an element, gather reads 2 and writes 2. One thread has
- * one group of eight; a multiprocessor's 2048 threads keep 32 to 64 KB on their way. Columns run along blockIdx.x and rows along
- * blockIdx.y, so that no thread divides. */
+/* Rows of activations: y += x and picking rows; a bias in the type of an output. Bytes: add reads 4 and writes 2 an element, gather reads 2
+ * and writes 2. One thread has one group of eight; a multiprocessor's 2048 threads keep 32 to 64 KB on their way. Columns run along
+ * blockIdx.x and rows along blockIdx.y, so that no thread divides. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device.h"
 
@@ -43,6 +43,12 @@ LK_KERNEL void gather_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64
     for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * y_stride + c] = x[from[r] * x_stride + c];
 }
 
+LK_KERNEL void round_bias(lk_bf16 *out, const float *bias, int64_t n)
+{
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) out[i] = lk_float_bf16(bias[i]);
+}
+
 static dim3 grid_for(int64_t rows, int64_t items)
 {
     return dim3((unsigned)((items + THREADS - 1) / THREADS), (unsigned)(rows < MOST_ROWS ? rows : MOST_ROWS));
@@ -79,4 +85,16 @@ extern "C" lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, con
         LK_LAUNCH("gather_ones", gather_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, stream, to, y->stride, from, x->stride, numbers,
                   y->rows, y->cols);
     return lk_rt_launched("gather_rows", &be->error);
+}
+
+extern "C" lk_status lk_cuda_bias(lk_backend *be, const void **out, const float *bias, int64_t n, lk_dtype type)
+{
+    *out = bias;
+    if (!bias || type == LK_F32) return LK_OK;
+    void *rounded;
+    LK_TRY(lk_cuda_ring(be, &rounded, (size_t)n * sizeof(lk_bf16)));
+    LK_LAUNCH("round_bias", round_bias, dim3((unsigned)((n + THREADS - 1) / THREADS)), dim3(THREADS), 0, lk_cuda_of(be)->stream,
+              (lk_bf16 *)rounded, bias, n);
+    *out = rounded;
+    return lk_rt_launched("round_bias", &be->error);
 }

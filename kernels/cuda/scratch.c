@@ -8,7 +8,8 @@
 /* Room beyond what tokens ask for: segments, starts of documents, tables of adapters. */
 enum { STAGING_BASE = 64 << 10, SCRATCH_BASE = 64 << 10 };
 
-static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens * 8 + STAGING_BASE); }
+/* Twice what an operation may stage, so that what it staged first survives the ring's turn; a bias is 2 bytes a column. */
+static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens * 8 + l->width * 2 + STAGING_BASE); }
 
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 {
@@ -67,15 +68,21 @@ lk_status lk_cuda_scratch(lk_backend *be, const char *op, size_t bytes, void **o
     return LK_OK;
 }
 
-lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t bytes)
+lk_status lk_cuda_ring(lk_backend *be, void **device, size_t bytes)
 {
     lk_cuda *cu = lk_cuda_of(be);
     size_t taken = lk_cuda_carved(bytes);
     if (taken > cu->staging_bytes)
-        return lk_fail(&be->error, LK_ERR_INTERNAL, "%zu bytes of host arrays at once and lk_reserve made room for %zu: limits too small",
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "%zu bytes of the ring at once and lk_reserve made room for %zu: limits too small",
                        bytes, cu->staging_bytes);
     if (cu->staging_at + taken > cu->staging_bytes) cu->staging_at = 0;
     *device = (char *)cu->staging + cu->staging_at;
     cu->staging_at += taken;
-    return lk_rt_copy(*device, host, bytes, cu->stream, &be->error);
+    return LK_OK;
+}
+
+lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t bytes)
+{
+    LK_TRY(lk_cuda_ring(be, device, bytes));
+    return lk_rt_copy(*device, host, bytes, lk_cuda_of(be)->stream, &be->error);
 }

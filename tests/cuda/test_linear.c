@@ -34,14 +34,14 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     OP(be, lk_linear(be, &plain.t, &x.t, m, NULL, NULL));
     OP(be, lk_linear(be, &y.t, &x.t, m, device_f32(&bias), NULL));
     OP(be, lk_linear(be, &summed.t, &x.t, m, device_f32(&bias), &dy.t));
-    OP(be, lk_linear(be, &y32.t, &x.t, m, NULL, &residual32.t));
+    OP(be, lk_linear(be, &y32.t, &x.t, m, device_f32(&bias), &residual32.t));
     OP(be, lk_linear_backward(be, &dx.t, &dy.t, m, false));
     OP(be, lk_linear_backward(be, &added.t, &dy.t, m, true));
     lk_matrix_destroy(be, m);
     outcome_add(o, "y", &plain, tolerance);
     outcome_add(o, "y with bias", &y, tolerance);
     outcome_add(o, "y with bias and residual", &summed, tolerance);
-    outcome_add(o, "y in fp32 with residual", &y32, tolerance);
+    outcome_add(o, "y in fp32 with bias and residual", &y32, tolerance);
     outcome_add(o, "dx", &dx, tolerance);
     outcome_add(o, "dx +=", &added, tolerance);
     device_free(&x);

@@ -70,7 +70,7 @@ static lk_status check(const lk_gemm *g, lk_error *err)
     LK_TRY(check_matrix("b", g->b, g->type, tb ? g->n : g->k, tb ? g->k : g->n, g->ldb, err));
     LK_TRY(check_matrix("d", g->d, g->d_type, g->m, g->n, g->ldd, err));
     if (g->beta != 0.0f && g->c) LK_TRY(check_matrix("c", g->c, g->d_type, g->m, g->n, g->ldc, err));
-    if (g->bias) LK_TRY(check_matrix("bias", g->bias, LK_F32, 1, g->n, g->n, err));
+    if (g->bias) LK_TRY(check_matrix("bias", g->bias, g->d_type, 1, g->n, g->n, err));
     return LK_OK;
 }
 
@@ -122,7 +122,7 @@ lk_status lk_blas_gemm(lk_blas *blas, const lk_gemm *g, lk_rt_stream stream, lk_
             for (int64_t j = 0; j < g->n; j++) {
                 float x = g->alpha * sums[(size_t)(i * g->n + j)];
                 if (g->beta != 0.0f) x += g->beta * value_of(c, g->d_type, (first + i) * ldc + j);
-                if (g->bias) x += g->bias[j];
+                if (g->bias) x += value_of(g->bias, g->d_type, j);
                 int64_t at = (first + i) * g->ldd + j;
                 if (g->d_type == LK_F32)
                     ((float *)g->d)[at] = x;

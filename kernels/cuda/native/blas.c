@@ -174,7 +174,7 @@ static cublasStatus_t call_init(call *x, const lk_gemm *g, int64_t ldc)
     if ((s = set_op(&x->op, CUBLASLT_MATMUL_DESC_TRANSB, &b, sizeof b))) return s;
     if (g->bias) {
         uint32_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-        int32_t type = CUDA_R_32F;
+        int32_t type = cuda_type(g->d_type); /* as the header demands where products are of bf16 or fp32 */
         if ((s = set_op(&x->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue))) return s;
         if ((s = set_op(&x->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias))) return s;
         if ((s = set_op(&x->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type))) return s;
