@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,10 +72,10 @@ lk_status lk_collective_create(lk_collective **out, lk_ranks *ranks, const lk_rt
     if ((status = lk_ranks_broadcast(ranks, &id, sizeof id, err))) goto out;
 
     r = c->ncclCommInitRank(&c->comm, lk_ranks_size(ranks), id, lk_ranks_rank(ranks));
-    if (r) {
-        status = refused(c, err, r, "connecting the GPUs");
+    if (r) { /* not fatal: the sums have another way */
         c->comm = NULL;
-        status = lk_error_prefix(err, LK_ERR_UNSUPPORTED, "GPU %d (%s)", device->ordinal, device->name);
+        (void)refused(c, err, r, "connecting the GPUs");
+        (void)lk_error_prefix(err, LK_ERR_IO, "GPU %d (%s)", device->ordinal, device->name);
         if (err) err->code = LK_ERR_UNSUPPORTED;
         status = LK_ERR_UNSUPPORTED;
     }
