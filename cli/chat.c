@@ -81,7 +81,7 @@ static int run(const cli_command *self, int argc, char **argv)
         return cli_fail(self, CLI_USAGE, "--temperature is 0 or more, --top-p in (0,1], --max-tokens 1 or more");
     cli_stop_install();
     cli_session s;
-    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT)) >= 0) return rc;
+    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT | CLI_ENGINE)) >= 0) return rc;
     lk_error err = {0};
     lk_engine *engine;
     if (cli_engine_start(&engine, &s, adapter, &err)) {

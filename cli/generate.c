@@ -71,7 +71,7 @@ static int run(const cli_command *self, int argc, char **argv)
     FILE *present = prompt_ids ? fopen(tokenizer, "r") : NULL;
     int want = messages_file ? CLI_TOKENIZER | CLI_CHAT : prompt || present ? CLI_TOKENIZER : 0;
     if (present) fclose(present);
-    if ((rc = cli_session_open(&s, self, &common, base, quant, want)) >= 0) return rc;
+    if ((rc = cli_session_open(&s, self, &common, base, quant, want | CLI_ENGINE)) >= 0) return rc;
     lk_error err = {0};
     lk_engine *engine = NULL;
     cli_messages messages = {0};

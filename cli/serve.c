@@ -87,7 +87,7 @@ static int run(const cli_command *self, int argc, char **argv)
     server_options.port = (int)port;
     cli_stop_install();
     cli_session s;
-    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT)) >= 0) return rc;
+    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT | CLI_ENGINE)) >= 0) return rc;
     if (!server_options.model_name) server_options.model_name = s.model->name;
     lk_error err = {0};
     lk_engine *engine = NULL;

@@ -18,6 +18,17 @@ static void show_progress(void *context, int64_t done, int64_t total)
     fflush(stderr);
 }
 
+static lk_status open_backend(cli_session *s, const cli_common *common, lk_dtype compute, bool generates, lk_error *err)
+{
+    lk_backend_options options = {.device = common->device, .threads = (int)common->threads, .compute = compute};
+    LK_TRY(lk_backend_open(&s->be, &options, err));
+    if (!generates || lk_backend_serves(s->be) || strcmp(common->device, "auto")) return LK_OK;
+    lk_log(LK_LOG_INFO, "the CPU computes: %s trains and evaluates, but cannot generate", lk_backend_name(s->be));
+    lk_backend_close(s->be);
+    options.device = "cpu";
+    return lk_backend_open(&s->be, &options, err);
+}
+
 int cli_session_open(cli_session *s, const cli_command *command, const cli_common *common, const char *base, const char *quant, int want)
 {
     memset(s, 0, sizeof *s);
@@ -29,8 +40,7 @@ int cli_session_open(cli_session *s, const cli_command *command, const cli_commo
         return cli_fail(command, CLI_USAGE, "--quant is nf4 or none, not '%s'", quant);
     lk_dtype compute;
     if (!cli_compute(command, common, &compute)) return CLI_USAGE;
-    lk_backend_options backend = {.device = common->device, .threads = (int)common->threads, .compute = compute};
-    if (lk_backend_open(&s->be, &backend, &err)) goto fail;
+    if (open_backend(s, common, compute, want & CLI_ENGINE, &err)) goto fail;
     double start = lk_clock_seconds();
     if (lk_model_open(&s->model, s->be, base, &options, &err)) goto fail;
     lk_log(LK_LOG_DEBUG, "%s: %.1f M parameters, %s, %s, %.2f s", s->model->name, (double)lk_config_params(&s->model->config) / 1e6,

@@ -60,6 +60,10 @@ const char *lk_backend_name(const lk_backend *be) { return be->name; }
 int lk_backend_threads(const lk_backend *be) { return be->threads; }
 lk_dtype lk_backend_compute(const lk_backend *be) { return be->compute; }
 lk_dtype lk_backend_act(const lk_backend *be) { return be->act; }
+bool lk_backend_serves(const lk_backend *be)
+{
+    return be->ops->kv_create && be->ops->kv_write && be->ops->paged_attention && be->ops->sample;
+}
 
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out)
 {

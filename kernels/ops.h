@@ -68,6 +68,7 @@ const char *lk_backend_name(const lk_backend *be); /* "cpu/avx512", "cuda/sm_90"
 int lk_backend_threads(const lk_backend *be);
 lk_dtype lk_backend_compute(const lk_backend *be);
 lk_dtype lk_backend_act(const lk_backend *be);
+bool lk_backend_serves(const lk_backend *be); /* it has what serving needs: pages of keys and values, attention over them, sampling */
 
 /* 64-byte aligned memory of the backend, zeroed. LK_ERR_MEMORY leaves *out NULL. */
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out);
