@@ -96,6 +96,7 @@ static void check_rows(lk_backend *be, const lk_matrix *m, const linear_case *c,
 
 static void check_matrix(lk_backend *be, const lk_matrix_source *source, const linear_case *c)
 {
+    set_schedule((uint64_t)(c->n * 31 + c->k)); /* any order of threads packs and unpacks the same */
     size_t before = lk_allocated(be);
     lk_matrix *m;
     float *w = meant_weights(source);
