@@ -1,8 +1,6 @@
 /* The values are taken from bitsandbytes (create_dynamic_map), not recomputed: the roundings inside its linspace decide last bits. */
 #include "kernels/dynamic_map.h"
 
-#include <string.h>
-
 static const float signed_map[256] = {
     -0.99296874f,   -0.9789063f,    -0.96484375f,    -0.9507812f,     -0.93671876f,    -0.92265624f,    -0.9085938f,     -0.89453125f,
     -0.8804687f,    -0.86640626f,   -0.85234374f,    -0.8382813f,     -0.82421875f,    -0.8101562f,     -0.79609376f,    -0.78203124f,
@@ -84,10 +82,25 @@ static float float_below(float x)
     return x;
 }
 
-void lk_dynamic_bounds(float bounds[LK_DYNAMIC_BOUNDS], const float map[256])
+static float value_of_bucket(int bucket)
 {
-    for (int k = 0; k < LK_DYNAMIC_BOUNDS; k++) {
+    uint32_t bits = (uint32_t)(bucket + LK_DYNAMIC_LOWEST) << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Right between two codes is the even one's: after an odd code the bound is one step lower. */
+void lk_dynamic_coder_init(lk_dynamic_coder *c, const float map[256])
+{
+    for (int k = 0; k < 255; k++) {
         float middle = (map[k] + map[k + 1]) * 0.5f;
-        bounds[k] = k % 2 ? float_below(middle) : middle;
+        c->bounds[k] = k % 2 ? float_below(middle) : middle;
+    }
+    c->bounds[255] = 1.0f;
+    int code = 0;
+    for (int bucket = 0; bucket < LK_DYNAMIC_BUCKETS; bucket++) {
+        while (value_of_bucket(bucket) > c->bounds[code]) code++;
+        c->first[bucket] = (uint8_t)code;
     }
 }

@@ -1,6 +1,5 @@
 /* AdamW with 8-bit moments, block by block: the moments are unpacked into two small arrays, updated by the vector kernel of plain AdamW
- * and packed again. Packing is a binary search of eight steps without branches: it costs more than the update, but a GPU's worth of
- * table tricks would save milliseconds of a step of seconds here.
+ * and packed again (kernels/dynamic_map.h).
  *
  * The vector kernel decays p before its update; it is given a decay of 1 (which changes no bit), and p is scaled afterwards. */
 #include <math.h>
@@ -19,7 +18,7 @@ typedef struct adamw8_args {
     int64_t n;
     lk_adamw_rates rates;
     float decay;
-    float m_bounds[LK_DYNAMIC_BOUNDS], v_bounds[LK_DYNAMIC_BOUNDS];
+    lk_dynamic_coder m_coder, v_coder;
 } adamw8_args;
 
 static inline float larger(float a, float b) { return a > b ? a : b; }
@@ -38,22 +37,26 @@ static float largest_magnitude(const float x[BLOCK], int64_t n)
 
 static bool all_finite(const float *g, int64_t n)
 {
-    float sum = 0.0f; /* of zeros, or NaN */
-    for (int64_t i = 0; i < n; i++) sum += g[i] * 0.0f;
-    return sum == 0.0f;
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &g[i], 4);
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !bad;
 }
 
-static void pack_first(uint8_t *codes, const float *m, float scale, int64_t n, const float *bounds)
+static void pack_first(uint8_t *codes, const float *m, float scale, int64_t n, const lk_dynamic_coder *coder)
 {
     for (int64_t i = 0; i < n; i++) {
-        uint8_t code = lk_dynamic_code(bounds, m[i] / scale);
-        codes[i] = code == LK_DYNAMIC_ZERO && signbit(m[i]) ? LK_DYNAMIC_ZERO - 1 : code;
+        uint8_t code = lk_dynamic_code_signed(coder, m[i] / scale);
+        codes[i] = (uint8_t)(code - ((code == LK_DYNAMIC_ZERO) & (signbit(m[i]) != 0))); /* the sign stays */
     }
 }
 
-static void pack_second(uint8_t *codes, const float *v, float scale, int64_t n, const float *bounds)
+static void pack_second(uint8_t *codes, const float *v, float scale, int64_t n, const lk_dynamic_coder *coder)
 {
-    for (int64_t i = 0; i < n; i++) codes[i] = lk_dynamic_code(bounds, v[i] / scale);
+    for (int64_t i = 0; i < n; i++) codes[i] = lk_dynamic_code(coder, v[i] / scale);
 }
 
 /* A gradient that is not finite leaves its element alone: it takes part as 0, and its p comes back afterwards. */
@@ -92,11 +95,11 @@ static void update_block(const adamw8_args *a, int64_t block)
     if (*m_scale == 0.0f)
         memset(a->m8 + at, LK_DYNAMIC_ZERO, (size_t)n);
     else
-        pack_first(a->m8 + at, m, *m_scale, n, a->m_bounds);
+        pack_first(a->m8 + at, m, *m_scale, n, &a->m_coder);
     if (*v_scale == 0.0f)
         memset(a->v8 + at, 0, (size_t)n);
     else
-        pack_second(a->v8 + at, v, *v_scale, n, a->v_bounds);
+        pack_second(a->v8 + at, v, *v_scale, n, &a->v_coder);
 }
 
 static void update_blocks(void *context, int64_t begin, int64_t end, int thread)
@@ -121,8 +124,8 @@ lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, u
                                   .eps = s->eps,
                                   .grad_scale = s->grad_scale};
     args.decay = (float)(1.0 - (double)s->lr * (double)s->weight_decay);
-    lk_dynamic_bounds(args.m_bounds, lk_dynamic_map());
-    lk_dynamic_bounds(args.v_bounds, lk_dynamic_map_unsigned());
+    lk_dynamic_coder_init(&args.m_coder, lk_dynamic_map());
+    lk_dynamic_coder_init(&args.v_coder, lk_dynamic_map_unsigned());
     lk_pool_run(cpu->pool, (n + BLOCK - 1) / BLOCK, 16, update_blocks, &args);
     return LK_OK;
 }

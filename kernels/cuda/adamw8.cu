@@ -19,8 +19,8 @@ typedef struct tables {
     const float *map, *unsigned_map, *bounds, *unsigned_bounds; /* shared memory */
 } tables;
 
-/* lk_dynamic_bounds for one k. */
-LK_DEVICE float bound_after(const float *map, int k)
+/* The largest value of code k: right between two codes is the even one's. */
+LK_DEVICE float bound_of(const float *map, int k)
 {
     float middle = lk_mul_rn(lk_add_rn(map[k], map[k + 1]), 0.5f);
     uint32_t bits = lk_as_bits(middle);
@@ -143,9 +143,9 @@ LK_KERNEL void adamw8_kernel(arrays s, const float *constants, lk_cuda_adamw_rat
     const float *from = constants + LK_CUDA_MAP_SIGNED, *from_unsigned = constants + LK_CUDA_MAP_UNSIGNED;
     map[thread] = from[thread];
     unsigned_map[thread] = from_unsigned[thread];
-    if (thread < LK_DYNAMIC_BOUNDS) {
-        bounds[thread] = bound_after(from, thread);
-        unsigned_bounds[thread] = bound_after(from_unsigned, thread);
+    if (thread < 255) {
+        bounds[thread] = bound_of(from, thread);
+        unsigned_bounds[thread] = bound_of(from_unsigned, thread);
     }
     lk_block_sync();
     tables t = {map, unsigned_map, bounds, unsigned_bounds};

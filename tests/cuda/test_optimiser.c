@@ -87,6 +87,7 @@ static adamw8_arrays adamw8_steps(lk_backend *be, int64_t n, int64_t piece)
         OP(be, lk_sync(be));
         lk_free(be, gradient);
     }
+    free(g);
     host = arrays_download(be, &a, n);
     arrays_free_on(be, &a);
     return host;

@@ -16,6 +16,18 @@ static void test_golden(void **state)
     adamw8_golden_close(&g);
 }
 
+/* Every entry, every bound, and one step of a float to each side of it. */
+static void check_coder(const lk_dynamic_coder *coder, const float *map, int first, uint8_t (*code)(const lk_dynamic_coder *, float))
+{
+    for (int k = first; k < 256; k++) assert_int_equal(code(coder, map[k]), k);
+    for (int k = first; k < 255; k++) {
+        float middle = (map[k] + map[k + 1]) * 0.5f;
+        assert_int_equal(code(coder, middle), k + k % 2);
+        assert_int_equal(code(coder, nextafterf(middle, -2.0f)), k);
+        assert_int_equal(code(coder, nextafterf(middle, 2.0f)), k + 1);
+    }
+}
+
 static void test_maps(void **state)
 {
     (void)state;
@@ -23,20 +35,18 @@ static void test_maps(void **state)
     check_same_bits("the signed map", lk_dynamic_map(), golden_find(&g, "", "map")->data, 256 * 4);
     check_same_bits("the unsigned map", lk_dynamic_map_unsigned(), golden_find(&g, "", "map_unsigned")->data, 256 * 4);
     adamw8_golden_close(&g);
-    for (int which = 0; which < 2; which++) {
-        const float *map = which ? lk_dynamic_map_unsigned() : lk_dynamic_map();
-        float bounds[LK_DYNAMIC_BOUNDS];
-        lk_dynamic_bounds(bounds, map);
-        for (int k = 0; k < 256; k++) assert_int_equal(lk_dynamic_code(bounds, map[k]), k);
-        for (int k = 0; k < 255; k++) {
-            float middle = (map[k] + map[k + 1]) * 0.5f;
-            assert_int_equal(lk_dynamic_code(bounds, middle), k + k % 2);
-            assert_int_equal(lk_dynamic_code(bounds, nextafterf(middle, -2.0f)), k);
-            assert_int_equal(lk_dynamic_code(bounds, nextafterf(middle, 2.0f)), k + 1);
-        }
-        assert_int_equal(lk_dynamic_code(bounds, -1.0f), 0);
-        assert_int_equal(lk_dynamic_code(bounds, NAN), 0);
-    }
+    lk_dynamic_coder coder;
+    lk_dynamic_coder_init(&coder, lk_dynamic_map());
+    check_coder(&coder, lk_dynamic_map(), LK_DYNAMIC_ZERO, lk_dynamic_code);
+    check_coder(&coder, lk_dynamic_map(), 0, lk_dynamic_code_signed);
+    assert_int_equal(lk_dynamic_code_signed(&coder, -1.0f), 0);
+    assert_int_equal(lk_dynamic_code_signed(&coder, -0.0f), LK_DYNAMIC_ZERO);
+    assert_int_equal(lk_dynamic_code_signed(&coder, NAN), 0);
+    assert_int_equal(lk_dynamic_code_signed(&coder, -NAN), 0);
+    lk_dynamic_coder_init(&coder, lk_dynamic_map_unsigned());
+    check_coder(&coder, lk_dynamic_map_unsigned(), 0, lk_dynamic_code);
+    assert_int_equal(lk_dynamic_code(&coder, NAN), 0);
+    assert_int_equal(lk_dynamic_code(&coder, 0.0f), 0);
 }
 
 /* ---- the same bits from every tier, number of threads and partition */
