@@ -131,7 +131,9 @@ typedef struct lk_matrix_source {
 
 /* Prepares (repacks) a matrix for this backend's kernels; immutable afterwards and shared by training and serving.
  * Weight meaning: NF4: codebook * absmax, rounded to bf16 when compute is BF16. Dense: rounded to bf16 when compute is BF16;
- * otherwise exact (stored as BF16 when the source is, else F32). */
+ * otherwise exact (stored as BF16 when the source is, else F32).
+ * For a serving batch in BF16 a backend may round the codebook value alone and apply absmax in fp32 to the sum over its block: a little
+ * nearer to codebook * absmax. Which of the two is a matter of the kind of batch (n_sequences > 0), never of the number of rows. */
 lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_matrix_destroy(lk_backend *be, lk_matrix *w); /* NULL is fine */
 /* What a matrix of this source type and shape will take, for the plan. nested: the source will come with absmax8 and its company. */
@@ -195,7 +197,8 @@ typedef struct lk_batch {
     const lk_lora *lora;
 } lk_batch;
 
-/* Called once before the operations of a forward or backward over this batch. */
+/* Called once before the operations of a forward or backward over this batch. Operations that are not handed a batch (lk_linear) belong
+ * to the last one begun. */
 lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch);
 
 /* ---------------------------------------------------------------------------------------------- LoRA (Hu et al. 2021) */

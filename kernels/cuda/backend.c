@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/pool.h"
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/product.h"
 #include "kernels/dynamic_map.h"
 #include "kernels/nf4.h"
 
@@ -70,6 +70,8 @@ static lk_status start(lk_cuda *cu, int ordinal)
         return lk_fail(err, status, "%s", without.message);
     LK_TRY(upload_constants(cu));
     LK_TRY(connect_ranks(cu));
+    LK_TRY(lk_cuda_nf4_product_prepare(&cu->base));
+    LK_TRY(lk_cuda_dense_product_prepare(&cu->base));
     cu->base.allocated = cu->base.allocated_peak = 0;
     return LK_OK;
 }

@@ -49,6 +49,7 @@ typedef struct lk_cuda {
     size_t scratch_bytes;
     void *staging; /* where host arrays arrive on the device, a ring */
     size_t staging_bytes, staging_at;
+    bool serving;     /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
     float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
 
@@ -123,6 +124,7 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits);
 lk_status lk_cuda_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_cuda_matrix_destroy(lk_backend *be, lk_matrix *w);
 size_t lk_cuda_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
+lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch);
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                          const lk_tensor *residual);
 lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);

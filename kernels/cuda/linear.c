@@ -1,4 +1,5 @@
-/* Products with frozen matrices: the matrix as bf16, in the workspace when it is quantised, then cuBLASLt.
+/* Products with frozen matrices. Those of a serving batch have kernels of their own, whose bits do not depend on company: product.c. Here
+ * are training's: the matrix as bf16, in the workspace when it is quantised, then cuBLASLt.
  *
  * Bytes a call, T tokens: NF4 reads N*K/2 (and scales) and writes 2*N*K, the product reads these again beside T*K and T*N of activations:
  * at 8192 tokens of a 4096 x 4096 layer 10 us beside the arithmetic's 350 (computed, 4.3 TB/s and 790 TFLOP/s). Bias and residual ride in
@@ -10,12 +11,21 @@
  * Rejected: keeping dequantised layers (2 bytes a weight is what NF4 is there to avoid). With an adapter the two products become one:
  * linear_lora.c. */
 #include "kernels/cuda/matrix.h"
+#include "kernels/cuda/product.h"
+
+/* What a batch is decides which products its operations use; arrays reach the device with the operations that read them. */
+lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
+{
+    lk_cuda_of(be)->serving = batch->n_sequences > 0;
+    return LK_OK;
+}
 
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                          const lk_tensor *residual)
 {
     lk_cuda *cu = lk_cuda_of(be);
     if (x->rows == 0) return LK_OK;
+    if (cu->serving) return lk_cuda_serve_linear(be, y, x, w, bias, residual);
     int64_t fit = lk_cuda_matrix_fit(w, cu->scratch_bytes), size = lk_dtype_size(y->type);
     const void *typed_bias;
     LK_TRY(lk_cuda_bias(be, &typed_bias, bias, w->n, y->type));

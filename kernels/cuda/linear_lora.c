@@ -130,7 +130,7 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
                               const lk_dropout *dropout)
 {
     joined j;
-    if (!joinable(&j, be, batch, site, w, x)) {
+    if (lk_cuda_of(be)->serving || !joinable(&j, be, batch, site, w, x)) {
         LK_TRY(lk_cuda_linear(be, y, x, w, bias, residual));
         return lk_cuda_lora_forward(be, batch, site, y, x, h, dropout);
     }

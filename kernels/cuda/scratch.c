@@ -4,6 +4,7 @@
  * anything queued later writes there. The ring is a ring only so that one operation may stage several arrays; an array staged on top of an
  * older one is copied after everything that read the older one. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/product.h"
 
 /* Room beyond what tokens ask for: segments, starts of documents, tables of adapters. */
 enum { STAGING_BASE = 64 << 10, SCRATCH_BASE = 64 << 10 };
@@ -16,6 +17,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
     const size_t each[] = {
         SCRATCH_BASE, /* sums in pieces and other small things */
         lk_cuda_weights_scratch(l),
+        lk_cuda_product_scratch(l),
         lk_cuda_lora_scratch(l),
         lk_cuda_linear_lora_scratch(l),
         lk_cuda_loss_scratch(l),

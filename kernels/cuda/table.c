@@ -22,6 +22,7 @@ const lk_ops lk_cuda_ops = {
     .matrix_create = lk_cuda_matrix_create,
     .matrix_destroy = lk_cuda_matrix_destroy,
     .matrix_bytes = lk_cuda_matrix_bytes,
+    .batch_begin = lk_cuda_batch_begin,
     .linear = lk_cuda_linear,
     .linear_backward = lk_cuda_linear_backward,
     .embed = lk_cuda_embed,

@@ -1,0 +1,60 @@
+/* Products of serving: y[T,N] = x[T,K] w[N,K]^T + bias + residual with one arithmetic for every number of rows, so that a token's bits
+ * are the same alone, among sixty and in the middle of a prompt. product.c dispatches, nf4_product.cu and dense_product.cu are the two
+ * kinds of weights, product_kernels.h the kernels that both are put into.
+ *
+ * The arithmetic, for one row of y and one of w:
+ *
+ *     K is cut into depths of 64 and pieces of 8 depths (512).
+ *     p_j = sum over the depths of piece j, ascending, from zero
+ *             NF4:    fma(scale of the depth, c, p),  c = the 64 products of bf16(codebook) and x, four mma of 16, ascending, from zero
+ *             dense:  four mma of 16 on top of p
+ *     y   = ((p_0 + p_1) + p_2) ... + bias + residual, in fp32, rounded once to y's type
+ *
+ * The order depends on K alone. Pieces may be computed by different warps, blocks or launches; their sums are always joined in order. An
+ * element of an mma depends on its own row of w and its own token only, wherever in a tile they sit.
+ *
+ * Training's products are cuBLASLt's over bf16(codebook * absmax) (linear.c): faster from some hundred rows on, but in an order
+ * that NVIDIA chooses by shape. Which of the two runs follows from the kind of the batch (lk_batch_begin), never from its size. */
+#ifndef LK_KERNELS_CUDA_PRODUCT_H
+#define LK_KERNELS_CUDA_PRODUCT_H
+
+#include "kernels/cuda/matrix.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { LK_CUDA_PIECE = 512 };
+
+/* x: rows of whole 16-byte groups, 16-byte aligned, with zeros from K to the next multiple of 8. */
+typedef struct lk_cuda_product {
+    const lk_cuda_matrix *w;
+    const void *x;
+    int64_t ldx, tokens;
+    void *y; /* BF16, or F32 when y_f32; residual of the same type */
+    int64_t ldy;
+    const void *residual; /* or NULL */
+    int64_t ldr;
+    bool y_f32;
+    const float *bias; /* or NULL */
+    float *partials;   /* scratch for sums of pieces */
+    size_t partials_bytes;
+} lk_cuda_product;
+
+lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p);
+lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p);
+/* Lets the kernels use the shared memory they want; once, when the backend opens. */
+lk_status lk_cuda_nf4_product_prepare(lk_backend *be);
+lk_status lk_cuda_dense_product_prepare(lk_backend *be);
+/* y[t][n] = partials[0][t][n] + ... + partials[pieces-1][t][n] + bias + residual */
+lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *p, int64_t pieces);
+
+/* lk_linear for a serving batch. */
+lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
+                               const lk_tensor *residual);
+size_t lk_cuda_product_scratch(const lk_limits *limits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
