@@ -154,13 +154,28 @@ static void little_room(void **state)
     lk_sdpa_destroy(sdpa);
 }
 
+/* Evaluation wants no log-sum-exp: another graph. */
+static void forward_without_stats(void **state)
+{
+    (void)state;
+    lk_sdpa *sdpa = open_described();
+    lk_error err = {0};
+    int32_t starts[] = {0, 700, 1024};
+    lk_sdpa_docs docs = {2, 1024, 700, starts};
+    lk_sdpa_rows q = {somewhere(), 2048}, kv = {somewhere(), 512};
+    lk_sdpa_forward_args f = {q, kv, kv, q, NULL};
+    lk_sdpa_shape shape = {16, 4, 128, 0.1f, 0};
+    CHECK_OK(lk_sdpa_forward(sdpa, &shape, &docs, &f, somewhere(), lk_sdpa_workspace_bytes(sdpa, &shape, 1024, false), NULL, &err), &err);
+    lk_sdpa_destroy(sdpa);
+}
+
 static void supports(void **state)
 {
     (void)state;
     lk_sdpa *sdpa = open_described();
     assert_true(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 8, 128, 0.1f, 0}));
-    assert_false(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 8, 264, 0.1f, 0})); /* cuDNN ends at 256 */
-    assert_false(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 8, 100, 0.1f, 0})); /* not a multiple of 8 */
+    assert_false(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 8, 272, 0.1f, 0})); /* cuDNN ends at 256 */
+    assert_false(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 8, 72, 0.1f, 0}));  /* not a multiple of 16 */
     assert_false(lk_sdpa_supports(sdpa, &(lk_sdpa_shape){32, 5, 128, 0.1f, 0}));
     lk_sdpa_destroy(sdpa);
 }
@@ -168,8 +183,8 @@ static void supports(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_plan),  cmocka_unit_test(plans_are_kept), cmocka_unit_test(workspace_is_bounded),
-        cmocka_unit_test(little_room), cmocka_unit_test(supports),
+        cmocka_unit_test(every_plan),  cmocka_unit_test(plans_are_kept),        cmocka_unit_test(workspace_is_bounded),
+        cmocka_unit_test(little_room), cmocka_unit_test(forward_without_stats), cmocka_unit_test(supports),
     };
     return cmocka_run_group_tests(tests, read_device, forget_device);
 }

@@ -157,14 +157,14 @@ static lk_sdpa_spec backward_spec(const lk_sdpa_shape *s, int64_t docs, int64_t 
     return spec;
 }
 
-/* Asked once a shape: makes the smallest plan of both directions, because only cuDNN knows what its engines take. */
+/* Asked once a shape: makes the smallest plan of both directions, because only cuDNN knows what its engines take. A window changes nothing
+ * about it. Head sizes that are no multiple of 16 have a functional fault with packed sums (cudnn-frontend refuses to pack them). */
 bool lk_sdpa_supports(lk_sdpa *sdpa, const lk_sdpa_shape *shape)
 {
-    if (!sdpa || shape->heads <= 0 || shape->kv_heads <= 0 || shape->heads % shape->kv_heads || shape->head_dim % 8) return false;
+    if (!sdpa || shape->heads <= 0 || shape->kv_heads <= 0 || shape->heads % shape->kv_heads || shape->head_dim % 16) return false;
     for (int i = 0; i < sdpa->n_answers; i++) {
         const lk_sdpa_shape *known = &sdpa->answers[i].shape;
-        if (known->heads == shape->heads && known->kv_heads == shape->kv_heads && known->head_dim == shape->head_dim &&
-            !known->window == !shape->window)
+        if (known->heads == shape->heads && known->kv_heads == shape->kv_heads && known->head_dim == shape->head_dim)
             return sdpa->answers[i].yes;
     }
     int64_t q = shape->heads * shape->head_dim, kv = shape->kv_heads * shape->head_dim;
@@ -179,7 +179,8 @@ bool lk_sdpa_supports(lk_sdpa *sdpa, const lk_sdpa_shape *shape)
         yes = lk_sdpa_plan_create(&plan, sdpa->dnn, &specs[i], NULL) == LK_OK;
         if (yes) lk_sdpa_plan_destroy(plan, sdpa->dnn);
     }
-    if (sdpa->n_answers < SHAPES) sdpa->answers[sdpa->n_answers++] = (kept_answer){*shape, yes};
+    if (sdpa->n_answers == SHAPES) sdpa->n_answers = 0; /* more shapes than models have: forget */
+    sdpa->answers[sdpa->n_answers++] = (kept_answer){*shape, yes};
     return yes;
 }
 
