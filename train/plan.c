@@ -196,11 +196,10 @@ static size_t find_budget(const lk_plan_request *r, char source[96])
     return r->budget ? r->budget : on_device ? available / 10 * 9 : available / 10 * 8;
 }
 
-/* A device's own memory is one thing; what the process keeps beside it must have room too. The base's file does not count: its pages come
- * and go as the system likes. */
+/* A device's own memory is one thing; what the process keeps beside it must have room too. */
 static lk_status check_host(const lk_plan *plan, lk_error *err)
 {
-    size_t available = lk_memory_available(), needed = lk_plan_training_bytes(plan);
+    size_t available = lk_memory_available(), needed = lk_plan_host_bytes(plan);
     if (!plan->own_memory || needed <= available) return LK_OK;
     char size[32], peak[32];
     shown(size, available);
