@@ -1,6 +1,6 @@
 /* Training tokens per second and peak memory of a QLoRA step (r 16 on all linear layers, AdamW, every layer recomputed) on a random model.
  *
- *     bench_train [SHAPE [TOKENS [STEPS [CHECKPOINT_EVERY [THREADS]]]]]       defaults: 100m 512 6 1 0
+ *     bench_train [SHAPE [TOKENS [STEPS [KEPT_LAYERS [THREADS]]]]]       defaults: 100m 512 6 1 0
  *
  * bench/peer_train.py does the same with PEFT and bitsandbytes on the same folder; bench/run.sh runs both and prints the ratio. */
 #include <stdio.h>
@@ -86,7 +86,7 @@ int main(int argc, char **argv)
     lk_error err = {0};
     char folder[4096];
     double seconds[100], loss = 0, start = lk_clock_seconds();
-    if (steps < 2 || steps > 100 || t.tokens < 2) return fprintf(stderr, "usage: bench_train [SHAPE [TOKENS [STEPS 2..100 [CHECKPOINT_EVERY [THREADS]]]]]\n"), 2;
+    if (steps < 2 || steps > 100 || t.tokens < 2) return fprintf(stderr, "usage: bench_train [SHAPE [TOKENS [STEPS 2..100 [KEPT_LAYERS [THREADS]]]]]\n"), 2;
     lk_status status = bench_shape_folder(folder, sizeof folder, shape, &err);
     if (!status) status = open_trainer(&t, folder, argc > 4 ? atoi(argv[4]) : 1, argc > 5 ? atoi(argv[5]) : 0, &err);
     double opened = lk_clock_seconds() - start;

@@ -12,6 +12,7 @@
 #include "base/sha256.h"
 #include "tests/cuda/cuda_check.h"
 #include "tests/model.h"
+#include "tests/program.h"
 #include "train/train.h"
 
 enum { LAYERS = 5, TOKENS = 61, RANK = 8, DOCS = 4, WORDS = 90 /* below every model's vocabulary */ };
@@ -347,6 +348,29 @@ static void test_plan(void **state)
     free(folder);
 }
 
+/* The commands by name: what a GPU does, and what it leaves to the CPU. */
+static void test_program(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_temporary("cuda_program"), *base = check_golden("models/chat-tiny");
+    const char *recipe = write_recipe(folder);
+    check_program_says(0, "on the device", "plan %s --for cuda", recipe);
+    check_program_says(1, "of the device's memory", "plan %s --for cuda --set memory.budget=1KiB", recipe);
+    check_program_says(1, "computes in bf16", "plan %s --for cuda --set base.dtype=f32", recipe);
+    check_program_says(0, "loss ", "eval %s --data %s/train.jsonl --no-exact-match --device cuda", base, folder);
+    check_program_says(0, "logits of 3 positions", "logits %s --ids 1,2,3 -o %s/x.safetensors --device cuda", base, folder);
+    lk_backend *be;
+    CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cuda", .compute = LK_BF16}, &err), &err);
+    if (!lk_backend_serves(be)) {
+        check_program_says(1, "use --device cpu", "generate %s --prompt hello --device cuda", base);
+        check_program_says(0, "cannot generate", "generate %s --prompt hello --max-tokens 2", base);
+    }
+    lk_backend_close(be);
+    free(base);
+    free(folder);
+}
+
 /* Nothing of the device's is left, whatever the tests above did. */
 static void test_leaves_nothing(void **state)
 {
@@ -359,8 +383,9 @@ static void test_leaves_nothing(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_like_the_cpu), cmocka_unit_test(test_same_bits),
-                                       cmocka_unit_test(test_plan),         cmocka_unit_test(test_run_adamw),
-                                       cmocka_unit_test(test_run_adamw8),   cmocka_unit_test(test_leaves_nothing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_like_the_cpu),  cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_plan),          cmocka_unit_test(test_run_adamw),
+                                       cmocka_unit_test(test_run_adamw8),    cmocka_unit_test(test_program),
+                                       cmocka_unit_test(test_leaves_nothing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
