@@ -1,8 +1,9 @@
 /* kernels/cuda/sdpa.h by plain fp32 loops, one document, head and query after another, results rounded to bf16 once. Backward adds up dk
- * and dv in fp32 over the queries in ascending order, heads of a group in order.
+ * and dv in fp32 over the queries in ascending order; what the heads of a group contribute is kept in bf16 in the workspace and added by
+ * the module's own kernel, as the real layer does when a group does not fit.
  *
- * LK_EMU_NO_SDPA in the environment makes lk_sdpa_supports say no, so that the module's own kernels do the work. The workspace is asked for
- * and looked at, although nothing is kept in it. */
+ * LK_EMU_NO_SDPA in the environment makes lk_sdpa_supports say no, so that the module's own kernels do the work. The workspace holds those
+ * contributions. */
 #include "kernels/cuda/sdpa.h"
 
 #include <float.h>
@@ -12,6 +13,7 @@
 #include <new>
 #include <vector>
 
+#include "kernels/cuda/head_sums.h"
 #include "kernels/tensor.h"
 #include "tests/cuda_emu/control.h"
 
@@ -37,7 +39,7 @@ bool lk_sdpa_supports(lk_sdpa *sdpa, const lk_sdpa_shape *shape)
 size_t lk_sdpa_workspace_bytes(lk_sdpa *sdpa, const lk_sdpa_shape *shape, int64_t tokens, bool training)
 {
     (void)sdpa;
-    return training ? (size_t)(tokens * shape->heads) * sizeof(float) : 0;
+    return training ? (size_t)(2 * tokens * shape->heads * shape->head_dim) * sizeof(uint16_t) : 0; /* dk and dv of every head */
 }
 
 /* ---- checks */
@@ -73,7 +75,7 @@ static lk_status check_call(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa
     if (docs->longest < longest)
         return lk_fail(err, LK_ERR_ARGUMENT, "attention: a document has %lld tokens, said to be at most %lld", (long long)longest,
                        (long long)docs->longest);
-    size_t need = lk_sdpa_workspace_bytes(sdpa, s, longest, training);
+    size_t need = lk_sdpa_workspace_bytes(sdpa, s, docs->tokens, training);
     if (bytes < need || (need && !lk_emu_is_device_range(workspace, need)))
         return lk_fail(err, LK_ERR_ARGUMENT, "attention: a workspace of %zu bytes at %p, %zu of device memory are wanted", bytes, workspace,
                        need);
@@ -100,6 +102,20 @@ static float dot(const float *a, const float *b, int64_t n)
     float sum = 0.0f;
     for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
     return sum;
+}
+
+/* Rows [begin, end) of what each query head contributes to dk or dv, as bf16 at `work`, added up into `x`. */
+static lk_status write_groups(const lk_sdpa_rows *x, uint16_t *work, const std::vector<float> &each, const lk_sdpa_shape *s, int64_t begin,
+                              int64_t end, lk_rt_stream stream, lk_error *err)
+{
+    int64_t D = s->head_dim, group = s->heads / s->kv_heads, rows = end - begin;
+    for (int64_t kv = 0; kv < s->kv_heads; kv++) {
+        uint16_t *parts = work + kv * rows * group * D;
+        for (int64_t r = 0; r < rows; r++)
+            lk_from_f32(parts + r * group * D, LK_BF16, &each[(size_t)(((begin + r) * s->heads + kv * group) * D)], group * D);
+        LK_TRY(lk_cuda_head_sums((uint16_t *)x->data + begin * x->stride + kv * D, x->stride, parts, rows, group, D, stream, err));
+    }
+    return LK_OK;
 }
 
 /* The first row that the query at `row` sees. */
@@ -148,7 +164,6 @@ lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_d
 lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
                            void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
 {
-    (void)stream;
     LK_TRY(check_call(sdpa, s, docs, workspace, workspace_bytes, true, err));
     int64_t T = docs->tokens, D = s->head_dim, H = s->heads, width = H * D, kv_width = s->kv_heads * D;
     if (T == 0 || docs->n == 0) return LK_OK;
@@ -161,7 +176,7 @@ lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_
     for (const auto &one : all) LK_TRY(check_rows(one.name, one.rows, T, one.width, err));
     std::vector<float> q = read_rows(&args->q, T, width), k = read_rows(&args->k, T, kv_width), v = read_rows(&args->v, T, kv_width);
     std::vector<float> o = read_rows(&args->o, T, width), dout = read_rows(&args->dout, T, width);
-    std::vector<float> dq(q.size()), dk(k.size()), dv(v.size());
+    std::vector<float> dq(q.size()), dk(q.size()), dv(q.size()); /* dk and dv of each query head */
     for (int64_t doc = 0; doc < docs->n; doc++)
         for (int64_t row = docs->starts[doc]; row < docs->starts[doc + 1]; row++)
             for (int64_t h = 0; h < H; h++) {
@@ -169,18 +184,18 @@ lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_
                 int64_t first = first_seen(s, docs->starts[doc], row), kv = h / (H / s->kv_heads) * D;
                 float through = dot(&dout[at], &o[at], D);
                 for (int64_t j = first; j <= row; j++) {
-                    size_t key = (size_t)(j * kv_width + kv);
+                    size_t key = (size_t)(j * kv_width + kv), mine = (size_t)(j * width + h * D);
                     float p = expf(s->scale * dot(&q[at], &k[key], D) - args->lse[row * H + h]);
                     float ds = p * (dot(&dout[at], &v[key], D) - through) * s->scale;
                     for (size_t d = 0; d < (size_t)D; d++) {
-                        dv[key + d] += p * dout[at + d];
+                        dv[mine + d] += p * dout[at + d];
                         dq[at + d] += ds * k[key + d];
-                        dk[key + d] += ds * q[at + d];
+                        dk[mine + d] += ds * q[at + d];
                     }
                 }
             }
     write_rows(&args->dq, dq, docs->starts[0], docs->starts[docs->n], width);
-    write_rows(&args->dk, dk, docs->starts[0], docs->starts[docs->n], kv_width);
-    write_rows(&args->dv, dv, docs->starts[0], docs->starts[docs->n], kv_width);
-    return LK_OK;
+    uint16_t *work = (uint16_t *)workspace;
+    LK_TRY(write_groups(&args->dk, work, dk, s, docs->starts[0], docs->starts[docs->n], stream, err));
+    return write_groups(&args->dv, work + T * width, dv, s, docs->starts[0], docs->starts[docs->n], stream, err);
 }

@@ -4,8 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/head_sums.h"
 #include "kernels/cuda/native/sdpa_described.h"
 #include "tests/check.h"
+
+/* The kernel after the last piece of a group; nothing runs here. */
+lk_status lk_cuda_head_sums(void *out, int64_t stride, const void *parts, int64_t rows, int64_t n, int64_t width, lk_rt_stream stream,
+                            lk_error *err)
+{
+    (void)out, (void)stride, (void)parts, (void)rows, (void)n, (void)width, (void)stream;
+    return lk_fail(err, LK_ERR_INTERNAL, "a described device runs nothing");
+}
 
 static char *device; /* the description */
 
@@ -154,6 +163,26 @@ static void little_room(void **state)
     lk_sdpa_destroy(sdpa);
 }
 
+/* Where a group of heads does not fit, its heads go one by one. */
+static void less_than_a_group(void **state)
+{
+    (void)state;
+    lk_sdpa *sdpa = open_described();
+    lk_error err = {0};
+    lk_sdpa_shape shape = {8, 2, 64, 0.1f, 0};
+    int32_t starts[] = {0, 1024};
+    lk_sdpa_docs docs = {1, 1024, 1024, starts};
+    lk_sdpa_rows q = {somewhere(), 512}, kv = {somewhere(), 128};
+    lk_sdpa_backward_args b = {q, kv, kv, q, q, q, kv, kv, somewhere()};
+    size_t fixed = lk_sdpa_workspace_bytes(sdpa, &shape, 1, false) + (size_t)1024 * 8 * sizeof(float);
+    size_t head = lk_sdpa_backward_bytes(1, 1024, 1, 1, 64), contributions = (size_t)2 * 1024 * 4 * 64 * 2;
+    CHECK_OK(lk_sdpa_backward(sdpa, &shape, &docs, &b, somewhere(), fixed + head + contributions, NULL, &err), &err);
+    assert_int_equal(lk_sdpa_reported(sdpa).runs, 8);
+    CHECK_FAILS(lk_sdpa_backward(sdpa, &shape, &docs, &b, somewhere(), fixed + head, NULL, &err), LK_ERR_MEMORY, "bytes of workspace",
+                &err);
+    lk_sdpa_destroy(sdpa);
+}
+
 /* Evaluation wants no log-sum-exp: another graph. */
 static void forward_without_stats(void **state)
 {
@@ -183,8 +212,9 @@ static void supports(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_plan),  cmocka_unit_test(plans_are_kept),        cmocka_unit_test(workspace_is_bounded),
-        cmocka_unit_test(little_room), cmocka_unit_test(forward_without_stats), cmocka_unit_test(supports),
+        cmocka_unit_test(every_plan),  cmocka_unit_test(plans_are_kept),    cmocka_unit_test(workspace_is_bounded),
+        cmocka_unit_test(little_room), cmocka_unit_test(less_than_a_group), cmocka_unit_test(forward_without_stats),
+        cmocka_unit_test(supports),
     };
     return cmocka_run_group_tests(tests, read_device, forget_device);
 }

@@ -7,8 +7,9 @@
  * Backward: the repeatable algorithm of cuDNN 9 writes a bf16 value for every query and key of every document and head, documents * heads *
  * longest^2 * 2 bytes: 302 MB for one document of 2048 rows and 32 heads, 4.4 GB for one of 8192; and with a hundred short documents beside
  * one long one the padding alone would be many times that. So documents are sorted into classes by length (powers of two), and a class is
- * done in pieces: as many heads of as many documents at a time as fit the workspace that the caller has, at least one group of query heads
- * that share a key head. What a head of a document gets does not depend on the piece it is in.
+ * done in pieces: as many heads of as many documents at a time as fit the workspace that the caller has. Where not even the query heads
+ * that share a key head fit for one document, a few of them go at a time, and what each piece contributes to dk and dv is kept in bf16 and
+ * added up by head_sums.cu. The bits follow from the document and the size of the workspace.
  *
  * Rejected: one call for everything (the workspace above); the algorithm with an fp32 accumulator for dq (adds in an arbitrary order);
  * graphs of dynamic shape with a kernel cache (in 9.19 a forward plan then takes 2 ms instead of half a second after the first, but the
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/head_sums.h"
 #include "kernels/cuda/native/sdpa_described.h"
 #include "kernels/cuda/native/sdpa_graph.h"
 
@@ -148,7 +150,8 @@ static lk_sdpa_spec backward_spec(const lk_sdpa_shape *s, int64_t docs, int64_t 
     lk_sdpa_spec spec;
     memset(&spec, 0, sizeof spec);
     spec.docs = docs, spec.longest = longest;
-    spec.heads = heads, spec.kv_heads = heads / (s->heads / s->kv_heads), spec.head_dim = s->head_dim, spec.window = s->window;
+    spec.heads = heads, spec.kv_heads = heads < s->heads / s->kv_heads ? 1 : heads / (s->heads / s->kv_heads), spec.head_dim = s->head_dim,
+    spec.window = s->window;
     spec.backward = spec.stats = 1;
     spec.stride[LK_SDPA_Q] = args->q.stride, spec.stride[LK_SDPA_K] = args->k.stride, spec.stride[LK_SDPA_V] = args->v.stride;
     spec.stride[LK_SDPA_O] = args->o.stride, spec.stride[LK_SDPA_DOUT] = args->dout.stride;
@@ -201,12 +204,25 @@ static size_t sum_bytes(const lk_sdpa_shape *shape, int64_t tokens)
     return aligned((size_t)tokens * (size_t)shape->heads * sizeof(float));
 }
 
+/* What pieces of a group contribute to dk and dv: [T, pieces, D] bf16 each. */
+static size_t pieces_bytes(const lk_sdpa_shape *shape, int64_t tokens, int64_t pieces)
+{
+    return 2 * aligned((size_t)tokens * (size_t)pieces * (size_t)shape->head_dim * 2);
+}
+
+/* For one document of a class, `heads` of a group at a time. */
+static size_t piece_bytes(const lk_sdpa_shape *shape, int64_t tokens, int64_t longest, int64_t heads)
+{
+    int64_t group = shape->heads / shape->kv_heads;
+    return lk_sdpa_backward_bytes(1, longest, heads, 1, shape->head_dim) + (heads < group ? pieces_bytes(shape, tokens, group / heads) : 0);
+}
+
 size_t lk_sdpa_workspace_bytes(lk_sdpa *sdpa, const lk_sdpa_shape *shape, int64_t tokens, bool training)
 {
     (void)sdpa;
     if (!training) return numbers_bytes(tokens);
-    int64_t group = shape->heads / shape->kv_heads, longest = length_class(tokens);
-    size_t least = lk_sdpa_backward_bytes(1, longest, group, 1, shape->head_dim);
+    int64_t longest = length_class(tokens);
+    size_t least = piece_bytes(shape, tokens, longest, 1);
     size_t most = lk_sdpa_backward_bytes(1, longest, shape->heads, shape->kv_heads, shape->head_dim);
     size_t wanted = (size_t)tokens * BYTES_PER_TOKEN;
     if (wanted > most) wanted = most; /* short batches: room for one document as long as all of it */
@@ -277,8 +293,8 @@ static void write_part(part *p, numbers *n, const lk_sdpa_docs *docs, const lk_s
 }
 
 /* Room for the numbers of a call on the host; the order of documents follows them. */
-static lk_status room(lk_sdpa *sdpa, const lk_sdpa_docs *docs, void *workspace, size_t workspace_bytes, numbers *n, int32_t **order,
-                      lk_error *err)
+static lk_status make_room(lk_sdpa *sdpa, const lk_sdpa_docs *docs, void *workspace, size_t workspace_bytes, numbers *n, int32_t **order,
+                           lk_error *err)
 {
     size_t bytes = numbers_bytes(docs->n), cap = bytes + (size_t)docs->n * sizeof(int32_t);
     if (workspace_bytes < bytes)
@@ -328,7 +344,7 @@ lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sd
     LK_TRY(check_call(shape, docs, strides, sizeof strides / sizeof *strides, err));
     numbers n;
     int32_t *order;
-    LK_TRY(room(sdpa, docs, workspace, workspace_bytes, &n, &order, err));
+    LK_TRY(make_room(sdpa, docs, workspace, workspace_bytes, &n, &order, err));
     for (int64_t i = 0; i < docs->n; i++) order[i] = (int32_t)i;
     part p = {.docs = power_of_two(docs->n), .longest = length_class(docs->longest), .heads = shape->heads, .rows = order, .n = docs->n};
     lk_sdpa_spec spec = forward_spec(shape, p.docs, p.longest, args);
@@ -345,46 +361,102 @@ lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sd
     return run_plan(sdpa, &spec, &at, (char *)workspace + before, workspace_bytes - before, stream, err);
 }
 
-/* How many heads and documents of a class go together: all heads and as many documents as fit, or as many groups of heads of one document.
- */
-static lk_status cut(const lk_sdpa_shape *shape, int64_t longest, int64_t n, size_t bytes, int64_t *docs, int64_t *heads, lk_error *err)
+/* How many heads and documents of a class go together: all heads and as many documents as fit; or as many groups of heads of one document;
+ * or as many heads of a group. */
+static lk_status cut(const lk_sdpa_shape *shape, int64_t tokens, int64_t longest, int64_t n, size_t bytes, int64_t *docs, int64_t *heads,
+                     lk_error *err)
 {
     int64_t group = shape->heads / shape->kv_heads, d = shape->head_dim;
     *docs = power_of_two(n);
     while (*docs > 1 && lk_sdpa_backward_bytes(*docs, longest, shape->heads, shape->kv_heads, d) > bytes) *docs /= 2;
     for (int64_t kv = shape->kv_heads; kv > 0; kv--) {
-        if (shape->kv_heads % kv) continue;
         *heads = kv * group;
-        if (lk_sdpa_backward_bytes(*docs, longest, *heads, kv, d) <= bytes) return LK_OK;
+        if (shape->kv_heads % kv == 0 && lk_sdpa_backward_bytes(*docs, longest, *heads, kv, d) <= bytes) return LK_OK;
     }
+    for (*heads = group - 1; *heads > 0; --*heads)
+        if (group % *heads == 0 && piece_bytes(shape, tokens, longest, *heads) <= bytes) return LK_OK;
     return lk_fail(err, LK_ERR_MEMORY,
                    "attention: the backward of a document of up to %lld rows needs %zu bytes of workspace, %zu are there",
-                   (long long)longest, lk_sdpa_backward_bytes(1, longest, group, 1, d), bytes);
+                   (long long)longest, piece_bytes(shape, tokens, longest, 1), bytes);
 }
 
 static void *heads_on(const lk_sdpa_rows *rows, int64_t values) { return (char *)rows->data + values * 2; }
 
-/* All heads of a part, a few at a time. */
-static lk_status run_part(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const part *p, const numbers *n, const lk_sdpa_backward_args *args,
-                          float *sum, void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
+/* Where a call's memory is. */
+typedef struct room_for {
+    float *sum;
+    char *rest; /* cuDNN's, and before it what pieces of groups contribute */
+    size_t bytes;
+} room_for;
+
+static void place(lk_sdpa_pointers *at, const part *p, const numbers *n)
 {
-    int64_t group = shape->heads / shape->kv_heads, d = shape->head_dim;
+    at->tensor[LK_SDPA_LENGTHS] = on_device(n, p->lengths);
+    for (int t = 0; t < LK_SDPA_LENGTHS; t++)
+        if (p->offsets[t]) at->offsets[t] = on_device(n, p->offsets[t]);
+}
+
+/* The query heads from h on, and the key heads from h / group on. */
+static void place_heads(lk_sdpa_pointers *at, const lk_sdpa_shape *shape, const lk_sdpa_backward_args *args, float *sum, int64_t h)
+{
+    int64_t q = h * shape->head_dim, kv = h / (shape->heads / shape->kv_heads) * shape->head_dim;
+    at->tensor[LK_SDPA_Q] = heads_on(&args->q, q), at->tensor[LK_SDPA_DQ] = heads_on(&args->dq, q);
+    at->tensor[LK_SDPA_O] = heads_on(&args->o, q), at->tensor[LK_SDPA_DOUT] = heads_on(&args->dout, q);
+    at->tensor[LK_SDPA_K] = heads_on(&args->k, kv), at->tensor[LK_SDPA_DK] = heads_on(&args->dk, kv);
+    at->tensor[LK_SDPA_V] = heads_on(&args->v, kv), at->tensor[LK_SDPA_DV] = heads_on(&args->dv, kv);
+    at->tensor[LK_SDPA_STATS] = (void *)(uintptr_t)(args->lse + h); /* read only; cuDNN takes every pointer as void * */
+    at->tensor[LK_SDPA_SUM] = sum + h;
+}
+
+/* All heads of a part, whole groups at a time. */
+static lk_status run_groups(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const part *p, const numbers *n, const lk_sdpa_backward_args *args,
+                            const room_for *room, lk_rt_stream stream, lk_error *err)
+{
     lk_sdpa_spec spec = backward_spec(shape, p->docs, p->longest, p->heads, args);
     lk_sdpa_pointers at = {.scale = shape->scale};
-    at.tensor[LK_SDPA_LENGTHS] = on_device(n, p->lengths);
-    for (int t = 0; t < LK_SDPA_LENGTHS; t++)
-        if (p->offsets[t]) at.offsets[t] = on_device(n, p->offsets[t]);
+    place(&at, p, n);
     for (int64_t h = 0; h < shape->heads; h += p->heads) {
-        int64_t q = h * d, kv = h / group * d;
-        at.tensor[LK_SDPA_Q] = heads_on(&args->q, q), at.tensor[LK_SDPA_DQ] = heads_on(&args->dq, q);
-        at.tensor[LK_SDPA_O] = heads_on(&args->o, q), at.tensor[LK_SDPA_DOUT] = heads_on(&args->dout, q);
-        at.tensor[LK_SDPA_K] = heads_on(&args->k, kv), at.tensor[LK_SDPA_DK] = heads_on(&args->dk, kv);
-        at.tensor[LK_SDPA_V] = heads_on(&args->v, kv), at.tensor[LK_SDPA_DV] = heads_on(&args->dv, kv);
-        at.tensor[LK_SDPA_STATS] = (void *)(uintptr_t)(args->lse + h); /* read only; cuDNN takes every pointer as void * */
-        at.tensor[LK_SDPA_SUM] = sum + h;
-        LK_TRY(run_plan(sdpa, &spec, &at, workspace, workspace_bytes, stream, err));
+        place_heads(&at, shape, args, room->sum, h);
+        LK_TRY(run_plan(sdpa, &spec, &at, room->rest, room->bytes, stream, err));
     }
     return LK_OK;
+}
+
+/* All heads of a part's one document, some of a group at a time; `pieces` are the arguments with the places of the contributions as dk and
+ * dv (pieces_of), for which the part's offsets were written. */
+static lk_status run_pieces(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const part *p, const numbers *n, const lk_sdpa_docs *docs,
+                            const lk_sdpa_backward_args *args, const lk_sdpa_backward_args *pieces, const room_for *room,
+                            lk_rt_stream stream, lk_error *err)
+{
+    int64_t d = shape->head_dim, group = shape->heads / shape->kv_heads, count = group / p->heads;
+    int64_t begin = docs->starts[p->rows[0]], length = docs->starts[p->rows[0] + 1] - begin;
+    size_t taken = pieces_bytes(shape, docs->tokens, count);
+    lk_sdpa_spec spec = backward_spec(shape, p->docs, p->longest, p->heads, pieces);
+    lk_sdpa_pointers at = {.scale = shape->scale};
+    place(&at, p, n);
+    for (int64_t h = 0; h < shape->heads; h += p->heads) {
+        int64_t piece = h % group / p->heads, kv = h / group * d;
+        place_heads(&at, shape, args, room->sum, h);
+        at.tensor[LK_SDPA_DK] = heads_on(&pieces->dk, piece * d);
+        at.tensor[LK_SDPA_DV] = heads_on(&pieces->dv, piece * d);
+        LK_TRY(run_plan(sdpa, &spec, &at, room->rest + taken, room->bytes - taken, stream, err));
+        if (piece < count - 1 || sdpa->dnn->described) continue;
+        LK_TRY(lk_cuda_head_sums(heads_on(&args->dk, begin * args->dk.stride + kv), args->dk.stride,
+                                 heads_on(&pieces->dk, begin * count * d), length, count, d, stream, err));
+        LK_TRY(lk_cuda_head_sums(heads_on(&args->dv, begin * args->dv.stride + kv), args->dv.stride,
+                                 heads_on(&pieces->dv, begin * count * d), length, count, d, stream, err));
+    }
+    return LK_OK;
+}
+
+static lk_sdpa_backward_args pieces_of(const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
+                                       int64_t heads, const room_for *room)
+{
+    int64_t count = shape->heads / shape->kv_heads / heads;
+    lk_sdpa_backward_args pieces = *args;
+    pieces.dk = (lk_sdpa_rows){room->rest, count * shape->head_dim};
+    pieces.dv = (lk_sdpa_rows){room->rest + pieces_bytes(shape, docs->tokens, count) / 2, count * shape->head_dim};
+    return pieces;
 }
 
 lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
@@ -395,14 +467,13 @@ lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_s
     LK_TRY(check_call(shape, docs, strides, sizeof strides / sizeof *strides, err));
     numbers n;
     int32_t *order;
-    LK_TRY(room(sdpa, docs, workspace, workspace_bytes, &n, &order, err));
+    LK_TRY(make_room(sdpa, docs, workspace, workspace_bytes, &n, &order, err));
     size_t before = numbers_bytes(docs->n) + sum_bytes(shape, docs->tokens);
     if (workspace_bytes < before)
         return lk_fail(err, LK_ERR_INTERNAL, "attention: a workspace of %zu bytes for a backward over %lld rows", workspace_bytes,
                        (long long)docs->tokens);
-    float *sum = (float *)(void *)((char *)workspace + numbers_bytes(docs->n));
-    char *rest = (char *)workspace + before;
-    size_t rest_bytes = workspace_bytes - before;
+    room_for room = {(float *)(void *)((char *)workspace + numbers_bytes(docs->n)), (char *)workspace + before, workspace_bytes - before};
+    int64_t group = shape->heads / shape->kv_heads;
 
     /* Two passes over the same parts, because all their numbers go to the device in one copy before the first of them runs. */
     for (int running = 0; running < 2; running++) {
@@ -415,13 +486,16 @@ lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_s
                 if (rows > 0 && length_class(rows) == longest) order[ordered++] = (int32_t)i;
             }
             if (first == ordered) continue;
-            LK_TRY(cut(shape, longest, ordered - first, rest_bytes, &at_once, &heads, err));
+            LK_TRY(cut(shape, docs->tokens, longest, ordered - first, room.bytes, &at_once, &heads, err));
+            lk_sdpa_backward_args used = heads < group ? pieces_of(shape, docs, args, heads, &room) : *args;
             for (int64_t i = first; i < ordered; i += at_once) {
                 int64_t count = ordered - i < at_once ? ordered - i : at_once;
                 part p = {.docs = at_once, .longest = longest, .heads = heads, .rows = order + i, .n = count};
-                lk_sdpa_spec spec = backward_spec(shape, p.docs, p.longest, p.heads, args);
+                lk_sdpa_spec spec = backward_spec(shape, p.docs, p.longest, p.heads, &used);
                 write_part(&p, &n, docs, &spec);
-                if (running) LK_TRY(run_part(sdpa, shape, &p, &n, args, sum, rest, rest_bytes, stream, err));
+                if (!running) continue;
+                LK_TRY(heads < group ? run_pieces(sdpa, shape, &p, &n, docs, args, &used, &room, stream, err)
+                                     : run_groups(sdpa, shape, &p, &n, args, &room, stream, err));
             }
         }
         if (!running) LK_TRY(begin(sdpa, &n, stream, err));
