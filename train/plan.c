@@ -181,10 +181,12 @@ static void shown(char out[32], size_t bytes)
     snprintf(out, 32, u ? "%.1f %s" : "%.0f %s", x, units[u]);
 }
 
+static size_t own_share(const lk_plan_request *r) { return lk_memory_available() / (size_t)(r->processes > 1 ? r->processes : 1); }
+
 /* What the plan may take, and in words whose decision that is. */
 static size_t find_budget(const lk_plan_request *r, char source[96])
 {
-    size_t on_device = lk_device_memory(r->be), available = on_device ? on_device : lk_memory_available();
+    size_t on_device = lk_device_memory(r->be), available = on_device ? on_device : own_share(r);
     char size[32];
     shown(size, available);
     if (r->budget)
@@ -192,14 +194,14 @@ static size_t find_budget(const lk_plan_request *r, char source[96])
     else if (on_device)
         snprintf(source, 96, "90%% of the %s free on the device", size);
     else
-        snprintf(source, 96, "80%% of the %s available here", size);
+        snprintf(source, 96, r->processes > 1 ? "80%% of the %s available here to each process" : "80%% of the %s available here", size);
     return r->budget ? r->budget : on_device ? available / 10 * 9 : available / 10 * 8;
 }
 
 /* A device's own memory is one thing; what the process keeps beside it must have room too. */
-static lk_status check_host(const lk_plan *plan, lk_error *err)
+static lk_status check_host(const lk_plan *plan, const lk_plan_request *r, lk_error *err)
 {
-    size_t available = lk_memory_available(), needed = lk_plan_host_bytes(plan);
+    size_t available = own_share(r), needed = lk_plan_host_bytes(plan);
     if (!plan->own_memory || needed <= available) return LK_OK;
     char size[32], peak[32];
     shown(size, available);
@@ -221,7 +223,7 @@ lk_status lk_plan_make(lk_plan *plan, const lk_plan_request *request, lk_error *
         LK_TRY(make_terms(plan, request, request->checkpointing, err));
     plan->budget = budget;
     memcpy(plan->budget_source, source, sizeof source);
-    if (lk_plan_peak_bytes(plan) <= budget) return check_host(plan, err);
+    if (lk_plan_peak_bytes(plan) <= budget) return check_host(plan, request, err);
     shown(size, budget);
     shown(peak, lk_plan_peak_bytes(plan));
     return lk_fail(err, LK_ERR_MEMORY,

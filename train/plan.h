@@ -54,6 +54,7 @@ typedef struct lk_plan_request {
     const lk_adapter_spec *adapter;
     int64_t rows, max_length, accumulate;
     int64_t train_documents, eval_documents;
+    int processes;           /* that share this machine's memory, each with a plan like this one; 0 or 1: this one alone */
     size_t model_file_bytes; /* size of the safetensors on disk, mapped while loading */
     lk_adamw_kind optim;
     int64_t checkpointing; /* LK_CHECKPOINTING_AUTO, or an lk_pass_options.kept_layers */

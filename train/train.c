@@ -168,6 +168,7 @@ static lk_status make_plan(session *s, lk_plan *plan, int64_t train_documents, i
                                .accumulate = r->accumulate,
                                .train_documents = train_documents,
                                .eval_documents = eval_documents,
+                               .processes = lk_ranks_size(s->ranks),
                                .model_file_bytes = model_file_bytes(r->base_path),
                                .optim = r->optim,
                                .checkpointing = r->checkpointing,
@@ -303,6 +304,7 @@ static lk_status run(session *s)
     LK_TRY(open_folder(s));
     LK_TRY(open_data(s));
     LK_TRY(make_plan(s, &s->result->plan, s->train.report.documents, s->eval.report.documents));
+    LK_TRY(lk_ranks_barrier(s->ranks, s->err)); /* all have looked at what is free before any takes of it */
     if (!s->options->quiet) print_plan(&s->result->plan);
     return s->options->dry_run ? LK_OK : train(s);
 }
