@@ -34,9 +34,12 @@ static lk_status no_device(lk_error *err, cudaError_t e, int driver)
     if (e == cudaErrorInsufficientDriver && driver > 0)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "the NVIDIA driver supports CUDA %d.%d, this module needs %d.%d: update the driver",
                        driver / 1000, driver % 1000 / 10, wants / 1000, wants % 1000 / 10);
-    if (e == cudaErrorInsufficientDriver || e == cudaErrorStubLibrary)
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "no NVIDIA driver here: libcuda.so.1 was not found or is a stub (%s); install the driver",
-                       cudaGetErrorString(e));
+    if (e == cudaErrorInsufficientDriver)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "no NVIDIA driver here: libcuda.so.1 was not found; install the driver");
+    if (e == cudaErrorStubLibrary)
+        return lk_fail(
+            err, LK_ERR_UNSUPPORTED,
+            "no NVIDIA driver here: the libcuda.so.1 that was found is the toolkit's stub; take its folder out of LD_LIBRARY_PATH");
     if (e == cudaErrorNoDevice)
         return lk_fail(err, LK_ERR_UNSUPPORTED,
                        "there is an NVIDIA driver but no GPU to use: see nvidia-smi, CUDA_VISIBLE_DEVICES and the container's devices");
