@@ -8,21 +8,19 @@
  * products: 7 %. Joined they cost R more terms of k, 16 in 4096 (computed; a GPU has yet to measure it). The sum is rounded to bf16 once
  * instead of twice.
  *
+ * h and dh come from skinny.cu, which reads x or dy once and writes them where the joined product looks for them.
+ *
  * When: one segment over all rows, an NF4 matrix, rows with a gap (lk_row_gap) that allow loads of 16 bytes; backward without dropout,
  * since dx = drop(dh A) is no part of a joint sum. Everything else goes through lk_cuda_linear and lk_cuda_lora_*, one after the other. The
  * choice follows from shapes alone, so a run repeats its bits. */
 #include "kernels/cuda/lora.h"
 #include "kernels/cuda/matrix.h"
 
-enum { CHUNK = 1024 /* rows whose dropped copy lies in scratch at a time */ };
-
 int64_t lk_cuda_row_gap(const lk_backend *be, int64_t rank)
 {
     (void)be;
     return lk_cuda_padded(rank);
 }
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* ---------------------------------------------------------------------------------------------- scratch */
 
@@ -32,21 +30,18 @@ typedef struct joined {
     const lk_lora *lora;
     int64_t tokens, n, k, ranks;
     void *weights; /* [N, K+R] forward, [N+R, K] backward */
-    void *factor;  /* the other factor: A[R,K] forward, B[N,R] backward */
-    float *wide;   /* [T,R] F32 forward */
+    void *factor;  /* the other factor: A[R,K] forward, B^T[R,N] backward */
     void *h;       /* bf16 [T,R] backward */
-    void *rows;    /* bf16 [CHUNK,K], forward with dropout */
 } joined;
 
-enum { PARTS = 4 };
+enum { PARTS = 3 };
 static size_t sizes_of(size_t sizes[PARTS], int64_t tokens, int64_t ranks, int64_t matrix, int64_t n, int64_t k)
 {
     int64_t larger = n > k ? n : k;
     sizes[0] = lk_cuda_carved((size_t)(matrix + larger * ranks) * 2);
     sizes[1] = lk_cuda_carved((size_t)(larger * ranks) * 2);
-    sizes[2] = lk_cuda_carved((size_t)(tokens * ranks) * sizeof(float));
-    sizes[3] = lk_cuda_carved((size_t)(smaller(tokens, CHUNK) * k) * 2);
-    return sizes[0] + sizes[1] + sizes[2] + sizes[3];
+    sizes[2] = lk_cuda_carved((size_t)(tokens * ranks) * 2);
+    return sizes[0] + sizes[1] + sizes[2];
 }
 
 size_t lk_cuda_linear_lora_scratch(const lk_limits *l)
@@ -75,9 +70,7 @@ static lk_status take_scratch(joined *j, const char *op)
     LK_TRY(lk_cuda_scratch(j->be, op, bytes, &rest));
     j->weights = lk_cuda_carve(&rest, sizes[0]);
     j->factor = lk_cuda_carve(&rest, sizes[1]);
-    j->wide = lk_cuda_carve(&rest, sizes[2]);
-    j->h = j->wide;
-    j->rows = lk_cuda_carve(&rest, sizes[3]);
+    j->h = lk_cuda_carve(&rest, sizes[2]);
     return LK_OK;
 }
 
@@ -109,20 +102,17 @@ static lk_status multiply(const joined *j, const lk_gemm *g)
 /* h = drop(x) A^T, kept in fp32, and bf16(s h) behind the rows of x. */
 static lk_status shrink(const joined *j, int32_t site, const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
 {
-    bool drops = lk_cuda_drops(dropout);
-    int64_t step = drops ? (int64_t)CHUNK : j->tokens;
-    for (int64_t first = 0; first < j->tokens; first += step) {
-        int64_t rows = smaller(step, j->tokens - first), ld = drops ? j->k : x->stride;
-        uint16_t *in = (uint16_t *)x->data + first * x->stride;
-        if (drops) LK_TRY(lk_cuda_dropped(j->be, j->rows, x, first, rows, site, dropout));
-        lk_gemm g = product(rows, j->ranks, j->k, drops ? j->rows : in, ld, j->factor, j->k, j->wide, j->ranks);
-        g.b_transposed = true;
-        g.d_type = LK_F32;
-        LK_TRY(multiply(j, &g));
-        LK_TRY(lk_cuda_lora_hidden(j->be, in + j->k, x->stride, j->wide, j->ranks, (float *)h->data + first * h->stride, h->stride, rows,
-                                   j->lora->rank, j->lora->scale));
-    }
-    return LK_OK;
+    return lk_cuda_skinny(j->be, &(lk_cuda_skinny_args){.x = x,
+                                                        .rows = j->tokens,
+                                                        .f = j->factor,
+                                                        .rank = j->lora->rank,
+                                                        .scale = j->lora->scale,
+                                                        .out = (uint16_t *)x->data + j->k,
+                                                        .ldo = x->stride,
+                                                        .h = h->data,
+                                                        .ldh = h->stride,
+                                                        .dropout = dropout,
+                                                        .site = site});
 }
 
 lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
@@ -185,13 +175,14 @@ lk_status lk_cuda_linear_lora_backward(lk_backend *be, const lk_batch *batch, in
     }
     LK_TRY(take_scratch(&j, "linear_lora_backward"));
     uint16_t *a = (uint16_t *)j.weights + j.n * j.k, *dh = (uint16_t *)dy->data + j.n;
-    LK_TRY(lk_cuda_lora_factors(be, j.lora, j.n, j.k, a, j.factor, j.ranks, 1.0f));
+    LK_TRY(lk_cuda_lora_factors(be, j.lora, j.n, j.k, a, NULL, 0, 1.0f));
+    LK_TRY(lk_cuda_lora_b_transposed(be, j.lora, j.n, j.factor));
     LK_TRY(lk_cuda_nf4_dequantise(be, j.weights, j.k, j.w, 0, j.n));
-    lk_gemm g = product(j.tokens, j.ranks, j.n, dy->data, dy->stride, j.factor, j.ranks, dh, dy->stride);
-    g.alpha = j.lora->scale;
-    LK_TRY(multiply(&j, &g));
+    LK_TRY(lk_cuda_skinny(
+        be, &(lk_cuda_skinny_args){
+                .x = dy, .rows = j.tokens, .f = j.factor, .rank = j.lora->rank, .scale = j.lora->scale, .out = dh, .ldo = dy->stride}));
     LK_TRY(factor_gradients(&j, dy, dh, x, h));
-    g = product(j.tokens, j.k, j.n + j.ranks, dy->data, dy->stride, j.weights, j.k, dx->data, dx->stride);
+    lk_gemm g = product(j.tokens, j.k, j.n + j.ranks, dy->data, dy->stride, j.weights, j.k, dx->data, dx->stride);
     g.beta = accumulate ? 1.0f : 0.0f;
     return multiply(&j, &g);
 }

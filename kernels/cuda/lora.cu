@@ -1,15 +1,16 @@
-/* LoRA beside a base whose product is already made: per segment the two thin products of its adapter, by cuBLASLt, from bf16 copies of the
- * factors in scratch. Serving batches go to lora_serve.cu.
+/* LoRA beside a base whose product is already made: per segment two thin products forward and four backward, from bf16 copies of the
+ * factors in scratch. Those that make h and dh out of a whole activation are a kernel of their own (skinny.cu), the others cuBLASLt's.
  *
  * Forward: h = drop(x) A^T in fp32, kept as it is and, times the scale, as bf16; y += (scale h) B^T. Backward: dh = scale dy B, rounded to
  * bf16; db += dy^T (scale h); da += dh^T drop(x); dx += drop(dh A). The gradients of the factors are fp32 and add up in the order of rows.
  *
- * x and dy are read where they lie when their rows allow loads of 16 bytes. Dropout, or rows that do not, go through a copy of at most
- * CHUNK rows: the scratch stays small however long the batch. An element of dx is then rounded twice, as the product and as the sum.
+ * In backward x and dy are read where they lie when their rows allow loads of 16 bytes. Dropout, or rows that do not, go through a copy of
+ * at most CHUNK rows: the scratch stays small however long the batch. With dropout an element of dx is rounded twice, as the product and as
+ * the sum.
  *
- * Bytes moved for T rows, rank R: forward 2 TK (x) + 4 TN (y, both ways) + 14 TR (h) + 6 R(N+K) (factors); backward 4 TN (dy, twice) + 2 TK
- * (x) + 4 TK (dx) + 8 R(N+K) (da, db). Beside the base's product this is y and dx once more through memory; a joined product
- * (lk_linear_lora) saves that. Dropout adds 4 TK forward, 4 TK for da and 8 TK for dx. */
+ * Bytes moved for T rows, rank R: forward 2 TK (x) + 4 TN (y, both ways) + 8 TR (h) + 6 R(N+K) (factors); backward 4 TN (dy, twice) + 2 TK
+ * (x) + 4 TK (dx) + 14 R(N+K) (factors, da, db). Beside the base's product this is y and dx once more through memory; a joined product
+ * (lk_linear_lora) saves that. Dropout adds nothing forward, 4 TK for da and 8 TK for dx. */
 #include "kernels/cuda/lora.h"
 #include "kernels/cuda/device.h"
 
@@ -56,6 +57,26 @@ extern "C" lk_status lk_cuda_lora_factors(lk_backend *be, const lk_lora *l, int6
     return lk_rt_launched("lora_factors", &be->error);
 }
 
+template <typename T> LK_KERNEL void transpose_kernel(lk_bf16 *out, const T *b, int64_t n, int64_t ld, int64_t rank, int64_t ranks)
+{
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, r = i / ld, column = i % ld;
+    if (r < ranks) out[i] = r < rank && column < n ? scaled_bf16(b[column * rank + r], 1.0f) : (lk_bf16)0;
+}
+
+extern "C" lk_status lk_cuda_lora_b_transposed(lk_backend *be, const lk_lora *l, int64_t n, void *bt)
+{
+    int64_t ranks = lk_cuda_padded(l->rank), ld = lk_cuda_padded(n);
+    dim3 grid((unsigned)((ranks * ld + THREADS - 1) / THREADS));
+    lk_rt_stream stream = lk_cuda_of(be)->stream;
+    if (l->type == LK_BF16)
+        LK_LAUNCH("lora_transpose", transpose_kernel<lk_bf16>, grid, dim3(THREADS), 0, stream, (lk_bf16 *)bt, (const lk_bf16 *)l->b, n, ld,
+                  l->rank, ranks);
+    else
+        LK_LAUNCH("lora_transpose", transpose_kernel<float>, grid, dim3(THREADS), 0, stream, (lk_bf16 *)bt, (const float *)l->b, n, ld,
+                  l->rank, ranks);
+    return lk_rt_launched("lora_transpose", &be->error);
+}
+
 typedef struct hidden_shape {
     int64_t rows, rank, ranks, ldo, ldi, ldc;
     float scale;
@@ -83,21 +104,20 @@ extern "C" lk_status lk_cuda_lora_hidden(lk_backend *be, void *out, int64_t ldo,
 /* ---------------------------------------------------------------------------------------------- scratch */
 
 typedef struct lora_scratch {
-    void *a, *b;  /* bf16 factors: [padded(R), padded(K)], [N, padded(R)] */
-    float *wide;  /* forward: [T, padded(R)] fp32 */
-    void *h, *dh; /* bf16 [T, padded(R)]; dh takes the place of wide */
+    void *a, *b;  /* bf16 factors: [padded(R), padded(K)], [N, padded(R)] or, for backward, its transpose [padded(R), padded(N)] */
+    void *h, *dh; /* bf16 [T, padded(R)], scaled */
     void *rows;   /* bf16 [CHUNK, padded(K or N)]: copies of x, dy, or a product on its way to dx */
 } lora_scratch;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Bytes of each, in the order of the fields; dh apart. */
+/* Bytes of each, in the order of the fields. */
 enum { PARTS = 5 };
 static size_t sizes_of(size_t sizes[PARTS], int64_t tokens, int64_t rank, int64_t n, int64_t k)
 {
     int64_t ranks = lk_cuda_padded(rank), width = larger(lk_cuda_padded(n), lk_cuda_padded(k)), total = 0;
-    const int64_t elements[PARTS] = {ranks * lk_cuda_padded(k), n * ranks, 2 * tokens * ranks, tokens * ranks,
+    const int64_t elements[PARTS] = {ranks * lk_cuda_padded(k), lk_cuda_padded(n) * ranks, tokens * ranks, tokens * ranks,
                                      smaller(tokens, CHUNK) * width};
     for (int i = 0; i < PARTS; i++) {
         sizes[i] = lk_cuda_carved((size_t)elements[i] * sizeof(lk_bf16));
@@ -136,18 +156,19 @@ static lk_status begin(lora_call *c, const char *op)
     LK_TRY(lk_cuda_scratch(c->be, op, bytes, &rest));
     c->s.a = lk_cuda_carve(&rest, sizes[0]);
     c->s.b = lk_cuda_carve(&rest, sizes[1]);
-    c->s.wide = (float *)lk_cuda_carve(&rest, sizes[2]);
-    c->s.dh = c->s.wide;
-    c->s.h = lk_cuda_carve(&rest, sizes[3]);
+    c->s.h = lk_cuda_carve(&rest, sizes[2]);
+    c->s.dh = lk_cuda_carve(&rest, sizes[3]);
     c->s.rows = lk_cuda_carve(&rest, sizes[4]);
     return LK_OK;
 }
 
-static lk_status load_factors(lora_call *c, const lk_lora *l)
+/* Forward wants A and B, backward A and the transpose of B. */
+static lk_status load_factors(lora_call *c, const lk_lora *l, bool backward)
 {
     if (c->loaded == l) return LK_OK;
     c->loaded = l;
-    return lk_cuda_lora_factors(c->be, l, c->y->cols, c->x->cols, c->s.a, c->s.b, lk_cuda_padded(l->rank), 1.0f);
+    LK_TRY(lk_cuda_lora_factors(c->be, l, c->y->cols, c->x->cols, c->s.a, backward ? NULL : c->s.b, lk_cuda_padded(l->rank), 1.0f));
+    return backward ? lk_cuda_lora_b_transposed(c->be, l, c->y->cols, c->s.b) : LK_OK;
 }
 
 static bool direct(const lk_tensor *t) { return t->stride % 8 == 0 && (uintptr_t)t->data % 16 == 0; }
@@ -189,53 +210,41 @@ static lk_gemm product(int64_t m, int64_t n, int64_t k, const void *a, int64_t l
 
 /* ---------------------------------------------------------------------------------------------- forward */
 
-/* h and the bf16 of scale*h for some rows of a segment. */
-static lk_status shrink(const lora_call *c, const lk_lora *l, int64_t first, int64_t rows)
+/* h and the bf16 of scale*h. */
+static lk_status shrink(const lora_call *c, const lk_lora *l, const lk_segment *s)
 {
-    int64_t ranks = lk_cuda_padded(l->rank), ld;
-    const void *x;
-    LK_TRY(rows_of(c, c->x, first, rows, c->dropout, &x, &ld));
-    lk_gemm g = product(rows, ranks, c->x->cols, x, ld, c->s.a, lk_cuda_padded(c->x->cols));
-    g.b_transposed = true;
-    g.d_type = LK_F32;
-    g.d = c->s.wide;
-    g.ldd = ranks;
-    LK_TRY(multiply(c, &g));
-    return lk_cuda_lora_hidden(c->be, c->s.h, ranks, c->s.wide, ranks, (float *)c->h->data + first * c->h->stride, c->h->stride, rows,
-                               l->rank, l->scale);
+    lk_cuda_skinny_args a = {c->x, s->begin, s->end - s->begin, c->s.a, l->rank, l->scale, c->s.h, lk_cuda_padded(l->rank)};
+    a.h = (float *)c->h->data + s->begin * c->h->stride;
+    a.ldh = c->h->stride;
+    a.dropout = c->dropout;
+    a.site = c->site;
+    return lk_cuda_skinny(c->be, &a);
 }
 
-static lk_status expand(const lora_call *c, const lk_lora *l, int64_t first, int64_t rows)
+static lk_status expand(const lora_call *c, const lk_lora *l, const lk_segment *s)
 {
     int64_t ranks = lk_cuda_padded(l->rank);
-    lk_gemm g = product(rows, c->y->cols, ranks, c->s.h, ranks, c->s.b, ranks);
+    lk_gemm g = product(s->end - s->begin, c->y->cols, ranks, c->s.h, ranks, c->s.b, ranks);
     g.b_transposed = true;
     g.d_type = c->y->type;
-    g.d = (char *)c->y->data + first * c->y->stride * lk_dtype_size(c->y->type);
+    g.d = (char *)c->y->data + s->begin * c->y->stride * lk_dtype_size(c->y->type);
     g.ldd = c->y->stride;
     g.beta = 1.0f;
     return multiply(c, &g);
 }
 
-/* Rows of a segment at once: all, unless copies are needed. */
-static int64_t step_of(const lk_segment *s, bool copies) { return copies ? (int64_t)CHUNK : s->end - s->begin; }
-
 extern "C" lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                                           const lk_tensor *h, const lk_dropout *dropout)
 {
-    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) return lk_cuda_lora_serve(be, batch, site, y, x, h);
     lora_call c = {be, batch, site, x, y, h, NULL, dropout};
     LK_TRY(begin(&c, "lora_forward"));
     for (int64_t i = 0; i < batch->n_segments; i++) {
         const lk_segment *s = &batch->segments[i];
         const lk_lora *l = lk_cuda_segment_lora(batch, site, s);
         if (!l) continue;
-        LK_TRY(load_factors(&c, l));
-        int64_t step = step_of(s, c.dropout || !direct(x));
-        for (int64_t first = s->begin; first < s->end; first += step) {
-            LK_TRY(shrink(&c, l, first, smaller(step, s->end - first)));
-            LK_TRY(expand(&c, l, first, smaller(step, s->end - first)));
-        }
+        LK_TRY(load_factors(&c, l, false));
+        LK_TRY(shrink(&c, l, s));
+        LK_TRY(expand(&c, l, s));
     }
     return LK_OK;
 }
@@ -247,16 +256,13 @@ static lk_status backward_b(const lora_call *c, const lk_lora *l, int64_t first,
 {
     int64_t ranks = lk_cuda_padded(l->rank), ld;
     const void *dy;
-    LK_TRY(rows_of(c, c->y, first, rows, NULL, &dy, &ld));
-    lk_gemm g = product(rows, ranks, c->y->cols, dy, ld, c->s.b, ranks);
-    g.d = c->s.dh;
-    g.ldd = ranks;
-    g.alpha = l->scale;
-    LK_TRY(multiply(c, &g));
+    lk_cuda_skinny_args shrink_back = {c->y, first, rows, c->s.b, l->rank, l->scale, c->s.dh, ranks};
+    LK_TRY(lk_cuda_skinny(c->be, &shrink_back));
     if (!l->da || !l->db) return LK_OK;
+    LK_TRY(rows_of(c, c->y, first, rows, NULL, &dy, &ld));
     LK_TRY(lk_cuda_lora_hidden(c->be, c->s.h, ranks, (const float *)c->h->data + first * c->h->stride, c->h->stride, NULL, 0, rows, l->rank,
                                l->scale));
-    g = product(c->y->cols, l->rank, rows, dy, ld, c->s.h, ranks);
+    lk_gemm g = product(c->y->cols, l->rank, rows, dy, ld, c->s.h, ranks);
     g.a_transposed = true;
     g.d_type = LK_F32;
     g.d = l->db;
@@ -308,8 +314,8 @@ extern "C" lk_status lk_cuda_lora_backward(lk_backend *be, const lk_batch *batch
         const lk_segment *s = &batch->segments[i];
         const lk_lora *l = lk_cuda_segment_lora(batch, site, s);
         if (!l || (!dx && !l->da)) continue;
-        LK_TRY(load_factors(&c, l));
-        int64_t step = step_of(s, c.dropout || !direct(dy) || !direct(x));
+        LK_TRY(load_factors(&c, l, true));
+        int64_t step = c.dropout || !direct(dy) || !direct(x) ? (int64_t)CHUNK : s->end - s->begin; /* copies are of a few rows */
         for (int64_t first = s->begin; first < s->end; first += step) {
             int64_t rows = smaller(step, s->end - first);
             LK_TRY(backward_b(&c, l, first, rows));

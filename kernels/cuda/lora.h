@@ -27,6 +27,26 @@ lk_status lk_cuda_lora_factors(lk_backend *be, const lk_lora *l, int64_t n, int6
 lk_status lk_cuda_lora_hidden(lk_backend *be, void *out, int64_t ldo, const float *in, int64_t ldi, float *copy, int64_t ldc, int64_t rows,
                               int64_t rank, float scale);
 
+/* bt[padded(R), padded(N)] bf16 = B^T, zeros where it is padded. */
+lk_status lk_cuda_lora_b_transposed(lk_backend *be, const lk_lora *l, int64_t n, void *bt);
+
+/* out[rows, padded(R)] bf16 = scale * drop(x) f^T for rows [first, first + rows) of x[T,W], f[padded(R), padded(W)] bf16; h[rows, R] F32
+ * takes drop(x) f^T as it is. A row's bits depend on that row and W only. x bf16, of any stride. */
+typedef struct lk_cuda_skinny_args {
+    const lk_tensor *x;
+    int64_t first, rows;
+    const void *f;
+    int32_t rank;
+    float scale;
+    void *out;
+    int64_t ldo;
+    float *h; /* or NULL */
+    int64_t ldh;
+    const lk_dropout *dropout; /* or NULL */
+    int32_t site;
+} lk_cuda_skinny_args;
+lk_status lk_cuda_skinny(lk_backend *be, const lk_cuda_skinny_args *args);
+
 /* out[rows, padded(K)] bf16 = drop(x) for rows [first, first + rows) of x, zeros where it is padded. dropout NULL: a copy. */
 lk_status lk_cuda_dropped(lk_backend *be, void *out, const lk_tensor *x, int64_t first, int64_t rows, int32_t site,
                           const lk_dropout *dropout);

@@ -11,9 +11,13 @@ typedef struct cuda_case {
 /* Beside the CPU's: rows that cross the chunk of copies (1024) with and without dropout, ranks and widths that fit 16-byte loads and ones
  * that do not, and an output in fp32. */
 static const cuda_case more_cases[] = {
-    {{1100, 24, 40, 0, {8, 16, 0, 8, 8}, 0.2f, LK_F32}, false, false}, {{1100, 24, 39, 1, {8, 5, 0, 8, 16}, 0.0f, LK_F32}, false, false},
-    {{40, 48, 64, 8, {16, 8, 0, 24, 8}, 0.0f, LK_F32}, false, false},  {{40, 48, 64, 0, {16, 8, 0, 24, 8}, 0.0f, LK_F32}, true, false},
-    {{40, 48, 64, 0, {16, 8, 0, 24, 8}, 0.3f, LK_BF16}, true, true},   {{15, 1, 1, 0, {1, 1, 0, 1, 1}, 0.5f, LK_F32}, false, false},
+    {{1100, 24, 40, 0, {8, 16, 0, 8, 8}, 0.2f, LK_F32}, false, false},
+    {{1100, 24, 39, 1, {8, 5, 0, 8, 16}, 0.0f, LK_F32}, false, false},
+    {{40, 48, 64, 8, {16, 8, 0, 24, 8}, 0.0f, LK_F32}, false, false},
+    {{40, 48, 64, 0, {16, 8, 0, 24, 8}, 0.0f, LK_F32}, true, false},
+    {{40, 48, 64, 0, {16, 8, 0, 24, 8}, 0.3f, LK_BF16}, true, true},
+    {{15, 1, 1, 0, {1, 1, 0, 1, 1}, 0.5f, LK_F32}, false, false},
+    {{30, 1040, 1100, 0, {16, 8, 0, 24, 40}, 0.1f, LK_F32}, false, false},
 };
 
 static float *rounded(uint64_t seed, int64_t n, float scale)
@@ -95,8 +99,8 @@ static void test_cases(void **state)
     (void)state;
     lk_limits limits = test_limits;
     limits.tokens = 1100;
-    limits.width = 400;
-    limits.matrix = 400 * 400;
+    limits.width = 1100;
+    limits.matrix = 1100 * 1100;
     for (int i = 0; i < (int)N_LORA_CASES; i++) {
         cuda_case c = {.shape = lora_cases[i]};
         check_on_cuda_within(&limits, "lora", run, &c);
@@ -137,8 +141,38 @@ static void test_mask(void **state)
     lk_backend_close(be);
 }
 
+/* h of a row alone is h of the row among others, bit for bit. */
+static void test_alone(void **state)
+{
+    (void)state;
+    enum { T = 37, K = 600, R = 12 };
+    lk_limits limits = {.tokens = T, .width = K, .rank = R, .training = true, .matrix = 128 * K};
+    lk_backend *be = open_cuda(&limits);
+    device_tensor x = seeded(be, LK_BF16, T, K, 0, 1, 1.0f), a = seeded(be, LK_F32, R, K, 0, 2, 0.3f),
+                  b = seeded(be, LK_F32, 8, R, 0, 3, 0.3f), y = seeded(be, LK_BF16, T, 8, 0, 4, 1.0f), h = device_make(be, LK_F32, T, R, 0),
+                  alone = device_make(be, LK_F32, T, R, 0);
+    lk_lora lora = {a.t.data, b.t.data, NULL, NULL, LK_F32, R, 1.0f};
+    lk_segment segment = {0, T, 0};
+    lk_batch batch = {.n_tokens = T, .n_segments = 1, .segments = &segment, .n_sites = 1, .n_adapters = 1, .lora = &lora};
+    OP(be, lk_batch_begin(be, &batch));
+    OP(be, lk_lora_forward(be, &batch, 0, &y.t, &x.t, &h.t, NULL));
+    batch.n_tokens = segment.end = 1;
+    for (int64_t t = 0; t < T; t++) {
+        lk_tensor one_x = lk_tensor_rows(&x.t, t, 1), one_y = lk_tensor_rows(&y.t, t, 1), one_h = lk_tensor_rows(&alone.t, t, 1);
+        OP(be, lk_batch_begin(be, &batch));
+        OP(be, lk_lora_forward(be, &batch, 0, &one_y, &one_x, &one_h, NULL));
+    }
+    float *among = device_values("h", &h), *by_itself = device_values("h", &alone);
+    check_same_bits("h of rows alone", by_itself, among, T * R * sizeof(float));
+    free(among);
+    free(by_itself);
+    device_tensor *all[] = {&x, &a, &b, &y, &h, &alone};
+    for (int i = 0; i < 6; i++) device_free(all[i]);
+    lk_backend_close(be);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_mask)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_mask), cmocka_unit_test(test_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
