@@ -1,0 +1,305 @@
+/* Kernels with one fault each, left out where MENDED. Those with int results move numbers about so that a wrong order shows as another
+ * number. */
+#include "tests/cuda_emu/planted.h"
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/runtime.h"
+
+enum { THREADS = 128 };
+
+/* The second write may come before a neighbour has read. */
+template <bool MENDED> LK_KERNEL void race(int *out, const int *in)
+{
+    LK_SHARED(int, tile, THREADS);
+    int t = (int)threadIdx.x;
+    tile[t] = in[t];
+    lk_block_sync();
+    int next = tile[(t + 1) % THREADS];
+    if (MENDED) lk_block_sync();
+    tile[t] = 3 * next;
+    lk_block_sync();
+    out[t] = next + tile[(t + 7) % THREADS];
+}
+
+/* The same between the lanes of a warp: other lanes have not written yet. */
+template <bool MENDED> LK_KERNEL void warp_race(int *out, const int *in)
+{
+    LK_SHARED(int, tile, THREADS);
+    int t = (int)threadIdx.x;
+    tile[t] = in[t];
+    if (MENDED) lk_warp_sync();
+    out[t] = tile[t ^ 1];
+}
+
+/* One warp may be a whole round ahead of another; only depth-first schedules show it. */
+template <bool MENDED> LK_KERNEL void far_ahead(int *out, const int *in)
+{
+    LK_SHARED(int, sums, 1);
+    int t = (int)threadIdx.x, x = in[t];
+    for (int mask = 16; mask; mask >>= 1) x += lk_shuffle_xor(x, mask);
+    if (t == 0) sums[0] = 0;
+    lk_block_sync();
+    for (int warp = 0; warp < THREADS / 32; warp++) {
+        if (t == 32 * warp) sums[0] = 3 * sums[0] + x;
+        if (MENDED) lk_block_sync();
+    }
+    lk_block_sync();
+    out[t] = sums[0];
+}
+
+template <bool MENDED> LK_KERNEL void past_the_end(int *out, const int *in, int n)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (MENDED ? i < n : i <= n) out[i] = in[i < n ? i : 0];
+}
+
+template <bool MENDED> LK_KERNEL void before_the_beginning(int *out, const int *in)
+{
+    int t = (int)threadIdx.x;
+    int *p = out - (MENDED ? 0 : 1);
+    p[t] = in[t];
+}
+
+template <bool MENDED> LK_KERNEL void past_shared(int *out, const int *in)
+{
+    LK_SHARED(int, tile, THREADS);
+    int *p = tile;
+    int t = (int)threadIdx.x;
+    p[t + (MENDED ? 0 : 1)] = in[t];
+    lk_block_sync();
+    out[t] = p[t];
+}
+
+template <bool MENDED> LK_KERNEL void past_dynamic_shared(int *out, const int *in)
+{
+    LK_SHARED_DYNAMIC(int, tile);
+    int t = (int)threadIdx.x;
+    tile[t + (MENDED ? 0 : 1)] = in[t];
+    lk_block_sync();
+    out[t] = tile[t];
+}
+
+/* Two groups of copies; the first is read while it may still be under way. */
+template <bool MENDED> LK_KERNEL void missing_wait(int *out, const int *in)
+{
+    LK_SHARED(int, tile, 2 * 4 * THREADS);
+    int t = (int)threadIdx.x;
+    for (int i = 0; i < 8; i++) tile[8 * t + i] = -7;
+    lk_block_sync();
+    for (int half = 0; half < 2; half++) {
+        lk_async_copy16(tile + 4 * (half * THREADS + t), in + 4 * t, true);
+        lk_async_commit();
+    }
+    if (MENDED)
+        lk_async_wait<1>();
+    else
+        lk_async_wait<2>();
+    lk_block_sync();
+    out[t] = tile[4 * ((t + 1) % THREADS)] + tile[4 * t + 3];
+    lk_block_sync();
+    lk_async_wait<0>();
+}
+
+/* A copy that is not valid brings zeros. */
+template <bool MENDED> LK_KERNEL void zero_filled(int *out, const int *in)
+{
+    LK_SHARED(int, tile, 4 * THREADS);
+    int t = (int)threadIdx.x;
+    bool valid = MENDED || t % 2 == 0;
+    lk_async_copy16(tile + 4 * t, valid ? in + 4 * t : NULL, valid);
+    lk_async_commit();
+    lk_async_wait<0>();
+    out[t] = tile[4 * t + 1];
+}
+
+template <bool MENDED> LK_KERNEL void misplaced_copy(int *out, const int *in)
+{
+    LK_SHARED(int, tile, 4 * THREADS);
+    int t = (int)threadIdx.x;
+    lk_async_copy16(MENDED ? tile + 4 * t : out + 4 * (t % 8), in, true);
+    lk_async_commit();
+    lk_async_wait<0>();
+    out[t] = tile[4 * t];
+}
+
+template <bool MENDED> LK_KERNEL void part_of_a_block(int *out, const int *in)
+{
+    int t = (int)threadIdx.x;
+    out[t] = in[t];
+    if (MENDED || t < 32) lk_block_sync();
+}
+
+template <bool MENDED> LK_KERNEL void two_barriers(int *out, const int *in)
+{
+    int t = (int)threadIdx.x;
+    out[t] = in[t];
+    if (MENDED || t < 64)
+        lk_block_sync();
+    else
+        lk_block_sync();
+}
+
+template <bool MENDED> LK_KERNEL void missing_lane(int *out, const int *in)
+{
+    int t = (int)threadIdx.x, x = in[t];
+    if (MENDED || t != 33) x = lk_shuffle(x, 5);
+    out[t] = x;
+}
+
+template <bool MENDED> LK_KERNEL void two_operations(int *out, const int *in)
+{
+    int t = (int)threadIdx.x, x = in[t];
+    if (MENDED || t % 32 < 16)
+        x = lk_shuffle_xor(x, 1);
+    else
+        lk_warp_sync();
+    out[t] = x;
+}
+
+/* Block sums of many blocks and a grid in three dimensions: what a correct kernel of the usual kind does. */
+template <bool MENDED> LK_KERNEL void indices(int *out, const int *in)
+{
+    LK_SHARED(int, part, 32);
+    int block = (int)(blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z));
+    int t = (int)(threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)), x = in[t] * (block + 1);
+    for (int mask = 16; mask; mask >>= 1) x += lk_shuffle_xor(x, mask);
+    if (t % 32 == 0) part[t / 32] = x;
+    lk_block_sync();
+    if (t >= 1) return;
+    int warps = (int)(blockDim.x * blockDim.y * blockDim.z / 32);
+    for (int w = 1; w < warps; w++) x += part[w];
+    out[block] = x;
+}
+
+/* out[16,16] = a[16,16] b[16,16] of bf16, b row by row: both operands by way of shared memory. */
+template <bool MENDED> LK_KERNEL void product(float *out, const lk_bf16 *in)
+{
+    LK_SHARED(lk_bf16, a, 256);
+    LK_SHARED(lk_bf16, b, 256);
+    int l = (int)threadIdx.x;
+    for (int i = l; i < 256; i += 32) a[i] = in[i], b[i] = in[256 + i];
+    lk_warp_sync();
+    uint32_t fa[4], fb[4];
+    int row = l % 8 + l / 8 % 2 * 8, column = l / 16 * 8; /* tiles: rows 0 and 8, then columns 8 */
+    lk_ldmatrix4(fa, a + row * 16 + column);
+    if (MENDED)
+        lk_ldmatrix4_transposed(fb, b + row * 16 + column);
+    else
+        lk_ldmatrix4(fb, b + row * 16 + column);
+    for (int half = 0; half < 2; half++) {
+        float d[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+        lk_mma_bf16(d, fa, fb + 2 * half);
+        for (int i = 0; i < 4; i++) out[(l / 4 + i / 2 * 8) * 16 + half * 8 + l % 4 * 2 + i % 2] = d[i];
+    }
+}
+
+/* The registers as ldmatrix gives them: plain, then transposed, four words a lane each. */
+template <bool MENDED> LK_KERNEL void tiles(uint32_t *out, const lk_bf16 *in)
+{
+    LK_SHARED(lk_bf16, m, 256);
+    int l = (int)threadIdx.x;
+    for (int i = l; i < 256; i += 32) m[i] = in[i];
+    lk_warp_sync();
+    uint32_t plain[4], transposed[4];
+    lk_ldmatrix4(plain, m + 8 * l);
+    lk_ldmatrix4_transposed(transposed, m + 8 * l + (MENDED ? 0 : 4)); /* else misaligned */
+    for (int i = 0; i < 4; i++) out[4 * l + i] = plain[i], out[128 + 4 * l + i] = transposed[i];
+}
+
+template <bool MENDED> LK_KERNEL void round_pairs(uint32_t *out, const float *in)
+{
+    int t = (int)threadIdx.x;
+    out[t] = MENDED ? lk_pack_bf16(in[2 * t], in[2 * t + 1]) : lk_as_bits(in[2 * t]) >> 16 | (lk_as_bits(in[2 * t + 1]) & 0xffff0000u);
+}
+
+/* ---- one launch of each */
+
+/* The fault of the last few is in the launch. */
+template <bool MENDED> static bool launch(const char *name, void *out, const void *in, int n)
+{
+    int *o = (int *)out;
+    const int *i = (const int *)in;
+    dim3 one(1), block(THREADS), warp(32);
+#define PLAIN(kernel) \
+    if (strcmp(name, #kernel) == 0) return LK_LAUNCH(#kernel, kernel<MENDED>, one, block, 0, (lk_rt_stream)NULL, o, i), true
+    PLAIN(race);
+    PLAIN(warp_race);
+    PLAIN(far_ahead);
+    PLAIN(before_the_beginning);
+    PLAIN(past_shared);
+    PLAIN(missing_wait);
+    PLAIN(zero_filled);
+    PLAIN(misplaced_copy);
+    PLAIN(part_of_a_block);
+    PLAIN(two_barriers);
+    PLAIN(missing_lane);
+    PLAIN(two_operations);
+#undef PLAIN
+    if (strcmp(name, "past_the_end") == 0)
+        LK_LAUNCH(name, past_the_end<MENDED>, dim3((unsigned)n / THREADS + 1), block, 0, (lk_rt_stream)NULL, o, i, n);
+    else if (strcmp(name, "past_dynamic_shared") == 0)
+        LK_LAUNCH(name, past_dynamic_shared<MENDED>, one, block, THREADS * sizeof(int), (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "indices") == 0)
+        LK_LAUNCH(name, indices<MENDED>, dim3(3, 2, 2), dim3(8, 4, 2), 0, (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "product") == 0)
+        LK_LAUNCH(name, product<MENDED>, one, warp, 0, (lk_rt_stream)NULL, (float *)out, (const lk_bf16 *)in);
+    else if (strcmp(name, "tiles") == 0)
+        LK_LAUNCH(name, tiles<MENDED>, one, warp, 0, (lk_rt_stream)NULL, (uint32_t *)out, (const lk_bf16 *)in);
+    else if (strcmp(name, "round_pairs") == 0)
+        LK_LAUNCH(name, round_pairs<MENDED>, one, block, 0, (lk_rt_stream)NULL, (uint32_t *)out, (const float *)in);
+    else if (strcmp(name, "many_threads") == 0)
+        LK_LAUNCH(name, race<true>, one, dim3(MENDED ? THREADS : 2048), 0, (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "much_shared") == 0)
+        LK_LAUNCH(name, race<true>, one, block, MENDED ? 1024 : 64 * 1024, (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "host_argument") == 0)
+        LK_LAUNCH(name, race<true>, one, block, 0, (lk_rt_stream)NULL, o, MENDED ? i : &n);
+    else
+        return false;
+    return true;
+}
+
+extern "C" __attribute__((visibility("default"))) lk_status lk_planted_run(const lk_planted *p, lk_error *err)
+{
+    void *in = NULL, *out = NULL;
+    lk_rt_stream stream = NULL;
+    lk_status status = lk_rt_malloc(&in, p->in_bytes, err);
+    if (!status) status = lk_rt_malloc(&out, p->out_bytes, err);
+    if (!status) status = lk_rt_copy(in, p->in, p->in_bytes, stream, err);
+    if (!status) {
+        int n = (int)(p->out_bytes / sizeof(int));
+        bool known = p->mended ? launch<true>(p->kernel, out, in, n) : launch<false>(p->kernel, out, in, n);
+        status = known ? lk_rt_launched(p->kernel, err) : lk_fail(err, LK_ERR_NOT_FOUND, "no kernel %s", p->kernel);
+    }
+    if (!status) status = lk_rt_stream_sync(stream, err);
+    if (!status) status = lk_rt_copy(p->out, out, p->out_bytes, stream, err);
+    lk_rt_free(in);
+    lk_rt_free(out);
+    return status;
+}
+
+/* What the runtime refuses. */
+extern "C" __attribute__((visibility("default"))) lk_status lk_planted_runtime(const char *what, lk_error *err)
+{
+    void *p = NULL;
+    char host[64] = {0};
+    lk_status status = LK_OK;
+    if (strcmp(what, "too much memory") == 0) {
+        status = lk_rt_malloc(&p, (size_t)1 << 50, err);
+    } else if (strcmp(what, "foreign free") == 0) {
+        lk_rt_free(host);
+        status = lk_rt_stream_sync(NULL, err);
+    } else if (strcmp(what, "free twice") == 0) {
+        LK_TRY(lk_rt_malloc(&p, 64, err));
+        lk_rt_free(p);
+        lk_rt_free(p);
+        p = NULL;
+        status = lk_rt_stream_sync(NULL, err);
+    } else if (strcmp(what, "long copy") == 0) {
+        LK_TRY(lk_rt_malloc(&p, 60, err));
+        status = lk_rt_copy(p, host, 64, NULL, err);
+    } else if (strcmp(what, "leak") == 0) {
+        return lk_rt_malloc(&p, 16, err);
+    }
+    lk_rt_free(p);
+    return status;
+}
