@@ -1,4 +1,5 @@
-/* Decode and prefill through the serving engine on a random model: tokens per second alone, with 16 requests on the base, and with 16 requests on 16 adapters.
+/* Decode and prefill through the serving engine on a random model: tokens per second alone, with 16 requests on the base, and with 16
+ * requests on 16 adapters.
  *
  *     bench_serve [SHAPE [NEW_TOKENS [PROMPT_TOKENS [THREADS]]]]       defaults: 100m 64 32 0
  */
@@ -56,8 +57,14 @@ static lk_status round_of(bench *b, int n, bool adapters, int64_t new_tokens, do
     for (int i = 0; i < n; i++) {
         char name[32];
         snprintf(name, sizeof name, "a%d", i);
-        lk_request_spec spec = {.adapter = adapters ? name : NULL, .prompt = b->prompt, .n_prompt = b->prompt_tokens, .max_tokens = new_tokens, .top_p = 1.0f,
-                                .repetition_penalty = 1.0f, .n_logprobs = -1, .ignore_eos = true};
+        lk_request_spec spec = {.adapter = adapters ? name : NULL,
+                                .prompt = b->prompt,
+                                .n_prompt = b->prompt_tokens,
+                                .max_tokens = new_tokens,
+                                .top_p = 1.0f,
+                                .repetition_penalty = 1.0f,
+                                .n_logprobs = -1,
+                                .ignore_eos = true};
         LK_TRY(lk_engine_submit(b->engine, &spec, &requests[i], err));
     }
     for (int i = 0; i < n; i++) {
@@ -81,8 +88,10 @@ static lk_status measure(bench *b, const char *what, int n, bool adapters, lk_er
         LK_TRY(round_of(b, n, adapters, b->new_tokens + 1, &seconds, err));
         if (seconds < all) all = seconds;
     }
-    printf("{\"what\": \"%s\", \"requests\": %d, \"prompt\": %lld, \"new\": %lld, \"prefill_tokens_per_s\": %.1f, \"decode_tokens_per_s\": %.1f}\n", what, n, (long long)b->prompt_tokens,
-           (long long)b->new_tokens, (double)(n * b->prompt_tokens) / first, (double)(n * b->new_tokens) / (all - first));
+    printf("{\"what\": \"%s\", \"requests\": %d, \"prompt\": %lld, \"new\": %lld, \"prefill_tokens_per_s\": %.1f, \"decode_tokens_per_s\": "
+           "%.1f}\n",
+           what, n, (long long)b->prompt_tokens, (long long)b->new_tokens, (double)(n * b->prompt_tokens) / first,
+           (double)(n * b->new_tokens) / (all - first));
     fflush(stdout);
     return LK_OK;
 }
@@ -122,7 +131,8 @@ int main(int argc, char **argv)
 {
     bench b = {.new_tokens = argc > 2 ? atoll(argv[2]) : 64, .prompt_tokens = argc > 3 ? atoll(argv[3]) : 32};
     lk_error err = {0};
-    if (b.new_tokens < 1 || b.prompt_tokens < 1) return fprintf(stderr, "usage: bench_serve [SHAPE [NEW_TOKENS [PROMPT_TOKENS [THREADS]]]]\n"), 2;
+    if (b.new_tokens < 1 || b.prompt_tokens < 1)
+        return fprintf(stderr, "usage: bench_serve [SHAPE [NEW_TOKENS [PROMPT_TOKENS [THREADS]]]]\n"), 2;
     b.prompt = malloc((size_t)b.prompt_tokens * 4);
     if (!b.prompt) return 1;
     for (int64_t i = 0; i < b.prompt_tokens; i++) b.prompt[i] = (int32_t)((i * 7919 + 13) % 2000);

@@ -59,8 +59,16 @@ static lk_status step(trainer *t, int64_t number, double *loss, lk_error *err)
 {
     int32_t starts[2] = {0, (int32_t)t->tokens};
     lk_segment segment = {0, t->tokens, 0};
-    lk_batch batch = {.n_tokens = t->tokens, .ids = t->ids, .positions = t->positions, .n_docs = 1, .doc_starts = starts, .n_segments = 1, .segments = &segment,
-                      .n_sites = t->adapter->n_sites, .n_adapters = 1, .lora = t->table};
+    lk_batch batch = {.n_tokens = t->tokens,
+                      .ids = t->ids,
+                      .positions = t->positions,
+                      .n_docs = 1,
+                      .doc_starts = starts,
+                      .n_segments = 1,
+                      .segments = &segment,
+                      .n_sites = t->adapter->n_sites,
+                      .n_adapters = 1,
+                      .lora = t->table};
     lk_adamw_step adamw = {.lr = 2e-4f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = number, .grad_scale = 1.0f};
     lk_status status = lk_zero(t->be, t->state[0], (size_t)t->adapter->n_params * 4);
     if (status) return lk_backend_fail(t->be, status, err);
@@ -86,7 +94,8 @@ int main(int argc, char **argv)
     lk_error err = {0};
     char folder[4096];
     double seconds[100], loss = 0, start = lk_clock_seconds();
-    if (steps < 2 || steps > 100 || t.tokens < 2) return fprintf(stderr, "usage: bench_train [SHAPE [TOKENS [STEPS 2..100 [KEPT_LAYERS [THREADS]]]]]\n"), 2;
+    if (steps < 2 || steps > 100 || t.tokens < 2)
+        return fprintf(stderr, "usage: bench_train [SHAPE [TOKENS [STEPS 2..100 [KEPT_LAYERS [THREADS]]]]]\n"), 2;
     lk_status status = bench_shape_folder(folder, sizeof folder, shape, &err);
     if (!status) status = open_trainer(&t, folder, argc > 4 ? atoi(argv[4]) : 1, argc > 5 ? atoi(argv[5]) : 0, &err);
     double opened = lk_clock_seconds() - start;
@@ -100,9 +109,10 @@ int main(int argc, char **argv)
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     double median = seconds[1 + (steps - 1) / 2];
-    printf("{\"program\": \"lorikeet\", \"device\": \"%s\", \"threads\": %d, \"shape\": \"%s\", \"tokens\": %lld, \"open_s\": %.2f, \"step_s\": %.3f, \"tokens_per_s\": %.1f, \"peak_mb\": %.0f, "
+    printf("{\"program\": \"lorikeet\", \"device\": \"%s\", \"threads\": %d, \"shape\": \"%s\", \"tokens\": %lld, \"open_s\": %.2f, "
+           "\"step_s\": %.3f, \"tokens_per_s\": %.1f, \"peak_mb\": %.0f, "
            "\"backend_peak_mb\": %.0f, \"loss\": %.4f}\n",
-           lk_backend_name(t.be), lk_backend_threads(t.be), shape, (long long)t.tokens, opened, median, (double)t.tokens / median, (double)usage.ru_maxrss / 1024,
-           (double)lk_allocated_peak(t.be) / 1048576, loss);
+           lk_backend_name(t.be), lk_backend_threads(t.be), shape, (long long)t.tokens, opened, median, (double)t.tokens / median,
+           (double)usage.ru_maxrss / 1024, (double)lk_allocated_peak(t.be) / 1048576, loss);
     return 0;
 }

@@ -88,17 +88,26 @@ lk_status bench_shape_folder(char *path, size_t size, const char *name, lk_error
     if (lk_path_exists(file)) return LK_OK;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         if (strcmp(shapes[i].name, name)) continue;
-        lk_config c = {.hidden = shapes[i].hidden, .layers = shapes[i].layers, .heads = shapes[i].heads, .kv_heads = shapes[i].kv_heads, .intermediate = shapes[i].ffn,
-                       .vocab = shapes[i].vocab, .head_dim = shapes[i].hidden / shapes[i].heads};
+        lk_config c = {.hidden = shapes[i].hidden,
+                       .layers = shapes[i].layers,
+                       .heads = shapes[i].heads,
+                       .kv_heads = shapes[i].kv_heads,
+                       .intermediate = shapes[i].ffn,
+                       .vocab = shapes[i].vocab,
+                       .head_dim = shapes[i].hidden / shapes[i].heads};
         LK_TRY(lk_folder_create(path, err));
         LK_TRY(write_weights(path, &c, err));
         LK_TRY(write_tokenizer(path, err));
         char text[1024];
-        int n = snprintf(text, sizeof text,
-                         "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": %lld, \"intermediate_size\": %lld, \"num_hidden_layers\": %lld, "
-                         "\"num_attention_heads\": %lld, \"num_key_value_heads\": %lld, \"vocab_size\": %lld, \"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, "
-                         "\"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}\n",
-                         (long long)c.hidden, (long long)c.intermediate, (long long)c.layers, (long long)c.heads, (long long)c.kv_heads, (long long)c.vocab);
+        int n =
+            snprintf(text, sizeof text,
+                     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": %lld, \"intermediate_size\": "
+                     "%lld, \"num_hidden_layers\": %lld, "
+                     "\"num_attention_heads\": %lld, \"num_key_value_heads\": %lld, \"vocab_size\": %lld, \"max_position_embeddings\": "
+                     "4096, \"rms_norm_eps\": 1e-05, "
+                     "\"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}\n",
+                     (long long)c.hidden, (long long)c.intermediate, (long long)c.layers, (long long)c.heads, (long long)c.kv_heads,
+                     (long long)c.vocab);
         return lk_file_replace(file, text, (size_t)n, err);
     }
     return lk_fail(err, LK_ERR_ARGUMENT, "no shape is called '%s' (100m, 1b)", name);

@@ -49,7 +49,8 @@ static int exact_match(const cli_command *self, const cli_common *common, const 
                        const lk_source *source, int64_t max_tokens, int64_t limit, cli_exact *exact)
 {
     cli_session s;
-    int rc = cli_session_open(&s, self, common, base, quant, CLI_TOKENIZER | CLI_ENGINE | (source->format == LK_DATA_COMPLETION ? 0 : CLI_CHAT));
+    int rc =
+        cli_session_open(&s, self, common, base, quant, CLI_TOKENIZER | CLI_ENGINE | (source->format == LK_DATA_COMPLETION ? 0 : CLI_CHAT));
     if (rc >= 0) return rc;
     lk_error err = {0};
     if (cli_exact_match(exact, &s, adapter, source, max_tokens, limit, &err)) rc = cli_fail(self, CLI_FAILED, "%s", err.message);
