@@ -77,6 +77,38 @@ for test in bin/test_cuda_*; do
 done
 grep -q '^test' "$table" || { say "no bin/test_cuda_* in the bundle"; failed=1; }
 
+# ---- the program: the demo's recipe, a few steps twice on the GPU and once on the CPU, then all of it
+train() { # train DEVICE STEPS: leaves "last held-out digest" in $trained
+  local work=$bundle/gpu-work
+  within 100 bin/lorikeet train recipes/demo/harbor.json --device "$1" --set batch.steps="$2" --set eval.every=0 --out "$work" --fresh --quiet
+  local status=$?
+  trained=$(sed -nE 's/.*last loss ([0-9.]+), held-out loss [0-9.]+ -> ([0-9.]+), .*adapter ([0-9a-f]+)$/\1 \2 \3/p' <<<"$said")
+  rm -rf "$work"
+  [ $status = 0 ] && [ -n "$trained" ]
+}
+few=$([ -n "$emulated" ] && echo 2 || echo 5)
+if train cuda $few && first=$trained && train cuda $few && train_again=$trained && train cpu $few; then
+  same=$([ "$first" = "$train_again" ] && echo pass || echo FAIL)
+  close=$(awk -v a="${first%% *}" -v b="${trained%% *}" 'BEGIN {d = a > b ? a - b : b - a; print (d <= 0.01 * b ? "pass" : "FAIL")}')
+  row "program: demo recipe twice" "${first##* }" "${train_again##* }, $few steps" "the same adapter" "$same"
+  row "program: demo recipe, last loss" "${first%% *}" "${trained%% *} on the CPU, $few steps" "within 1%" "$close"
+  [ "$same$close" = passpass ] || failed=1
+else
+  say "$(tail -n 3 <<<"$said")"
+  row "program: demo recipe" "-" "$(tail -n 1 <<<"$said" | cut -c1-90)" "trains" FAIL
+  failed=1
+fi
+if [ -z "$emulated" ]; then
+  if train cuda 80; then
+    learnt=$(awk '{print ($2 <= 0.1 ? "pass" : "FAIL")}' <<<"$trained")
+    row "program: demo recipe, held-out loss" "$(cut -d' ' -f2 <<<"$trained")" "80 steps" "<= 0.1" "$learnt"
+    [ "$learnt" = pass ] || failed=1
+  else
+    row "program: demo recipe, held-out loss" "-" "$(tail -n 1 <<<"$said" | cut -c1-90)" "<= 0.1" FAIL
+    failed=1
+  fi
+fi
+
 # ---- compute-sanitizer
 find_sanitizer() {
   command -v compute-sanitizer && return

@@ -48,7 +48,9 @@ static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
                        .heads = m->heads,
                        .kv_heads = m->kv_heads,
                        .head_dim = m->head_dim,
-                       .context = o->max_context};
+                       .context = o->max_context,
+                       .adapters = o->max_rank > 0 ? o->max_rows : 0,
+                       .sites = m->layers * LK_N_MODULES};
 }
 
 size_t lk_infer_bytes(const lk_backend *be, const lk_config *config, const lk_infer_options *options)

@@ -1,10 +1,8 @@
 /* Products of serving with bf16 weights (the head, models that are not quantised): 2 bytes a weight, read once for up to 8 tokens.
  *
- * What is added first within 16 products is the tensor core's business, so their 16 columns may be any: a lane takes 16 consecutive bytes
- * of a row of w and the same columns of x, which makes both loads plain 16-byte ones. In a depth of 64, lane t of four has columns 8t ..
- * 8t+7 and 32 + 8t .. 32 + 8t+7; each step of 16 takes four of them from every lane.
- *
- * Rows of w end at a multiple of 8 with zeros (matrix.h), so does x; beyond that zeros are multiplied. */
+ * Columns go to the tensor cores in the order of fragments.h, so that 16-byte loads will do. Rows of w end at a multiple of 8 with zeros
+ * (matrix.h), so does x; beyond that zeros are multiplied. */
+#include "kernels/cuda/fragments.h"
 #include "kernels/cuda/product_kernels.h"
 
 struct dense_weights {
@@ -75,19 +73,10 @@ struct dense_weights {
         }
     }
 
-    /* Eight lanes read two rows at a time: the second row's halves are swapped, which puts its four groups into the other banks. */
-    LK_DEVICE int place(int row, int chunk) { return chunk ^ (row & 1) * 4; }
+    LK_DEVICE int place(int row, int chunk) { return lk_cuda_row_place(row, chunk); }
     LK_DEVICE void x_fragments(uint32_t b[4][2], const unsigned char *rows, int lane)
     {
-        LK_UNROLL
-        for (int half = 0; half < 2; half++) {
-            int row = lane / 4;
-            const uint4 v = *(const uint4 *)(rows + row * ROW_BYTES + place(row, lane % 4 + 4 * half) * 16);
-            b[2 * half][0] = v.x;
-            b[2 * half][1] = v.y;
-            b[2 * half + 1][0] = v.z;
-            b[2 * half + 1][1] = v.w;
-        }
+        lk_cuda_row_pairs(b, rows + lane / 4 * ROW_BYTES, lane / 4, lane % 4);
     }
     LK_DEVICE void accumulate(float sum[4], const uint32_t a[4][4], const uint32_t b[4][2], const float[2])
     {

@@ -13,11 +13,13 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/product.h"
 
-/* What a batch is decides which products its operations use; arrays reach the device with the operations that read them. */
+/* What a batch is decides which products its operations use. Of its arrays only the adapters of serving go to the device here; the others do
+ * with the operations that read them. */
 lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
 {
-    lk_cuda_of(be)->serving = batch->n_sequences > 0;
-    return LK_OK;
+    lk_cuda *cu = lk_cuda_of(be);
+    cu->serving = batch->n_sequences > 0;
+    return cu->serving ? lk_cuda_adapters_begin(be, batch) : LK_OK;
 }
 
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,

@@ -1,5 +1,6 @@
 /* LoRA beside a base whose product is already made: per segment two thin products forward and four backward, from bf16 copies of the
  * factors in scratch. Those that make h and dh out of a whole activation are a kernel of their own (skinny.cu), the others cuBLASLt's.
+ * Serving batches go to lora_serve.cu.
  *
  * Forward: h = drop(x) A^T in fp32, kept as it is and, times the scale, as bf16; y += (scale h) B^T. Backward: dh = scale dy B, rounded to
  * bf16; db += dy^T (scale h); da += dh^T drop(x); dx += drop(dh A). The gradients of the factors are fp32 and add up in the order of rows.
@@ -236,6 +237,7 @@ static lk_status expand(const lora_call *c, const lk_lora *l, const lk_segment *
 extern "C" lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                                           const lk_tensor *h, const lk_dropout *dropout)
 {
+    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) return lk_cuda_lora_serve(be, batch, site, y, x, h);
     lora_call c = {be, batch, site, x, y, h, NULL, dropout};
     LK_TRY(begin(&c, "lora_forward"));
     for (int64_t i = 0; i < batch->n_segments; i++) {

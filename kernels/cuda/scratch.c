@@ -19,6 +19,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         lk_cuda_weights_scratch(l),
         lk_cuda_product_scratch(l),
         lk_cuda_lora_scratch(l),
+        lk_cuda_lora_serve_scratch(l),
         lk_cuda_linear_lora_scratch(l),
         lk_cuda_loss_scratch(l),
         lk_cuda_squares_scratch(),
@@ -32,7 +33,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 
 size_t lk_cuda_scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
-    return lk_cuda_scratch_needs((const lk_cuda *)be, limits) + staging_needs(limits);
+    return lk_cuda_scratch_needs((const lk_cuda *)be, limits) + staging_needs(limits) + lk_cuda_adapters_bytes(limits);
 }
 
 void lk_cuda_unreserve(lk_backend *be)
@@ -48,6 +49,7 @@ void lk_cuda_unreserve(lk_backend *be)
 lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
 {
     lk_cuda *cu = lk_cuda_of(be);
+    LK_TRY(lk_cuda_adapters_reserve(be, limits));
     size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits);
     if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes) return LK_OK;
     if (scratch < cu->scratch_bytes) scratch = cu->scratch_bytes;

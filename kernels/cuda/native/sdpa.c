@@ -196,8 +196,9 @@ size_t lk_sdpa_backward_bytes(int64_t docs, int64_t longest, int64_t heads, int6
     return bytes + (size_t)docs * 512 + 4096;                         /* its notes on where documents lie */
 }
 
-/* Lengths and offsets of every part: at most 3 numbers a document in each of the arrays. */
-static size_t numbers_bytes(int64_t docs) { return aligned((size_t)(LK_SDPA_LENGTHS + 1) * (size_t)(3 * docs + 8) * sizeof(int32_t)); }
+/* Lengths and offsets of every part, each array at 16 bytes. A class of n documents has parts of together 2 n places at most, and n parts
+ * at most, in each of which an array has one place more and up to three before the next: 6 n numbers. */
+static size_t numbers_bytes(int64_t docs) { return aligned((size_t)(LK_SDPA_LENGTHS + 1) * (size_t)(6 * docs) * sizeof(int32_t)); }
 
 static size_t sum_bytes(const lk_sdpa_shape *shape, int64_t tokens)
 {
@@ -268,7 +269,7 @@ static lk_status check_call(const lk_sdpa_shape *shape, const lk_sdpa_docs *docs
 static int32_t *take(numbers *n, size_t count)
 {
     int32_t *at = n->host + n->used;
-    n->used += count;
+    n->used += (count + 3) / 4 * 4;
     return at;
 }
 
@@ -334,7 +335,7 @@ static lk_status run_plan(lk_sdpa *sdpa, const lk_sdpa_spec *spec, const lk_sdpa
     r->runs++;
     if (wants > r->largest_workspace) r->largest_workspace = wants;
     r->last_docs = spec->docs, r->last_longest = spec->longest, r->last_heads = spec->heads, r->last_engine = lk_sdpa_plan_engine(plan);
-    return sdpa->dnn->described ? LK_OK : lk_sdpa_plan_run(plan, sdpa->dnn, pointers, workspace, err);
+    return lk_sdpa_plan_run(plan, sdpa->dnn, pointers, workspace, err);
 }
 
 lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
@@ -354,7 +355,7 @@ lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sd
     lk_sdpa_pointers at = {.scale = shape->scale};
     at.tensor[LK_SDPA_Q] = args->q.data, at.tensor[LK_SDPA_K] = args->k.data, at.tensor[LK_SDPA_V] = args->v.data;
     at.tensor[LK_SDPA_O] = args->o.data, at.tensor[LK_SDPA_STATS] = args->lse;
-    at.tensor[LK_SDPA_LENGTHS] = on_device(&n, p.lengths);
+    at.lengths = on_device(&n, p.lengths);
     for (int t = 0; t < LK_SDPA_LENGTHS; t++)
         if (p.offsets[t]) at.offsets[t] = on_device(&n, p.offsets[t]);
     size_t before = numbers_bytes(docs->n);
@@ -391,7 +392,7 @@ typedef struct room_for {
 
 static void place(lk_sdpa_pointers *at, const part *p, const numbers *n)
 {
-    at->tensor[LK_SDPA_LENGTHS] = on_device(n, p->lengths);
+    at->lengths = on_device(n, p->lengths);
     for (int t = 0; t < LK_SDPA_LENGTHS; t++)
         if (p->offsets[t]) at->offsets[t] = on_device(n, p->offsets[t]);
 }

@@ -23,8 +23,17 @@
 typedef cudnnBackendDescriptor_t desc;
 
 enum { MOST_MADE = 256, MOST_OPS = 64, CANDIDATES = 16 };
-/* Names of tensors within a graph: LK_SDPA_* as they are, their ragged offsets after them, then constants, then what is never in memory. */
-enum { UID_OFFSETS = 100, UID_SCALE = 200, UID_INFINITY, UID_ONE, UID_WINDOW, UID_VIRTUAL = 1000 };
+/* Names of tensors within a graph: LK_SDPA_*, their ragged offsets, constants (a minus infinity for each use), what is never in memory. */
+enum {
+    UID_TENSOR = 1,
+    UID_OFFSETS = 100,
+    UID_SCALE = 200,
+    UID_ONE,
+    UID_WINDOW,
+    UID_INFINITY = 210,
+    MOST_INFINITIES = 3,
+    UID_VIRTUAL = 1000
+};
 
 struct lk_sdpa_plan {
     lk_sdpa_spec spec;
@@ -33,6 +42,7 @@ struct lk_sdpa_plan {
     desc plan;
     size_t workspace;
     int64_t engine;
+    int infinities;
 };
 
 typedef struct graph {
@@ -107,10 +117,11 @@ static desc operation(graph *g, desc op, const char *what)
 
 typedef enum place { IN_MEMORY, VIRTUAL, BY_VALUE } place;
 
+/* In memory bf16 rows begin at 16 bytes and numbers at those of their type: a call may begin at any head. */
 static desc tensor(graph *g, int64_t uid, cudnnDataType_t type, const int64_t dim[4], const int64_t stride[4], place where, desc ragged)
 {
     const char *what = "attention graph, a tensor";
-    int64_t align = 16;
+    int64_t align = type == CUDNN_DATA_FLOAT && where == IN_MEMORY ? 4 : 16;
     bool is_virtual = where == VIRTUAL, by_value = where == BY_VALUE;
     desc t = make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR, what);
     set(g, t, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &uid, what);
@@ -163,6 +174,9 @@ static desc constant(graph *g, int64_t uid)
     return tensor(g, uid, CUDNN_DATA_FLOAT, one, one, BY_VALUE, NULL);
 }
 
+/* At most MOST_INFINITIES in a graph. */
+static desc infinity(graph *g) { return constant(g, UID_INFINITY + g->plan->infinities++); }
+
 static desc ragged_offset(graph *g, int which)
 {
     const int64_t dim[4] = {g->spec->docs + 1, 1, 1, 1}, stride[4] = {1, 1, 1, 1};
@@ -174,30 +188,31 @@ static desc ragged_offset(graph *g, int which)
 static desc rows(graph *g, int which, int64_t heads)
 {
     int64_t s = g->spec->longest, d = g->spec->head_dim, stride = g->spec->stride[which];
-    return tensor(g, which, CUDNN_DATA_BFLOAT16, (int64_t[4]){g->spec->docs, heads, s, d}, (int64_t[4]){s * stride, d, stride, 1},
-                  IN_MEMORY, ragged_offset(g, which));
+    return tensor(g, UID_TENSOR + which, CUDNN_DATA_BFLOAT16, (int64_t[4]){g->spec->docs, heads, s, d},
+                  (int64_t[4]){s * stride, d, stride, 1}, IN_MEMORY, ragged_offset(g, which));
 }
 
 /* [docs, heads, D, longest] of the same memory. */
 static desc rows_transposed(graph *g, int which, int64_t heads)
 {
     int64_t s = g->spec->longest, d = g->spec->head_dim, stride = g->spec->stride[which];
-    return tensor(g, which, CUDNN_DATA_BFLOAT16, (int64_t[4]){g->spec->docs, heads, d, s}, (int64_t[4]){s * stride, d, 1, stride},
-                  IN_MEMORY, ragged_offset(g, which));
+    return tensor(g, UID_TENSOR + which, CUDNN_DATA_BFLOAT16, (int64_t[4]){g->spec->docs, heads, d, s},
+                  (int64_t[4]){s * stride, d, 1, stride}, IN_MEMORY, ragged_offset(g, which));
 }
 
 /* One fp32 value for every row and head, packed [T, stride]. */
 static desc row_values(graph *g, int which)
 {
     int64_t s = g->spec->longest, stride = g->spec->stride[which];
-    return tensor(g, which, CUDNN_DATA_FLOAT, (int64_t[4]){g->spec->docs, g->spec->heads, s, 1}, (int64_t[4]){s * stride, 1, stride, 1},
-                  IN_MEMORY, ragged_offset(g, which));
+    return tensor(g, UID_TENSOR + which, CUDNN_DATA_FLOAT, (int64_t[4]){g->spec->docs, g->spec->heads, s, 1},
+                  (int64_t[4]){s * stride, 1, stride, 1}, IN_MEMORY, ragged_offset(g, which));
 }
 
-static desc lengths(graph *g)
+/* The same numbers for queries and keys, under two names as the pattern has it. */
+static desc lengths(graph *g, int which)
 {
     const int64_t dim[4] = {g->spec->docs, 1, 1, 1}, stride[4] = {1, 1, 1, 1};
-    return tensor(g, LK_SDPA_LENGTHS, CUDNN_DATA_INT32, dim, stride, IN_MEMORY, NULL);
+    return tensor(g, UID_TENSOR + which, CUDNN_DATA_INT32, dim, stride, IN_MEMORY, NULL);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- operations */
@@ -242,9 +257,9 @@ static desc index_of(graph *g, desc like, cudnnDataType_t math, int64_t axis)
 }
 
 /* x where `keep`, else minus infinity. */
-static desc keep_where(graph *g, desc x, desc keep, desc infinity)
+static desc keep_where(graph *g, desc x, desc keep)
 {
-    return pointwise(g, CUDNN_POINTWISE_BINARY_SELECT, CUDNN_DATA_FLOAT, x, infinity, keep, scores(g, CUDNN_DATA_FLOAT), -1);
+    return pointwise(g, CUDNN_POINTWISE_BINARY_SELECT, CUDNN_DATA_FLOAT, x, infinity(g), keep, scores(g, CUDNN_DATA_FLOAT), -1);
 }
 
 static desc reduction(graph *g, cudnnReduceTensorOp_t how, desc x, desc y)
@@ -295,37 +310,37 @@ static desc reshape(graph *g, desc x, desc y)
 
 /* ------------------------------------------------------------------------------------------------------------------ graphs */
 
-static desc mask_padding(graph *g, desc s, desc length, desc infinity)
+static desc mask_padding(graph *g, desc s, desc rows_there, desc cols_there)
 {
     desc row = index_of(g, s, CUDNN_DATA_INT32, 2);
     desc col = index_of(g, s, CUDNN_DATA_INT32, 3);
-    desc row_inside = compare(g, CUDNN_POINTWISE_CMP_LT, row, length);
-    desc col_inside = compare(g, CUDNN_POINTWISE_CMP_LT, col, length);
-    return keep_where(g, s, compare(g, CUDNN_POINTWISE_LOGICAL_AND, row_inside, col_inside), infinity);
+    desc row_inside = compare(g, CUDNN_POINTWISE_CMP_LT, row, rows_there);
+    desc col_inside = compare(g, CUDNN_POINTWISE_CMP_LT, col, cols_there);
+    return keep_where(g, s, compare(g, CUDNN_POINTWISE_LOGICAL_AND, row_inside, col_inside));
 }
 
 /* Keeps keys at or before the query and, with a window, later than query - window. */
-static desc mask_band(graph *g, desc s, desc infinity)
+static desc mask_band(graph *g, desc s)
 {
     desc row = index_of(g, s, CUDNN_DATA_FLOAT, 2);
     desc col = index_of(g, s, CUDNN_DATA_FLOAT, 3);
-    s = keep_where(g, s, compare(g, CUDNN_POINTWISE_CMP_GE, row, col), infinity);
+    s = keep_where(g, s, compare(g, CUDNN_POINTWISE_CMP_GE, row, col));
     if (!g->spec->window) return s;
     row = index_of(g, s, CUDNN_DATA_FLOAT, 2);
     col = index_of(g, s, CUDNN_DATA_FLOAT, 3);
     col = pointwise(g, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, col, constant(g, UID_WINDOW), NULL, scores(g, CUDNN_DATA_FLOAT), 3);
-    return keep_where(g, s, compare(g, CUDNN_POINTWISE_CMP_GT, col, row), infinity);
+    return keep_where(g, s, compare(g, CUDNN_POINTWISE_CMP_GT, col, row));
 }
 
 static void forward(graph *g)
 {
     const lk_sdpa_spec *spec = g->spec;
-    desc length = lengths(g), infinity = constant(g, UID_INFINITY);
-    desc s = matmul(g, rows(g, LK_SDPA_Q, spec->heads), rows_transposed(g, LK_SDPA_K, spec->kv_heads), scores(g, CUDNN_DATA_FLOAT), length,
-                    length, NULL);
+    desc nq = lengths(g, LK_SDPA_QUERIES), nkv = lengths(g, LK_SDPA_KEYS);
+    desc s = matmul(g, rows(g, LK_SDPA_Q, spec->heads), rows_transposed(g, LK_SDPA_K, spec->kv_heads), scores(g, CUDNN_DATA_FLOAT), nq, nkv,
+                    NULL);
     s = binary(g, CUDNN_POINTWISE_MUL, s, constant(g, UID_SCALE), scores(g, CUDNN_DATA_FLOAT));
-    s = mask_padding(g, s, length, infinity);
-    s = mask_band(g, s, infinity);
+    s = mask_padding(g, s, nq, nkv);
+    s = mask_band(g, s);
 
     desc m = reduction(g, CUDNN_REDUCE_TENSOR_MAX, s, column(g));
     desc e = binary(g, CUDNN_POINTWISE_SUB, s, m, scores(g, CUDNN_DATA_FLOAT));
@@ -335,25 +350,25 @@ static void forward(graph *g)
     desc log_z = unary(g, CUDNN_POINTWISE_LOG, z, column(g));
     binary(g, CUDNN_POINTWISE_ADD, m, log_z, spec->stats ? row_values(g, LK_SDPA_STATS) : column(g));
     desc p = binary(g, CUDNN_POINTWISE_DIV, e, z, scores(g, CUDNN_DATA_BFLOAT16));
-    matmul(g, p, rows(g, LK_SDPA_V, spec->kv_heads), rows(g, LK_SDPA_O, spec->heads), length, NULL, length);
+    matmul(g, p, rows(g, LK_SDPA_V, spec->kv_heads), rows(g, LK_SDPA_O, spec->heads), nq, NULL, nkv);
 }
 
 /* `out` = a^T b per query head, the heads of a group added up: a dk or dv. */
-static void group_product(graph *g, desc a, desc b, int out, desc length)
+static void group_product(graph *g, desc a, desc b, int out, desc nq, desc nkv)
 {
     desc result = rows(g, out, g->spec->kv_heads);
     if (g->spec->heads == g->spec->kv_heads) {
-        matmul(g, a, b, result, length, NULL, length);
+        matmul(g, a, b, result, nkv, NULL, nq);
         return;
     }
-    desc each = matmul(g, a, b, vectors(g, CUDNN_DATA_BFLOAT16), length, NULL, length);
+    desc each = matmul(g, a, b, vectors(g, CUDNN_DATA_BFLOAT16), nkv, NULL, nq);
     reduction(g, CUDNN_REDUCE_TENSOR_ADD, each, result);
 }
 
 static void backward(graph *g)
 {
     const lk_sdpa_spec *spec = g->spec;
-    desc length = lengths(g), infinity = constant(g, UID_INFINITY), scale = constant(g, UID_SCALE);
+    desc nq = lengths(g, LK_SDPA_QUERIES), nkv = lengths(g, LK_SDPA_KEYS), scale = constant(g, UID_SCALE);
     desc q = rows(g, LK_SDPA_Q, spec->heads), kt = rows_transposed(g, LK_SDPA_K, spec->kv_heads),
          vt = rows_transposed(g, LK_SDPA_V, spec->kv_heads), dout = rows(g, LK_SDPA_DOUT, spec->heads);
 
@@ -362,25 +377,25 @@ static void backward(graph *g)
     desc sum = reduction(g, CUDNN_REDUCE_TENSOR_ADD, product, column(g));
     sum = binary(g, CUDNN_POINTWISE_MUL, sum, constant(g, UID_ONE), row_values(g, LK_SDPA_SUM));
 
-    desc s = matmul(g, q, kt, scores(g, CUDNN_DATA_FLOAT), length, length, NULL);
+    desc s = matmul(g, q, kt, scores(g, CUDNN_DATA_FLOAT), nq, nkv, NULL);
     s = binary(g, CUDNN_POINTWISE_MUL, s, scale, scores(g, CUDNN_DATA_FLOAT));
-    s = mask_padding(g, s, length, infinity);
+    s = mask_padding(g, s, nq, nkv);
     s = binary(g, CUDNN_POINTWISE_SUB, s, row_values(g, LK_SDPA_STATS), scores(g, CUDNN_DATA_FLOAT));
-    s = mask_band(g, s, infinity);
+    s = mask_band(g, s);
     desc p = unary(g, CUDNN_POINTWISE_EXP, s, scores(g, CUDNN_DATA_FLOAT));
-    group_product(g, reshape(g, p, scores_transposed(g, CUDNN_DATA_BFLOAT16)), dout, LK_SDPA_DV, length);
+    group_product(g, reshape(g, p, scores_transposed(g, CUDNN_DATA_BFLOAT16)), dout, LK_SDPA_DV, nq, nkv);
 
-    desc dp = matmul(g, dout, vt, scores(g, CUDNN_DATA_FLOAT), length, length, NULL);
+    desc dp = matmul(g, dout, vt, scores(g, CUDNN_DATA_FLOAT), nq, nkv, NULL);
     desc ds = binary(g, CUDNN_POINTWISE_SUB, dp, sum, scores(g, CUDNN_DATA_FLOAT));
     ds = binary(g, CUDNN_POINTWISE_MUL, ds, p, scores(g, CUDNN_DATA_FLOAT));
     ds = binary(g, CUDNN_POINTWISE_MUL, ds, scale, scores(g, CUDNN_DATA_FLOAT));
-    group_product(g, reshape(g, ds, scores_transposed(g, CUDNN_DATA_BFLOAT16)), q, LK_SDPA_DK, length);
+    group_product(g, reshape(g, ds, scores_transposed(g, CUDNN_DATA_BFLOAT16)), q, LK_SDPA_DK, nq, nkv);
 
     int64_t stride = spec->stride[LK_SDPA_K], longest = spec->longest, d = spec->head_dim;
     desc k = reshape(g, kt,
                      tensor(g, UID_VIRTUAL + g->virtuals++, CUDNN_DATA_BFLOAT16, (int64_t[4]){spec->docs, spec->kv_heads, longest, d},
                             (int64_t[4]){longest * stride, d, stride, 1}, VIRTUAL, ragged_offset(g, LK_SDPA_K)));
-    matmul(g, ds, k, rows(g, LK_SDPA_DQ, spec->heads), length, NULL, length);
+    matmul(g, ds, k, rows(g, LK_SDPA_DQ, spec->heads), nq, NULL, nkv);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------- plans */
@@ -497,19 +512,21 @@ int64_t lk_sdpa_plan_engine(const lk_sdpa_plan *plan) { return plan->engine; }
 
 lk_status lk_sdpa_plan_run(const lk_sdpa_plan *plan, const lk_cudnn *dnn, const lk_sdpa_pointers *pointers, void *workspace, lk_error *err)
 {
-    int64_t uids[LK_SDPA_TENSORS + LK_SDPA_LENGTHS + 4];
-    void *data[LK_SDPA_TENSORS + LK_SDPA_LENGTHS + 4];
+    enum { MOST = LK_SDPA_TENSORS + LK_SDPA_LENGTHS + 3 + MOST_INFINITIES };
+    int64_t uids[MOST];
+    void *data[MOST];
     int64_t n = 0;
     /* by value: read before the call returns */
-    float scale = pointers->scale, infinity = -INFINITY, one = 1.0f, window = (float)plan->spec.window;
-    for (int t = 0; t < LK_SDPA_TENSORS; t++) {
-        bool ragged = t < LK_SDPA_LENGTHS;
-        if (ragged && !plan->spec.stride[t]) continue;
-        uids[n] = t, data[n++] = pointers->tensor[t];
-        if (ragged) uids[n] = UID_OFFSETS + t, data[n++] = pointers->offsets[t];
+    float scale = pointers->scale, minus_infinity = -INFINITY, one = 1.0f, window = (float)plan->spec.window;
+    for (int t = 0; t < LK_SDPA_LENGTHS; t++) {
+        if (!plan->spec.stride[t]) continue;
+        uids[n] = UID_TENSOR + t, data[n++] = pointers->tensor[t];
+        uids[n] = UID_OFFSETS + t, data[n++] = pointers->offsets[t];
     }
+    uids[n] = UID_TENSOR + LK_SDPA_QUERIES, data[n++] = pointers->lengths;
+    uids[n] = UID_TENSOR + LK_SDPA_KEYS, data[n++] = pointers->lengths;
     uids[n] = UID_SCALE, data[n++] = &scale;
-    uids[n] = UID_INFINITY, data[n++] = &infinity;
+    for (int i = 0; i < plan->infinities; i++) uids[n] = UID_INFINITY + i, data[n++] = &minus_infinity;
     if (plan->spec.backward) uids[n] = UID_ONE, data[n++] = &one;
     if (plan->spec.window) uids[n] = UID_WINDOW, data[n++] = &window;
 
@@ -519,7 +536,7 @@ lk_status lk_sdpa_plan_run(const lk_sdpa_plan *plan, const lk_cudnn *dnn, const 
     if (!s) s = dnn->cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, data);
     if (!s) s = dnn->cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     if (!s) s = dnn->cudnnBackendFinalize(pack);
-    if (!s) s = dnn->cudnnBackendExecute(dnn->handle, plan->plan, pack);
+    if (!s && !dnn->described) s = dnn->cudnnBackendExecute(dnn->handle, plan->plan, pack);
     lk_status status =
         s ? lk_cudnn_refused(dnn, err, s, plan->spec.backward ? "running the attention's backward" : "running the attention") : LK_OK;
     if (pack) (void)dnn->cudnnBackendDestroyDescriptor(pack);

@@ -23,8 +23,10 @@ enum {
     LK_SDPA_DQ,
     LK_SDPA_DK,
     LK_SDPA_DV,
-    LK_SDPA_SUM,     /* sum of dout * o along a head, [T,H] F32, written and read by the backward */
-    LK_SDPA_LENGTHS, /* I32 [docs] */
+    LK_SDPA_SUM,                       /* sum of dout * o along a head, [T,H] F32, written and read by the backward */
+    LK_SDPA_LENGTHS,                   /* from here on I32 [docs], the rows of each document */
+    LK_SDPA_QUERIES = LK_SDPA_LENGTHS, /* as queries */
+    LK_SDPA_KEYS,                      /* and as keys */
     LK_SDPA_TENSORS
 };
 
@@ -39,8 +41,9 @@ typedef struct lk_sdpa_spec {
 
 /* Device memory of a call. offsets[t][i] = starts[i] * stride[t], I32 [docs+1]. */
 typedef struct lk_sdpa_pointers {
-    void *tensor[LK_SDPA_TENSORS];
+    void *tensor[LK_SDPA_LENGTHS];
     void *offsets[LK_SDPA_LENGTHS];
+    void *lengths; /* I32 [docs] */
     float scale;
 } lk_sdpa_pointers;
 
@@ -51,7 +54,7 @@ lk_status lk_sdpa_plan_create(lk_sdpa_plan **plan, const lk_cudnn *dnn, const lk
 void lk_sdpa_plan_destroy(lk_sdpa_plan *plan, const lk_cudnn *dnn); /* NULL is fine */
 size_t lk_sdpa_plan_workspace(const lk_sdpa_plan *plan);
 int64_t lk_sdpa_plan_engine(const lk_sdpa_plan *plan); /* cuDNN's number of the engine, for reports */
-/* The handle's stream must be the one of the call (cudnnSetStream). */
+/* The handle's stream must be the one of the call (cudnnSetStream). For a described device everything but the running. */
 lk_status lk_sdpa_plan_run(const lk_sdpa_plan *plan, const lk_cudnn *dnn, const lk_sdpa_pointers *pointers, void *workspace, lk_error *err);
 
 #endif

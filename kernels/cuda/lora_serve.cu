@@ -1,0 +1,348 @@
+/* LoRA of a serving batch (SGMV of Punica, Chen et al. 2023; S-LoRA, Sheng et al. 2023): all segments of a site in two launches, whatever
+ * their adapters and ranks, one arithmetic for every number of tokens:
+ *
+ *     K is cut into pieces of 512
+ *     p_j = sum of piece j of x A^T, 32 mma of 16, ascending, from zero        shrink: a block a piece, 16 ranks, up to 32 tokens
+ *     h   = ((p_0 + p_1) + p_2) ...                                            expand: each block for its own tokens
+ *     y  += bf16(scale * h) B^T, mma of 16 ranks, ascending                    expand: a block 128 columns, up to 32 tokens
+ *
+ * Factors count as bf16, as in training. A token's sums are made of its own x and its own adapter alone: neither other tokens, nor which
+ * segment or tile it is in, nor how many pieces run side by side, changes a bit.
+ *
+ * Sums of pieces go through scratch. Where they would not fit, a block walks over the pieces instead and adds as it goes (the same
+ * additions); for more than JOIN tokens a launch of its own adds them, since every block of expand would do it again.
+ *
+ * Bytes moved for T tokens on adapters of rank R: 2 R (K + N) an adapter (R 16, 4096 x 4096: 0.26 MB; 32 adapters 8.4 MB, which is what the
+ * base's NF4 matrix takes), 2 T K, 4 T N, and sums of pieces 8 T R K / 512, which stay in L2. A shrink block has all of its 16 KB of A and
+ * 1 KB a token of x on their way at once; 32 tokens on 32 adapters at K 4096 are 256 blocks, 2 a multiprocessor.
+ *
+ * Rejected: split k with atomics (the order of adding would be the arrivals'); padding all to the largest rank (rank 8 beside 256 would pay
+ * 32-fold); one launch a segment. */
+#include "kernels/cuda/fragments.h"
+#include "kernels/cuda/lora.h"
+#include "kernels/cuda/product.h"
+
+enum { WARPS = 4, THREADS = WARPS * 32, TOKENS = LK_CUDA_TILE_TOKENS, GROUPS = TOKENS / 8, JOIN = 64 };
+enum { CHUNKS = LK_CUDA_PIECE / 8, ROW_BYTES = LK_CUDA_PIECE * 2, COLUMN_TILES = 2, COLUMNS = WARPS * COLUMN_TILES * 16 };
+enum { RANKS = 256 /* of a pass of expand */ };
+
+static_assert(GROUPS == WARPS, "in shrink a warp has eight tokens");
+
+typedef struct lora_args {
+    const lk_cuda_adapter *adapters; /* of the site */
+    const lk_cuda_tokens *tiles;
+    const lk_bf16 *x;
+    int64_t ldx;
+    int32_t k, n;
+    bool x_eights; /* x can be read 16 bytes at a time */
+    bool walk;     /* shrink adds up all pieces and writes h */
+    float *sums;   /* [piece][token][ranks] */
+    int32_t pieces, ranks;
+    int64_t tokens;
+    float *h;
+    int64_t ldh;
+    void *y;
+    int64_t ldy;
+    bool y_f32;
+    bool summed; /* expand finds h finished */
+} lora_args;
+
+/* ---------------------------------------------------------------------------------------------- shrink */
+
+LK_DEVICE float value_of(lk_bf16 v) { return lk_bf16_float(v); }
+LK_DEVICE float value_of(float v) { return v; }
+
+/* Elements at .. at+7 of a row of `end`, as bf16; zeros from its end on. */
+template <typename T> LK_DEVICE uint4 eight_of(const T *row, int32_t at, int32_t end)
+{
+    uint32_t w[4];
+    LK_UNROLL
+    for (int i = 0; i < 4; i++) {
+        int32_t k = at + 2 * i;
+        w[i] = lk_pack_bf16(k < end ? value_of(row[k]) : 0.0f, k + 1 < end ? value_of(row[k + 1]) : 0.0f);
+    }
+    return make_uint4(w[0], w[1], w[2], w[3]);
+}
+LK_DEVICE uint4 eight_aligned(const float *p)
+{
+    const float4 a = *(const float4 *)p, b = *(const float4 *)(p + 4);
+    return make_uint4(lk_pack_bf16(a.x, a.y), lk_pack_bf16(a.z, a.w), lk_pack_bf16(b.x, b.y), lk_pack_bf16(b.z, b.w));
+}
+
+LK_DEVICE unsigned char *chunk_place(unsigned char *rows, int row, int chunk)
+{
+    return rows + row * ROW_BYTES + (chunk & ~7) * 16 + lk_cuda_row_place(row, chunk & 7) * 16;
+}
+
+/* `count` rows of `all` in shared memory, the others zeros, from column first on. */
+LK_DEVICE void stage_rows(unsigned char *rows, int all, const lk_bf16 *from, int64_t ld, int count, int32_t first, int32_t k, bool eights)
+{
+    for (int i = (int)threadIdx.x; i < all * CHUNKS; i += THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        int32_t at = first + chunk * 8;
+        const lk_bf16 *own = from + row * ld;
+        bool valid = row < count && at < k;
+        if (eights)
+            lk_async_copy16(chunk_place(rows, row, chunk), valid ? own + at : from, valid);
+        else
+            *(uint4 *)chunk_place(rows, row, chunk) = valid ? eight_of(own, at, k) : make_uint4(0, 0, 0, 0);
+    }
+}
+LK_DEVICE void stage_rows(unsigned char *rows, int all, const float *from, int64_t ld, int count, int32_t first, int32_t k, bool eights)
+{
+    LK_UNROLL
+    for (int i = 0; i < all * CHUNKS / THREADS; i++) { /* `all` is a constant: the loads of all rounds are on their way together */
+        int row = ((int)threadIdx.x + i * THREADS) / CHUNKS, chunk = ((int)threadIdx.x + i * THREADS) % CHUNKS;
+        int32_t at = first + chunk * 8;
+        const float *own = from + row * ld;
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (row < count && at < k) v = eights ? eight_aligned(own + at) : eight_of(own, at, k);
+        *(uint4 *)chunk_place(rows, row, chunk) = v;
+    }
+}
+
+/* One piece: 16 ranks from rank0 on, eight tokens a warp. */
+LK_DEVICE void multiply_piece(float sum[4], const unsigned char *a, const unsigned char *x, int warp, int lane)
+{
+    int g = lane / 4, t = lane % 4, token = warp * 8 + g;
+    LK_UNROLL
+    for (int depth = 0; depth < LK_CUDA_PIECE / 64; depth++) {
+        uint32_t low[4][2], high[4][2], b[4][2];
+        lk_cuda_row_pairs(low, a + g * ROW_BYTES + depth * 128, g, t);
+        lk_cuda_row_pairs(high, a + (g + 8) * ROW_BYTES + depth * 128, g + 8, t);
+        lk_cuda_row_pairs(b, x + token * ROW_BYTES + depth * 128, token, t);
+        LK_UNROLL
+        for (int step = 0; step < 4; step++) {
+            const uint32_t four[4] = {low[step][0], high[step][0], low[step][1], high[step][1]};
+            lk_mma_bf16(sum, four, b[step]);
+        }
+    }
+}
+
+LK_KERNEL void __launch_bounds__(THREADS) shrink_kernel(lora_args p)
+{
+    LK_SHARED(unsigned char, a, 16 * ROW_BYTES);
+    LK_SHARED(unsigned char, x, TOKENS *ROW_BYTES);
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const lk_cuda_tokens tile = p.tiles[blockIdx.z];
+    const lk_cuda_adapter adapter = p.adapters[tile.adapter];
+    int32_t rank0 = (int32_t)blockIdx.y * 16, ranks = adapter.rank - rank0 < 16 ? adapter.rank - rank0 : 16;
+    if (ranks <= 0) return;
+    bool eights = p.k % 8 == 0 && (uintptr_t)adapter.a % 16 == 0;
+    int32_t piece = p.walk ? 0 : (int32_t)blockIdx.x, last = p.walk ? p.pieces - 1 : piece, rows = (tile.count + 7) / 8 * 8;
+    float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (bool first = true; piece <= last; piece++, first = false) {
+        int32_t from = piece * LK_CUDA_PIECE;
+        if (!first) lk_block_sync(); /* all have read the piece before it */
+        if (adapter.is_bf16)
+            stage_rows(a, 16, (const lk_bf16 *)adapter.a + (int64_t)rank0 * p.k, p.k, ranks, from, p.k, eights);
+        else
+            stage_rows(a, 16, (const float *)adapter.a + (int64_t)rank0 * p.k, p.k, ranks, from, p.k, eights);
+        stage_rows(x, rows, p.x + tile.first * p.ldx, p.ldx, tile.count, from, p.k, p.x_eights);
+        lk_async_commit();
+        lk_async_wait<0>();
+        lk_block_sync();
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        if (warp * 8 < tile.count) multiply_piece(sum, a, x, warp, lane);
+        LK_UNROLL
+        for (int i = 0; i < 4; i++) total[i] = first ? sum[i] : lk_add_rn(total[i], sum[i]);
+    }
+    LK_UNROLL
+    for (int i = 0; i < 4; i++) {
+        int32_t r = lane / 4 + 8 * (i / 2), token = warp * 8 + 2 * (lane % 4) + i % 2;
+        if (r >= ranks || token >= tile.count) continue;
+        if (p.walk)
+            p.h[(tile.first + token) * p.ldh + rank0 + r] = total[i];
+        else
+            p.sums[((int64_t)last * p.tokens + tile.first + token) * p.ranks + rank0 + r] = total[i];
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- expand */
+
+LK_DEVICE float joined(const lora_args &p, int64_t token, int32_t r)
+{
+    if (p.summed) return p.h[token * p.ldh + r];
+    const float *at = p.sums + token * p.ranks + r;
+    float total = *at;
+    LK_UNROLL
+    for (int32_t piece = 1; piece < p.pieces; piece++) total = lk_add_rn(total, at[piece * p.tokens * p.ranks]);
+    return total;
+}
+
+LK_KERNEL void lora_join_kernel(lora_args p)
+{
+    const lk_cuda_tokens tile = p.tiles[blockIdx.x];
+    int32_t rank = p.adapters[tile.adapter].rank;
+    for (int32_t i = (int32_t)threadIdx.x; i < tile.count * rank; i += THREADS) {
+        int64_t token = tile.first + i / rank;
+        p.h[token * p.ldh + i % rank] = joined(p, token, i % rank);
+    }
+}
+
+/* Ranks at .. at+3 of a row of B as two pairs of bf16. */
+template <typename T> LK_DEVICE uint2 four_of(const T *row, int32_t at, int32_t rank)
+{
+    float v[4];
+    LK_UNROLL
+    for (int i = 0; i < 4; i++) v[i] = at + i < rank ? value_of(row[at + i]) : 0.0f;
+    return make_uint2(lk_pack_bf16(v[0], v[1]), lk_pack_bf16(v[2], v[3]));
+}
+LK_DEVICE uint2 four_aligned(const lk_bf16 *p) { return *(const uint2 *)p; }
+LK_DEVICE uint2 four_aligned(const float *p)
+{
+    const float4 v = *(const float4 *)p;
+    return make_uint2(lk_pack_bf16(v.x, v.y), lk_pack_bf16(v.z, v.w));
+}
+
+LK_DEVICE void add_to(const lora_args &p, int64_t token, int32_t column, float sum)
+{
+    int64_t at = token * p.ldy + column;
+    if (p.y_f32)
+        ((float *)p.y)[at] = lk_add_rn(((const float *)p.y)[at], sum);
+    else
+        ((lk_bf16 *)p.y)[at] = lk_float_bf16(lk_add_rn(lk_bf16_float(((const lk_bf16 *)p.y)[at]), sum));
+}
+
+/* Ranks [from, from + RANKS) of every token of the tile as bf16(scale * h), zeros beyond a token or a rank. */
+LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_args &p, const lk_cuda_tokens &tile, int32_t rank,
+                            float scale, int32_t from)
+{
+    int32_t left = (rank - from + 15) / 16 * 16, ranks = left < RANKS ? left : (int32_t)RANKS, rows = (tile.count + 7) / 8 * 8;
+    for (int32_t i = (int32_t)threadIdx.x; i < rows * ranks; i += THREADS) {
+        int32_t token = i / ranks, r = from + i % ranks;
+        float value = 0.0f;
+        if (token < tile.count && r < rank) {
+            value = joined(p, tile.first + token, r);
+            if (blockIdx.x == 0 && !p.summed) p.h[(tile.first + token) * p.ldh + r] = value;
+        }
+        *(lk_bf16 *)(hidden + token * hidden_bytes + (r - from) * 2) = lk_float_bf16(lk_mul_rn(value, scale));
+    }
+}
+
+/* A warp's COLUMN_TILES tiles of 16 columns, over the staged ranks. As in fragments.h the 16 ranks of a step may come in any order: lane t
+ * has 4t .. 4t+3 of them. */
+template <typename T>
+LK_DEVICE void multiply_ranks(float sum[COLUMN_TILES][GROUPS][4], const lora_args &p, int32_t count, const T *b, int32_t rank, int32_t from,
+                              const unsigned char *hidden, int hidden_bytes, int32_t column0, int lane)
+{
+    int g = lane / 4, t = lane % 4;
+    bool aligned = rank % 4 == 0 && (uintptr_t)b % 16 == 0;
+    int32_t end = rank - from < RANKS ? rank - from : (int32_t)RANKS;
+    for (int32_t step = 0; step < end; step += 16) {
+        int32_t r = from + step + 4 * t;
+        uint32_t a[COLUMN_TILES][4];
+        LK_UNROLL
+        for (int c = 0; c < COLUMN_TILES; c++) LK_UNROLL
+        for (int high = 0; high < 2; high++) {
+            int32_t column = column0 + c * 16 + g + 8 * high;
+            const T *row = b + (int64_t)column * rank;
+            uint2 v = make_uint2(0, 0);
+            if (column < p.n && r < rank) v = aligned ? four_aligned(row + r) : four_of(row, r, rank);
+            a[c][high] = v.x;
+            a[c][2 + high] = v.y;
+        }
+        LK_UNROLL
+        for (int group = 0; group < GROUPS; group++) {
+            if (group * 8 >= count) break; /* the same for all lanes */
+            const uint2 v = *(const uint2 *)(hidden + (group * 8 + g) * hidden_bytes + (step + 4 * t) * 2);
+            const uint32_t two[2] = {v.x, v.y};
+            LK_UNROLL
+            for (int c = 0; c < COLUMN_TILES; c++) lk_mma_bf16(sum[c][group], a[c], two);
+        }
+    }
+}
+
+LK_KERNEL void __launch_bounds__(THREADS, 4) expand_kernel(lora_args p)
+{
+    LK_SHARED(unsigned char, hidden, TOKENS *(RANKS + 16) * 2);
+    int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    const lk_cuda_tokens tile = p.tiles[blockIdx.y];
+    const lk_cuda_adapter adapter = p.adapters[tile.adapter];
+    int32_t column0 = (int32_t)blockIdx.x * COLUMNS + warp * COLUMN_TILES * 16;
+    int steps = ((adapter.rank < RANKS ? adapter.rank : (int)RANKS) + 15) / 16;
+    int hidden_bytes = (steps | 1) * 32; /* an odd number of 32 bytes: four rows then lie in different banks */
+    float sum[COLUMN_TILES][GROUPS][4] = {};
+    for (int32_t from = 0; from < adapter.rank; from += RANKS) {
+        if (from > 0) lk_block_sync(); /* all have read the ranks before these */
+        stage_hidden(hidden, hidden_bytes, p, tile, adapter.rank, adapter.scale, from);
+        lk_block_sync();
+        if (adapter.is_bf16)
+            multiply_ranks(sum, p, tile.count, (const lk_bf16 *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
+        else
+            multiply_ranks(sum, p, tile.count, (const float *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
+    }
+    if (adapter.rank == 0) return; /* y stays as it is, a negative zero too */
+    LK_UNROLL
+    for (int c = 0; c < COLUMN_TILES; c++) LK_UNROLL
+    for (int group = 0; group < GROUPS; group++) LK_UNROLL
+    for (int i = 0; i < 4; i++) {
+        int32_t column = column0 + c * 16 + lane / 4 + 8 * (i / 2), token = group * 8 + 2 * (lane % 4) + i % 2;
+        if (column < p.n && token < tile.count) add_to(p, tile.first + token, column, sum[c][group][i]);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- the operation */
+
+static int64_t pieces_of(int64_t k) { return (k + LK_CUDA_PIECE - 1) / LK_CUDA_PIECE; }
+
+extern "C" size_t lk_cuda_lora_serve_scratch(const lk_limits *l)
+{
+    if (!l->adapters) return 0;
+    int64_t tokens = l->tokens < JOIN ? l->tokens : (int64_t)JOIN;
+    return lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * l->rank) * sizeof(float));
+}
+
+static lk_status launch(lk_backend *be, const lora_args *p, int64_t n_tiles)
+{
+    lk_rt_stream stream = lk_cuda_of(be)->stream;
+    unsigned tiles = (unsigned)n_tiles;
+    dim3 pieces(p->walk ? 1 : (unsigned)p->pieces, (unsigned)((p->ranks + 15) / 16), tiles);
+    LK_LAUNCH("lora_shrink", shrink_kernel, pieces, dim3(THREADS), 0, stream, *p);
+    LK_TRY(lk_rt_launched("lora_shrink", &be->error));
+    lora_args q = *p;
+    q.summed = p->walk;
+    if (!q.summed && p->tokens > JOIN) {
+        LK_LAUNCH("lora_join", lora_join_kernel, dim3(tiles), dim3(THREADS), 0, stream, q);
+        LK_TRY(lk_rt_launched("lora_join", &be->error));
+        q.summed = true;
+    }
+    dim3 columns((unsigned)((p->n + COLUMNS - 1) / COLUMNS), tiles);
+    LK_LAUNCH("lora_expand", expand_kernel, columns, dim3(THREADS), 0, stream, q);
+    return lk_rt_launched("lora_expand", &be->error);
+}
+
+extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                                        const lk_tensor *h)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    int32_t ranks = 0;
+    for (int32_t i = 0; i < batch->n_adapters; i++) {
+        int32_t rank = batch->lora[(int64_t)site * batch->n_adapters + i].rank;
+        if (rank > ranks) ranks = rank;
+    }
+    int64_t n_tiles = cu->adapters.n_tiles;
+    if (ranks == 0 || n_tiles == 0) return LK_OK;
+    if (n_tiles > 65535 || ranks > 65535 || y->cols > INT32_MAX / 2 || x->cols > INT32_MAX / 2)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld tiles of tokens at rank %d are more than the kernels count",
+                       (long long)n_tiles, ranks);
+    lora_args p = {};
+    p.adapters = cu->adapters.entries + (int64_t)site * batch->n_adapters;
+    p.tiles = cu->adapters.tiles;
+    p.x = (const lk_bf16 *)x->data;
+    p.ldx = x->stride;
+    p.k = (int32_t)x->cols;
+    p.n = (int32_t)y->cols;
+    p.x_eights = lk_cuda_eights(x);
+    p.pieces = (int32_t)pieces_of(x->cols);
+    p.ranks = ranks;
+    p.tokens = batch->n_tokens;
+    p.h = (float *)h->data;
+    p.ldh = h->stride;
+    p.y = y->data;
+    p.ldy = y->stride;
+    p.y_f32 = y->type == LK_F32;
+    p.sums = (float *)cu->scratch;
+    p.walk = (size_t)(p.pieces * p.tokens * ranks) * sizeof(float) > cu->scratch_bytes;
+    return launch(be, &p, n_tiles);
+}
