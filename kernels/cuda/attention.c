@@ -79,7 +79,16 @@ lk_status lk_cuda_attention(lk_backend *be, const lk_batch *batch, const lk_atte
     void *work;
     size_t bytes;
     LK_TRY(workspace(be, "attention", &s, docs.tokens, false, &work, &bytes));
-    return lk_sdpa_forward(cu->sdpa, &s, &docs, &args, work, bytes, cu->stream, &be->error);
+    lk_status status = lk_sdpa_forward(cu->sdpa, &s, &docs, &args, work, bytes, cu->stream, &be->error);
+    return status == LK_ERR_UNSUPPORTED ? lk_attention_own_forward(be, &c) : status;
+}
+
+static lk_status own_backward(lk_backend *be, lk_attention_call *c)
+{
+    void *work;
+    LK_TRY(lk_cuda_scratch(be, "attention_backward", lk_attention_own_bytes(c->batch->n_tokens, c->shape->heads), &work));
+    c->delta = work;
+    return lk_attention_own_backward(be, c);
 }
 
 lk_status lk_cuda_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,
@@ -92,15 +101,12 @@ lk_status lk_cuda_attention_backward(lk_backend *be, const lk_batch *batch, cons
     if (batch->n_tokens == 0) return LK_OK;
     void *work;
     size_t bytes;
-    if (!takes_sdpa(cu, &c)) {
-        LK_TRY(lk_cuda_scratch(be, "attention_backward", lk_attention_own_bytes(batch->n_tokens, shape->heads), &work));
-        c.delta = work;
-        return lk_attention_own_backward(be, &c);
-    }
+    if (!takes_sdpa(cu, &c)) return own_backward(be, &c);
     lk_sdpa_shape s = sdpa_shape(shape);
     lk_sdpa_docs docs = docs_of(batch);
     lk_sdpa_backward_args args = {rows_of(q),  rows_of(k),  rows_of(v),  rows_of(o), rows_of(dout),
                                   rows_of(dq), rows_of(dk), rows_of(dv), lse};
     LK_TRY(workspace(be, "attention_backward", &s, docs.tokens, true, &work, &bytes));
-    return lk_sdpa_backward(cu->sdpa, &s, &docs, &args, work, bytes, cu->stream, &be->error);
+    lk_status status = lk_sdpa_backward(cu->sdpa, &s, &docs, &args, work, bytes, cu->stream, &be->error);
+    return status == LK_ERR_UNSUPPORTED ? own_backward(be, &c) : status;
 }

@@ -55,6 +55,8 @@ bool lk_sdpa_supports(lk_sdpa *sdpa, const lk_sdpa_shape *shape);
 /* Device bytes that forward and (training) backward may need for up to these tokens in one document; the caller provides them. 0 or more.
  */
 size_t lk_sdpa_workspace_bytes(lk_sdpa *sdpa, const lk_sdpa_shape *shape, int64_t tokens, bool training);
+/* LK_ERR_UNSUPPORTED when cuDNN refuses after all; lk_sdpa_supports then says no from there on, and the caller takes another way: outputs
+ * are all overwritten by it. */
 lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
                           void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err);
 lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,

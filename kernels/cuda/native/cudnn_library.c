@@ -68,7 +68,11 @@ lk_status lk_cudnn_open(lk_cudnn **dnn, const char *device_json, lk_error *err)
         status = describe(d, device_json, err);
     } else {
         cudnnStatus_t s = d->cudnnCreate(&d->handle);
-        if (s) status = lk_cudnn_refused(d, err, s, "starting cuDNN");
+        if (s) { /* parts of it missing, for one: as good as not there */
+            (void)lk_cudnn_refused(d, err, s, "starting cuDNN");
+            if (err) err->code = LK_ERR_UNSUPPORTED;
+            status = LK_ERR_UNSUPPORTED;
+        }
     }
     if (status) goto out;
     *dnn = d;

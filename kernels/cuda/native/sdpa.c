@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "kernels/cuda/head_sums.h"
 #include "kernels/cuda/native/sdpa_described.h"
 #include "kernels/cuda/native/sdpa_graph.h"
@@ -187,6 +188,19 @@ bool lk_sdpa_supports(lk_sdpa *sdpa, const lk_sdpa_shape *shape)
     return yes;
 }
 
+/* What a call of this shape met with: cuDNN is not asked again when it has refused after all. */
+static lk_status remember(lk_sdpa *sdpa, const lk_sdpa_shape *shape, lk_status status, const lk_error *err)
+{
+    if (status != LK_ERR_UNSUPPORTED) return status;
+    lk_log(LK_LOG_WARN, "cuDNN's attention is not used any more: %s", err ? err->message : "it refused");
+    for (int i = 0; i < sdpa->n_answers; i++) {
+        lk_sdpa_shape *known = &sdpa->answers[i].shape;
+        if (known->heads == shape->heads && known->kv_heads == shape->kv_heads && known->head_dim == shape->head_dim)
+            sdpa->answers[i].yes = false;
+    }
+    return status;
+}
+
 /* --------------------------------------------------------------------------------------------------------------- workspace */
 
 size_t lk_sdpa_backward_bytes(int64_t docs, int64_t longest, int64_t heads, int64_t kv_heads, int64_t head_dim)
@@ -327,8 +341,8 @@ static lk_status run_plan(lk_sdpa *sdpa, const lk_sdpa_spec *spec, const lk_sdpa
     lk_sdpa_plan *plan;
     LK_TRY(plan_of(sdpa, spec, stream, &plan, err));
     size_t wants = lk_sdpa_plan_workspace(plan);
-    if (wants > workspace_bytes)
-        return lk_fail(err, LK_ERR_MEMORY,
+    if (wants > workspace_bytes) /* another cuDNN than the one whose figures are known */
+        return lk_fail(err, LK_ERR_UNSUPPORTED,
                        "attention: cuDNN wants %zu bytes of workspace for %lld documents of %lld rows and %lld heads, %zu are there", wants,
                        (long long)spec->docs, (long long)spec->longest, (long long)spec->heads, workspace_bytes);
     lk_sdpa_report *r = &sdpa->report;
@@ -338,8 +352,8 @@ static lk_status run_plan(lk_sdpa *sdpa, const lk_sdpa_spec *spec, const lk_sdpa
     return lk_sdpa_plan_run(plan, sdpa->dnn, pointers, workspace, err);
 }
 
-lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
-                          void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
+static lk_status forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
+                         void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
 {
     int64_t strides[] = {args->q.stride, args->k.stride, args->v.stride, args->o.stride};
     LK_TRY(check_call(shape, docs, strides, sizeof strides / sizeof *strides, err));
@@ -460,8 +474,8 @@ static lk_sdpa_backward_args pieces_of(const lk_sdpa_shape *shape, const lk_sdpa
     return pieces;
 }
 
-lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
-                           void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
+static lk_status backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
+                          void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
 {
     int64_t strides[] = {args->q.stride,    args->k.stride,  args->v.stride,  args->o.stride,
                          args->dout.stride, args->dq.stride, args->dk.stride, args->dv.stride};
@@ -502,4 +516,16 @@ lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_s
         if (!running) LK_TRY(begin(sdpa, &n, stream, err));
     }
     return LK_OK;
+}
+
+lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
+                          void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
+{
+    return remember(sdpa, shape, forward(sdpa, shape, docs, args, workspace, workspace_bytes, stream, err), err);
+}
+
+lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *shape, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
+                           void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
+{
+    return remember(sdpa, shape, backward(sdpa, shape, docs, args, workspace, workspace_bytes, stream, err), err);
 }
