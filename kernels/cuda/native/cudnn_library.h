@@ -18,16 +18,15 @@
 #include "base/status.h"
 
 /* Every function of cuDNN that is used here. */
-#define LK_CUDNN_FUNCTIONS(X)                                                                                        \
-    X(cudnnGetVersion)                                                                                               \
-    X(cudnnGetErrorString)                                                                                           \
-    X(cudnnGetLastErrorString)                                                                                       \
-    X(cudnnCreate)                                                                                                   \
-    X(cudnnDestroy)                                                                                                  \
-    X(cudnnSetStream)                                                                                                \
-    X(cudnnBackendCreateDescriptor)                                                                                  \
-    X(cudnnBackendDestroyDescriptor) X(cudnnBackendSetAttribute) X(cudnnBackendGetAttribute) X(cudnnBackendFinalize) \
-        X(cudnnBackendExecute)
+#define LK_CUDNN_FUNCTIONS(X)       \
+    X(cudnnGetVersion)              \
+    X(cudnnGetErrorString)          \
+    X(cudnnGetLastErrorString)      \
+    X(cudnnCreate)                  \
+    X(cudnnDestroy)                 \
+    X(cudnnSetStream)               \
+    X(cudnnBackendCreateDescriptor) \
+    X(cudnnBackendDestroyDescriptor) X(cudnnBackendSetAttribute) X(cudnnBackendGetAttribute) X(cudnnBackendFinalize) X(cudnnBackendExecute)
 
 typedef struct lk_cudnn {
     void *library;
