@@ -14,118 +14,11 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "bench/device.h"
 #include "bench/random_model.h"
 #include "bench/step.h"
 
-typedef struct bench {
-    lk_backend *be;
-    lk_error err;
-    lk_config c;
-    int64_t tokens;       /* rows of every activation */
-    double copy, product; /* ceilings: bytes/s, operations/s */
-    double last;          /* seconds of the last operation timed */
-} bench;
-
-static void row(const char *name, const char *value, const char *of, const char *goal, const char *verdict)
-{
-    printf("row\t%s\t%s\t%s\t%s\t%s\n", name, value, of, goal, verdict);
-    fflush(stdout);
-}
-
-static _Noreturn void stop(const char *what, const lk_error *err)
-{
-    fprintf(stderr, "bench_cuda: %s: %s\n", what, err->message);
-    exit(1);
-}
-
-static void check(bench *b, const char *what, lk_status status)
-{
-    if (status) stop(what, lk_backend_error(b->be));
-}
-
-/* ---------------------------------------------------------------------------------------------- memory and timing */
-
-/* rows x cols of small random numbers, `gap` elements between rows. */
-static lk_tensor tensor(bench *b, lk_dtype type, int64_t rows, int64_t cols, int64_t gap)
-{
-    int64_t stride = cols + gap, n = rows * stride, size = lk_dtype_size(type);
-    char *host = malloc((size_t)(n * size));
-    void *p;
-    if (!host) stop("tensor", &(lk_error){.message = "no memory"});
-    uint64_t x = (uint64_t)(rows * 31 + cols) | 1;
-    for (int64_t i = 0; i < n; i++) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        float v = ((float)(x >> 40) * 0x1p-24f - 0.5f) * 0.5f;
-        uint16_t h = lk_f32_to_bf16(v);
-        if (type == LK_BF16)
-            memcpy(host + i * 2, &h, 2);
-        else
-            memcpy(host + i * 4, &v, 4);
-    }
-    check(b, "alloc", lk_alloc(b->be, (size_t)(n * size), &p));
-    check(b, "upload", lk_upload(b->be, p, host, (size_t)(n * size)));
-    free(host);
-    lk_tensor t = lk_tensor_make(p, type, rows, cols);
-    t.stride = stride;
-    return t;
-}
-
-static lk_tensor act(bench *b, int64_t cols) { return tensor(b, lk_backend_act(b->be), b->tokens, cols, lk_row_gap(b->be, 16)); }
-
-typedef lk_status operation(bench *b, void *context);
-
-/* Seconds of one call: the median of five rounds of about 30 ms each. */
-static double seconds_of(bench *b, const char *what, operation *run, void *context)
-{
-    double rounds[5], once;
-    int64_t calls = 1;
-    for (int i = 0; i < 2; i++) check(b, what, run(b, context)); /* algorithms are chosen, plans built */
-    check(b, what, lk_sync(b->be));
-    double begin = lk_clock_seconds();
-    check(b, what, run(b, context));
-    check(b, what, lk_sync(b->be));
-    once = lk_clock_seconds() - begin;
-    if (once < 0.03) calls = (int64_t)(0.03 / (once > 1e-6 ? once : 1e-6));
-    for (int r = 0; r < 5; r++) {
-        begin = lk_clock_seconds();
-        for (int64_t i = 0; i < calls; i++) check(b, what, run(b, context));
-        check(b, what, lk_sync(b->be));
-        rounds[r] = (lk_clock_seconds() - begin) / (double)calls;
-        for (int i = r; i > 0 && rounds[i] < rounds[i - 1]; i--) {
-            double swap = rounds[i];
-            rounds[i] = rounds[i - 1];
-            rounds[i - 1] = swap;
-        }
-    }
-    return b->last = rounds[2];
-}
-
-/* The nearer ceiling is the one that this work would take longer under. */
-static void report(bench *b, const char *name, double seconds, double bytes, double operations, double goal_percent)
-{
-    char value[64], of[96], goal[32] = "-";
-    bool arithmetic = b->product > 0 && (b->copy <= 0 || operations / b->product > bytes / b->copy);
-    double rate = arithmetic ? operations / seconds : bytes / seconds, ceiling = arithmetic ? b->product : b->copy;
-    double percent = ceiling > 0 ? 100 * rate / ceiling : 0;
-    snprintf(value, sizeof value, "%.4g us", seconds * 1e6);
-    snprintf(of, sizeof of, "%.4g %s, %.0f%% of %s", rate * (arithmetic ? 1e-12 : 1e-9), arithmetic ? "TFLOP/s" : "GB/s", percent,
-             arithmetic ? "the product" : "the copy");
-    if (goal_percent > 0) snprintf(goal, sizeof goal, ">= %.0f%%", goal_percent);
-    row(name, value, of, goal, goal_percent <= 0 ? "-" : percent >= goal_percent ? "pass" : "MISSED");
-}
-
-/* ---------------------------------------------------------------------------------------------- ceilings */
-
-typedef struct copy_context {
-    void *to, *from;
-    size_t bytes;
-} copy_context;
-
-static lk_status run_copy(bench *b, void *context)
-{
-    const copy_context *c = context;
-    return lk_copy(b->be, c->to, c->from, c->bytes);
-}
+static lk_tensor act(bench *b, int64_t cols) { return bench_tensor(b, lk_backend_act(b->be), b->tokens, cols, lk_row_gap(b->be, 16)); }
 
 typedef struct linear_context {
     lk_tensor y, x;
@@ -158,69 +51,45 @@ static lk_status run_linear_lora_backward(bench *b, void *context)
     return lk_linear_lora_backward(b->be, c->batch, 0, &c->dx, &c->y, next_matrix(c), &c->x, &c->h, false, NULL);
 }
 
-static void measure_ceilings(bench *b, bool small)
-{
-    copy_context copy = {.bytes = small ? (size_t)64 << 20 : (size_t)2 << 30};
-    check(b, "copy", lk_alloc(b->be, copy.bytes, &copy.to));
-    check(b, "copy", lk_alloc(b->be, copy.bytes, &copy.from));
-    b->copy = 2 * (double)copy.bytes / seconds_of(b, "copy", run_copy, &copy);
-    lk_free(b->be, copy.to);
-    lk_free(b->be, copy.from);
-    int64_t n = small ? 512 : 8192;
-    lk_matrix *w;
-    linear_context product = {
-        .y = tensor(b, lk_backend_act(b->be), n, n, 0), .x = tensor(b, lk_backend_act(b->be), n, n, 0), .w = &w, .matrices = 1};
-    if (bench_random_matrices(&w, 1, b->be, LK_BF16, n, n, &b->err)) stop("product", &b->err);
-    b->product = 2 * (double)n * (double)n * (double)n / seconds_of(b, "product", run_linear, &product);
-    lk_matrix_destroy(b->be, w);
-    lk_free(b->be, product.y.data);
-    lk_free(b->be, product.x.data);
-    char value[64];
-    snprintf(value, sizeof value, "%.0f GB/s", b->copy * 1e-9);
-    row("ceiling: copy within the device", value, lk_backend_name(b->be), "-", "-");
-    snprintf(value, sizeof value, "%.4g TFLOP/s", b->product * 1e-12);
-    row("ceiling: bf16 product", value, small ? "512^3" : "8192^3", "-", "-");
-}
-
 /* ---------------------------------------------------------------------------------------------- products */
 
 enum { TURNS = 4, RANK = 16 };
-
-static double nf4_bytes(double weights) { return weights * (0.5 + (1.0 + 4.0 / 256) / 64); }
 
 /* The time of NF4 over that of the same product with dense weights is the dequantisation's: read codes and scales, write bf16. */
 static void bench_dequantise(bench *b)
 {
     int64_t n = b->c.intermediate, k = b->c.hidden, rows = 128;
     double weights = (double)n * (double)k, seconds[2];
-    linear_context c = {
-        .y = tensor(b, lk_backend_act(b->be), rows, n, 0), .x = tensor(b, lk_backend_act(b->be), rows, k, 0), .matrices = TURNS};
+    linear_context c = {.y = bench_tensor(b, lk_backend_act(b->be), rows, n, 0),
+                        .x = bench_tensor(b, lk_backend_act(b->be), rows, k, 0),
+                        .matrices = TURNS};
     for (int dense = 0; dense < 2; dense++) {
         lk_matrix *w[TURNS];
-        if (bench_random_matrices(w, TURNS, b->be, dense ? LK_BF16 : LK_NF4, n, k, &b->err)) stop("dequantise", &b->err);
+        if (bench_random_matrices(w, TURNS, b->be, dense ? LK_BF16 : LK_NF4, n, k, &b->err)) bench_stop("dequantise", &b->err);
         c.w = w;
-        seconds[dense] = seconds_of(b, "dequantise", run_linear, &c);
+        seconds[dense] = bench_seconds(b, "dequantise", run_linear, &c);
         for (int i = 0; i < TURNS; i++) lk_matrix_destroy(b->be, w[i]);
     }
     lk_free(b->be, c.y.data);
     lk_free(b->be, c.x.data);
     if (lk_backend_act(b->be) != LK_BF16 || seconds[0] <= seconds[1]) return; /* this backend multiplies codes as they are */
-    report(b, "dequantise NF4 (its product less a dense one)", seconds[0] - seconds[1], nf4_bytes(weights) + 2 * weights, 0, 85);
+    bench_report(b, "dequantise NF4 (its product less a dense one)", seconds[0] - seconds[1], bench_nf4_bytes(weights) + 2 * weights, 0,
+                 85);
 }
 
 static void bench_linear(bench *b)
 {
     int64_t n = b->c.intermediate, k = b->c.hidden;
     double weights = (double)n * (double)k, t = (double)b->tokens, operations = 2 * t * weights;
-    double bytes = nf4_bytes(weights) + 2 * t * (double)(n + k);
+    double bytes = bench_nf4_bytes(weights) + 2 * t * (double)(n + k);
     lk_matrix *w[TURNS];
-    if (bench_random_matrices(w, TURNS, b->be, LK_NF4, n, k, &b->err)) stop("linear", &b->err);
+    if (bench_random_matrices(w, TURNS, b->be, LK_NF4, n, k, &b->err)) bench_stop("linear", &b->err);
     linear_context c = {
-        .y = act(b, n), .x = act(b, k), .w = w, .matrices = TURNS, .h = tensor(b, LK_F32, b->tokens, RANK, 0), .dx = act(b, k)};
-    report(b, "linear NF4, forward", seconds_of(b, "linear", run_linear, &c), bytes, operations, 0);
-    report(b, "linear NF4, input gradient", seconds_of(b, "linear_backward", run_linear_backward, &c), bytes, operations, 0);
-    lk_tensor lora_a = tensor(b, LK_F32, RANK, k, 0), lora_b = tensor(b, LK_F32, n, RANK, 0), da = tensor(b, LK_F32, RANK, k, 0),
-              db = tensor(b, LK_F32, n, RANK, 0);
+        .y = act(b, n), .x = act(b, k), .w = w, .matrices = TURNS, .h = bench_tensor(b, LK_F32, b->tokens, RANK, 0), .dx = act(b, k)};
+    bench_report(b, "linear NF4, forward", bench_seconds(b, "linear", run_linear, &c), bytes, operations, 0);
+    bench_report(b, "linear NF4, input gradient", bench_seconds(b, "linear_backward", run_linear_backward, &c), bytes, operations, 0);
+    lk_tensor lora_a = bench_tensor(b, LK_F32, RANK, k, 0), lora_b = bench_tensor(b, LK_F32, n, RANK, 0),
+              da = bench_tensor(b, LK_F32, RANK, k, 0), db = bench_tensor(b, LK_F32, n, RANK, 0);
     lk_lora adapter = {.a = lora_a.data, .b = lora_b.data, .da = da.data, .db = db.data, .type = LK_F32, .rank = RANK, .scale = 1e-3f};
     lk_segment segment = {0, b->tokens, 0};
     int32_t starts[2] = {0, (int32_t)b->tokens};
@@ -233,11 +102,12 @@ static void bench_linear(bench *b)
                       .n_adapters = 1,
                       .lora = &adapter};
     c.batch = &batch;
-    check(b, "batch_begin", lk_batch_begin(b->be, &batch));
+    bench_check(b, "batch_begin", lk_batch_begin(b->be, &batch));
     double extra = 2 * t * RANK * (double)(n + k);
-    report(b, "linear NF4 with LoRA r 16, forward", seconds_of(b, "linear_lora", run_linear_lora, &c), bytes, operations + extra, 0);
-    report(b, "linear NF4 with LoRA r 16, backward", seconds_of(b, "linear_lora_backward", run_linear_lora_backward, &c), bytes,
-           operations + 3 * extra, 0);
+    bench_report(b, "linear NF4 with LoRA r 16, forward", bench_seconds(b, "linear_lora", run_linear_lora, &c), bytes, operations + extra,
+                 0);
+    bench_report(b, "linear NF4 with LoRA r 16, backward", bench_seconds(b, "linear_lora_backward", run_linear_lora_backward, &c), bytes,
+                 operations + 3 * extra, 0);
     for (int i = 0; i < TURNS; i++) lk_matrix_destroy(b->be, w[i]);
     lk_tensor *all[] = {&c.y, &c.x, &c.h, &c.dx, &lora_a, &lora_b, &da, &db};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) lk_free(b->be, all[i]->data);
@@ -279,7 +149,7 @@ RUN(run_adamw8, lk_adamw8(b->be, x->p, x->g, x->m8, x->v8, x->m_scale, x->v_scal
 static void *zeroed(bench *b, size_t bytes)
 {
     void *p;
-    check(b, "alloc", lk_alloc(b->be, bytes, &p));
+    bench_check(b, "alloc", lk_alloc(b->be, bytes, &p));
     return p;
 }
 
@@ -287,14 +157,14 @@ static void bench_small(bench *b, others *x)
 {
     double hidden = (double)b->tokens * (double)b->c.hidden, wide = (double)b->tokens * (double)b->c.intermediate;
     double size = (double)lk_dtype_size(lk_backend_act(b->be));
-    report(b, "rmsnorm", seconds_of(b, "rmsnorm", run_rmsnorm, x), 2 * size * hidden, 0, 0);
-    report(b, "rmsnorm, gradient added", seconds_of(b, "rmsnorm_backward", run_rmsnorm_backward, x), 4 * size * hidden, 0, 0);
-    report(b, "rope", seconds_of(b, "rope", run_rope, x), 2 * size * hidden, 0, 0);
-    report(b, "glu", seconds_of(b, "glu", run_glu, x), 3 * size * wide, 0, 85);
-    report(b, "glu, gradient", seconds_of(b, "glu_backward", run_glu_backward, x), 5 * size * wide, 0, 85);
-    report(b, "add", seconds_of(b, "add", run_add, x), 3 * size * hidden, 0, 0);
-    report(b, "adamw", seconds_of(b, "adamw", run_adamw, x), 28.0 * (double)x->params, 0, 0);
-    report(b, "adamw, 8 bits", seconds_of(b, "adamw8", run_adamw8, x), 16.0 * (double)x->params, 0, 0);
+    bench_report(b, "rmsnorm", bench_seconds(b, "rmsnorm", run_rmsnorm, x), 2 * size * hidden, 0, 0);
+    bench_report(b, "rmsnorm, gradient added", bench_seconds(b, "rmsnorm_backward", run_rmsnorm_backward, x), 4 * size * hidden, 0, 0);
+    bench_report(b, "rope", bench_seconds(b, "rope", run_rope, x), 2 * size * hidden, 0, 0);
+    bench_report(b, "glu", bench_seconds(b, "glu", run_glu, x), 3 * size * wide, 0, 85);
+    bench_report(b, "glu, gradient", bench_seconds(b, "glu_backward", run_glu_backward, x), 5 * size * wide, 0, 85);
+    bench_report(b, "add", bench_seconds(b, "add", run_add, x), 3 * size * hidden, 0, 0);
+    bench_report(b, "adamw", bench_seconds(b, "adamw", run_adamw, x), 28.0 * (double)x->params, 0, 0);
+    bench_report(b, "adamw, 8 bits", bench_seconds(b, "adamw8", run_adamw8, x), 16.0 * (double)x->params, 0, 0);
 }
 
 static void bench_attention_and_loss(bench *b, others *x)
@@ -306,10 +176,11 @@ static void bench_attention_and_loss(bench *b, others *x)
         pairs += n * (n + 1) / 2;
     }
     double size = (double)lk_dtype_size(lk_backend_act(b->be)), bytes = size * tokens * (2 * width + 2 * narrow);
-    report(b, "attention", seconds_of(b, "attention", run_attention, x), bytes, 4 * pairs * width, 0);
-    report(b, "attention, gradients", seconds_of(b, "attention_backward", run_attention_backward, x), 2 * bytes, 10 * pairs * width, 0);
-    report(b, "head and loss with gradient", seconds_of(b, "linear_loss", run_loss, x), 2 * size * tokens * (double)c->hidden,
-           4 * tokens * (double)c->vocab * (double)c->hidden, 0);
+    bench_report(b, "attention", bench_seconds(b, "attention", run_attention, x), bytes, 4 * pairs * width, 0);
+    bench_report(b, "attention, gradients", bench_seconds(b, "attention_backward", run_attention_backward, x), 2 * bytes,
+                 10 * pairs * width, 0);
+    bench_report(b, "head and loss with gradient", bench_seconds(b, "linear_loss", run_loss, x), 2 * size * tokens * (double)c->hidden,
+                 4 * tokens * (double)c->vocab * (double)c->hidden, 0);
 }
 
 static void bench_others(bench *b)
@@ -330,16 +201,16 @@ static void bench_others(bench *b)
                 .dq = act(b, query),
                 .dk = act(b, kv),
                 .dv = act(b, kv),
-                .lse = tensor(b, LK_F32, b->tokens, c->heads, 0),
-                .rstd = tensor(b, LK_F32, b->tokens, 1, 0),
-                .weight = tensor(b, LK_F32, 1, c->hidden, 0),
-                .cos_sin = tensor(b, LK_F32, b->tokens, c->head_dim, 0),
-                .nll = tensor(b, LK_F32, b->tokens, 1, 0),
+                .lse = bench_tensor(b, LK_F32, b->tokens, c->heads, 0),
+                .rstd = bench_tensor(b, LK_F32, b->tokens, 1, 0),
+                .weight = bench_tensor(b, LK_F32, 1, c->hidden, 0),
+                .cos_sin = bench_tensor(b, LK_F32, b->tokens, c->head_dim, 0),
+                .nll = bench_tensor(b, LK_F32, b->tokens, 1, 0),
                 .batch = {.n_tokens = b->tokens, .n_docs = 2, .doc_starts = starts},
                 .shape = {c->heads, c->kv_heads, c->head_dim, 1 / sqrtf((float)c->head_dim), 0},
                 .params = c->hidden * wide / 2};
     x.labels = malloc((size_t)b->tokens * 4);
-    if (!x.labels) stop("labels", &(lk_error){.message = "no memory"});
+    if (!x.labels) bench_stop("labels", &(lk_error){.message = "no memory"});
     for (int64_t i = 0; i < b->tokens; i++) x.labels[i] = (int32_t)(i * 7919 % c->vocab);
     size_t params = (size_t)x.params, blocks = (params + LK_ADAMW8_BLOCK - 1) / LK_ADAMW8_BLOCK;
     float **vectors[] = {&x.p, &x.g, &x.m, &x.v2};
@@ -348,8 +219,8 @@ static void bench_others(bench *b)
     x.v8 = zeroed(b, params);
     x.m_scale = zeroed(b, blocks * 4);
     x.v_scale = zeroed(b, blocks * 4);
-    if (bench_random_matrices(&x.head, 1, b->be, LK_BF16, c->vocab, c->hidden, &b->err)) stop("head", &b->err);
-    check(b, "batch_begin", lk_batch_begin(b->be, &x.batch));
+    if (bench_random_matrices(&x.head, 1, b->be, LK_BF16, c->vocab, c->hidden, &b->err)) bench_stop("head", &b->err);
+    bench_check(b, "batch_begin", lk_batch_begin(b->be, &x.batch));
     bench_small(b, &x);
     bench_attention_and_loss(b, &x);
     lk_tensor *tensors[] = {&x.x, &x.y,  &x.dy, &x.gate, &x.up,  &x.dglu, &x.q,      &x.k,       &x.v,
@@ -363,7 +234,7 @@ static void bench_others(bench *b)
 
 static void bench_ops(bench *b, const char *shape)
 {
-    if (bench_config(&b->c, shape, &b->err)) stop("ops", &b->err);
+    if (bench_config(&b->c, shape, &b->err)) bench_stop("ops", &b->err);
     bool small = strcmp(shape, "tiny") == 0;
     b->tokens = small ? 64 : 4096;
     int64_t large = small ? 512 : 8192, widest = b->c.intermediate > large ? b->c.intermediate : large;
@@ -377,8 +248,8 @@ static void bench_ops(bench *b, const char *shape)
                         .context = b->tokens,
                         .matrix = widest * large,
                         .training = true};
-    check(b, "reserve", lk_reserve(b->be, &limits));
-    measure_ceilings(b, small);
+    bench_check(b, "reserve", lk_reserve(b->be, &limits));
+    bench_ceilings(b, small);
     bench_dequantise(b);
     bench_linear(b);
     bench_others(b);
@@ -405,12 +276,12 @@ static void bench_train(bench *b, int argc, char **argv)
     bench_step *s;
     char name[96], value[64], of[96];
     double seconds[5], loss = 0, flops = 0;
-    if (bench_step_create(&s, b->be, &options, &b->err)) stop("train", &b->err);
-    if (bench_step_run(s, &loss, &b->err)) stop("train", &b->err);
+    if (bench_step_create(&s, b->be, &options, &b->err)) bench_stop("train", &b->err);
+    if (bench_step_run(s, &loss, &b->err)) bench_stop("train", &b->err);
     int n = 0;
     for (double begin = lk_clock_seconds(); n < 5 && (n < 2 || lk_clock_seconds() - begin < 30); n++) {
         double start = lk_clock_seconds();
-        if (bench_step_run(s, &loss, &b->err)) stop("train", &b->err);
+        if (bench_step_run(s, &loss, &b->err)) bench_stop("train", &b->err);
         seconds[n] = lk_clock_seconds() - start;
         for (int i = n; i > 0 && seconds[i] < seconds[i - 1]; i--) {
             double swap = seconds[i];
@@ -420,22 +291,22 @@ static void bench_train(bench *b, int argc, char **argv)
     }
     size_t peak = lk_allocated_peak(b->be);
     bench_step_destroy(s);
-    measure_ceilings(b, strcmp(options.shape, "tiny") == 0);
-    if (bench_step_flops(&flops, &options, &b->err)) stop("train", &b->err);
+    bench_ceilings(b, strcmp(options.shape, "tiny") == 0);
+    if (bench_step_flops(&flops, &options, &b->err)) bench_stop("train", &b->err);
     double median = seconds[n / 2], rate = (double)(options.rows * options.length * options.accumulate) / median;
     snprintf(name, sizeof name, "%s train step, tokens/s", options.shape);
     snprintf(value, sizeof value, "%.0f", rate);
     snprintf(of, sizeof of, "%lldx%lld x%lld, %.3f s, loss %.3f", (long long)options.rows, (long long)options.length,
              (long long)options.accumulate, median, loss);
     bool goal = strcmp(options.shape, "8b") == 0;
-    row(name, value, of, goal ? ">= 14000" : "-", !goal ? "-" : rate >= 14000 ? "pass" : "MISSED");
+    bench_row(name, value, of, goal ? ">= 14000" : "-", !goal ? "-" : rate >= 14000 ? "pass" : "MISSED");
     snprintf(name, sizeof name, "%s train step, products", options.shape);
     snprintf(value, sizeof value, "%.4g TFLOP/s", flops / median * 1e-12);
     snprintf(of, sizeof of, "%.0f%% of the product", 100 * flops / median / b->product);
-    row(name, value, of, "-", "-");
+    bench_row(name, value, of, "-", "-");
     snprintf(name, sizeof name, "%s train step, backend memory", options.shape);
     snprintf(value, sizeof value, "%.2f GB", (double)peak * 1e-9);
-    row(name, value, "all activations kept", "-", "-");
+    bench_row(name, value, "all activations kept", "-", "-");
 }
 
 static void bench_memory(bench *b, int argc, char **argv)
@@ -447,12 +318,12 @@ static void bench_memory(bench *b, int argc, char **argv)
     char name[96], value[64], of[96], goal[32] = "-";
     double loss, start = lk_clock_seconds();
     size_t plan;
-    if (bench_step_bytes(&plan, b->be, &options, &b->err)) stop("memory", &b->err);
-    if (bench_step_create(&s, b->be, &options, &b->err)) stop("memory", &b->err);
+    if (bench_step_bytes(&plan, b->be, &options, &b->err)) bench_stop("memory", &b->err);
+    if (bench_step_create(&s, b->be, &options, &b->err)) bench_stop("memory", &b->err);
     double opened = lk_clock_seconds() - start;
-    if (bench_step_run(s, &loss, &b->err)) stop("memory", &b->err);
+    if (bench_step_run(s, &loss, &b->err)) bench_stop("memory", &b->err);
     start = lk_clock_seconds();
-    if (bench_step_run(s, &loss, &b->err)) stop("memory", &b->err);
+    if (bench_step_run(s, &loss, &b->err)) bench_stop("memory", &b->err);
     double seconds = lk_clock_seconds() - start, peak = (double)lk_allocated_peak(b->be);
     bench_step_destroy(s);
     double most = strcmp(options.shape, "8b") == 0 ? 8.0e9 : strcmp(options.shape, "70b") == 0 ? 48.0e9 : 0;
@@ -460,12 +331,12 @@ static void bench_memory(bench *b, int argc, char **argv)
     snprintf(value, sizeof value, "%.2f GB", peak * 1e-9);
     snprintf(of, sizeof of, "recomputing%s; made in %.0f s, step %.2f s", options.offload ? ", offload" : "", opened, seconds);
     if (most > 0) snprintf(goal, sizeof goal, "<= %.1f GB", most * 1e-9);
-    row(name, value, of, goal, most <= 0 ? "-" : peak <= most ? "pass" : "MISSED");
+    bench_row(name, value, of, goal, most <= 0 ? "-" : peak <= most ? "pass" : "MISSED");
     double apart = 100 * (peak / (double)plan - 1);
     snprintf(name, sizeof name, "%s %s peak against its plan", argv[0], argv[1]);
     snprintf(value, sizeof value, "%+.2f%%", apart);
     snprintf(of, sizeof of, "planned %.2f GB", (double)plan * 1e-9);
-    row(name, value, of, "within 3%", fabs(apart) <= 3 ? "pass" : "MISSED");
+    bench_row(name, value, of, "within 3%", fabs(apart) <= 3 ? "pass" : "MISSED");
 }
 
 int main(int argc, char **argv)
@@ -484,7 +355,7 @@ int main(int argc, char **argv)
         return fprintf(stderr,
                        "usage: bench_cuda [--device D] [--shape S] ops | train SHAPE ROWSxLENGTH ACCUMULATE | memory SHAPE ROWSxLENGTH\n"),
                2;
-    if (lk_backend_open(&b.be, &(lk_backend_options){.device = device, .compute = LK_BF16}, &b.err)) stop(device, &b.err);
+    if (lk_backend_open(&b.be, &(lk_backend_options){.device = device, .compute = LK_BF16}, &b.err)) bench_stop(device, &b.err);
     if (strcmp(what, "ops") == 0)
         bench_ops(&b, shape);
     else if (strcmp(what, "train") == 0)

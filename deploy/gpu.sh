@@ -158,6 +158,7 @@ measure_memory() { # what the driver says is taken, once every 200 ms, into a fi
 }
 if [ -z "$emulated" ]; then
   bench 60 bin/bench_cuda --device cuda ops
+  bench 60 bin/bench_decode --device cuda
   bench 90 bin/bench_cuda --device cuda train 8b 2x2048 4
   if command -v nvidia-smi >/dev/null; then
     measure_memory "$out/memory.txt"

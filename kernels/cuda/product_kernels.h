@@ -301,6 +301,7 @@ template <typename W> static constexpr size_t few_shared(void)
 }
 /* A kernel that wants more shared memory than the device has (99 KiB on the smaller ones) is not used there: others do its work with the
  * same bits. */
+enum { SHARED_SM86 = 99 << 10, SHARED_SM80 = 163 << 10 };
 static inline bool fits(lk_backend *be, size_t shared) { return shared <= lk_cuda_of(be)->device.shared_per_block; }
 static inline lk_status allow(lk_backend *be, const void *kernel, size_t shared)
 {
@@ -309,6 +310,8 @@ static inline lk_status allow(lk_backend *be, const void *kernel, size_t shared)
 
 template <typename W> static lk_status allow_all(lk_backend *be)
 {
+    static_assert(small_tiles<W, 2>::BYTES <= SHARED_SM86 && small_tiles<W, 4>::BYTES <= SHARED_SM86, "somebody has to");
+    static_assert(small_tiles<W, 8>::BYTES <= SHARED_SM80 && prompt_tiles<W>::BYTES <= SHARED_SM80, "a data centre's device has all");
     LK_TRY(allow(be, (const void *)few_kernel<W>, few_shared<W>()));
     LK_TRY(allow(be, (const void *)tiles_kernel<W, 2>, small_tiles<W, 2>::BYTES));
     LK_TRY(allow(be, (const void *)tiles_kernel<W, 4>, small_tiles<W, 4>::BYTES));

@@ -1,0 +1,151 @@
+/* Products and adapters of serving on a GPU, from one token to a prompt's chunk, each against ceilings measured in the same run.
+ *
+ *     bench_decode [--device D] [--shape S]
+ *
+ * Shapes: tiny, 1b, 8b, 70b (bench/random_model.h). Matrices take turns, so that they come from memory as the layers of a model do. Times
+ * are of the host's clock round many queued calls: what takes the device less than a launch takes the host (some 3 us) shows the latter; a
+ * captured step does without. On the CPU (`--device cpu --shape tiny`) the same program shows that it works. */
+#include <stdio.h>
+#include <string.h>
+
+#include "bench/device.h"
+#include "bench/random_model.h"
+
+enum { RANK = 16, ADAPTERS = 32, MOST_TURNS = 64, MOST_TOKENS = 2048 };
+static const double turn_bytes = 256e6; /* several times the last level of cache */
+
+typedef struct serving {
+    lk_tensor y, x, h;
+    lk_matrix *w[MOST_TURNS];
+    int turns, next;
+    lk_batch batch;
+} serving;
+
+static lk_status run_linear(bench *b, void *context)
+{
+    serving *s = context;
+    return lk_linear(b->be, &s->y, &s->x, s->w[s->next++ % s->turns], NULL, NULL);
+}
+static lk_status run_adapted(bench *b, void *context)
+{
+    serving *s = context;
+    return lk_linear_lora(b->be, &s->batch, 0, &s->y, &s->x, s->w[s->next++ % s->turns], NULL, NULL, &s->h, NULL);
+}
+
+/* Products ask only whether a batch is one of sequences. */
+static void begin(bench *b, lk_batch *batch, int64_t tokens)
+{
+    static const int32_t page = 0;
+    const lk_sequence sequence = {.begin = 0, .count = tokens, .length = tokens, .pages = &page};
+    batch->n_tokens = tokens;
+    batch->n_sequences = 1;
+    batch->sequences = &sequence;
+    bench_check(b, "batch_begin", lk_batch_begin(b->be, batch));
+    batch->sequences = NULL;
+}
+
+static serving make(bench *b, lk_dtype type, int64_t n, int64_t k, int64_t tokens)
+{
+    double bytes = type == LK_NF4 ? bench_nf4_bytes((double)n * (double)k) : 2.0 * (double)n * (double)k, turns = turn_bytes / bytes;
+    serving s = {.turns = turns < 2 ? 2 : turns > MOST_TURNS ? (int)MOST_TURNS : (int)turns};
+    if (bench_random_matrices(s.w, s.turns, b->be, type, n, k, &b->err)) bench_stop("matrices", &b->err);
+    s.x = bench_tensor(b, lk_backend_act(b->be), tokens, k, 0);
+    s.y = bench_tensor(b, type == LK_NF4 ? lk_backend_act(b->be) : LK_F32, tokens, n, 0);
+    s.h = bench_tensor(b, LK_F32, tokens, RANK, 0);
+    return s;
+}
+
+static void destroy(bench *b, serving *s)
+{
+    for (int i = 0; i < s->turns; i++) lk_matrix_destroy(b->be, s->w[i]);
+    lk_free(b->be, s->x.data);
+    lk_free(b->be, s->y.data);
+    lk_free(b->be, s->h.data);
+}
+
+static void bench_matrix(bench *b, const char *what, lk_dtype type, int64_t n, int64_t k, int64_t most)
+{
+    static const int64_t counts[] = {1, 4, 8, 16, 32, 64, 128, 512, 2048};
+    serving s = make(b, type, n, k, most);
+    lk_tensor x = s.x, y = s.y;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= most; i++) {
+        int64_t t = counts[i];
+        double weights = (double)n * (double)k, own = type == LK_NF4 ? bench_nf4_bytes(weights) : 2 * weights;
+        double bytes = own + (double)(t * (k * 2 + n * lk_dtype_size(y.type)));
+        s.x = lk_tensor_rows(&x, 0, t);
+        s.y = lk_tensor_rows(&y, 0, t);
+        begin(b, &s.batch, t);
+        char name[96];
+        snprintf(name, sizeof name, "serving %s, %lld x %lld, T %lld", what, (long long)n, (long long)k, (long long)t);
+        double goal = most < MOST_TOKENS && type == LK_NF4 ? 0 : t == 1 ? 75 : t == MOST_TOKENS ? 60 : 0; /* none for the tiny shape */
+        bench_report(b, name, bench_seconds(b, what, run_linear, &s), bytes, 2 * (double)t * weights, goal);
+    }
+    s.x = x;
+    s.y = y;
+    destroy(b, &s);
+}
+
+/* A decoding step's rows, each with an adapter of its own: what that adds to the base's product. */
+static void bench_adapters(bench *b, int64_t n, int64_t k)
+{
+    serving s = make(b, LK_NF4, n, k, ADAPTERS);
+    lk_tensor factors = bench_tensor(b, LK_BF16, ADAPTERS, RANK * (n + k), 0);
+    lk_lora lora[ADAPTERS];
+    lk_segment segments[ADAPTERS];
+    for (int i = 0; i < ADAPTERS; i++) {
+        uint16_t *a = (uint16_t *)factors.data + i * factors.stride;
+        lora[i] = (lk_lora){.a = a, .b = a + RANK * k, .type = LK_BF16, .rank = RANK, .scale = 1e-3f};
+        segments[i] = (lk_segment){i, i + 1, i};
+    }
+    begin(b, &s.batch, ADAPTERS);
+    double base = bench_seconds(b, "linear", run_linear, &s);
+    s.batch = (lk_batch){.n_segments = ADAPTERS, .segments = segments, .n_sites = 1, .n_adapters = ADAPTERS, .lora = lora};
+    begin(b, &s.batch, ADAPTERS);
+    double adapted = bench_seconds(b, "linear with adapters", run_adapted, &s);
+    char value[64], of[96];
+    snprintf(value, sizeof value, "%.4g us", (adapted - base) * 1e6);
+    snprintf(of, sizeof of, "on %.4g us of the base, +%.0f%%; their bytes at copy rate %.4g us", base * 1e6, 100 * (adapted / base - 1),
+             b->copy > 0 ? 2e6 * ADAPTERS * RANK * (double)(n + k) / b->copy : 0.0);
+    char name[96];
+    snprintf(name, sizeof name, "serving 32 adapters r 16, %lld x %lld, T 32", (long long)n, (long long)k);
+    bench_row(name, value, of, "-", "-");
+    lk_free(b->be, factors.data);
+    destroy(b, &s);
+}
+
+int main(int argc, char **argv)
+{
+    const char *device = "cuda", *shape = "8b";
+    for (int i = 1; i < argc; i += 2) {
+        if (i + 1 < argc && strcmp(argv[i], "--device") == 0)
+            device = argv[i + 1];
+        else if (i + 1 < argc && strcmp(argv[i], "--shape") == 0)
+            shape = argv[i + 1];
+        else
+            return fprintf(stderr, "usage: bench_decode [--device D] [--shape S]\n"), 2;
+    }
+    bench b = {0};
+    bool small = strcmp(shape, "tiny") == 0;
+    if (bench_config(&b.c, shape, &b.err)) bench_stop(shape, &b.err);
+    if (lk_backend_open(&b.be, &(lk_backend_options){.device = device, .compute = LK_BF16}, &b.err)) bench_stop(device, &b.err);
+    int64_t hidden = b.c.hidden, wide = b.c.intermediate, most = small ? 64 : MOST_TOKENS, large = small ? 512 : 8192;
+    int64_t width = wide > large ? wide : large;
+    const lk_limits limits = {.tokens = most > large ? most : large,
+                              .width = width,
+                              .vocab = b.c.vocab,
+                              .rank = RANK,
+                              .matrix = width * large,
+                              .adapters = ADAPTERS,
+                              .sites = 1};
+    bench_check(&b, "reserve", lk_reserve(b.be, &limits));
+    bench_ceilings(&b, small);
+    bench_matrix(&b, "NF4", LK_NF4, hidden, hidden, most);
+    bench_matrix(&b, "NF4", LK_NF4, wide, hidden, most);
+    bench_matrix(&b, "NF4", LK_NF4, hidden, wide, most);
+    bench_matrix(&b, "NF4", LK_NF4, b.c.kv_heads * b.c.head_dim, hidden, most);
+    bench_matrix(&b, "bf16 head", LK_BF16, b.c.vocab, hidden, 64);
+    bench_adapters(&b, hidden, hidden);
+    bench_adapters(&b, wide, hidden);
+    lk_backend_close(b.be);
+    return 0;
+}
