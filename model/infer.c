@@ -49,6 +49,7 @@ static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
                        .kv_heads = m->kv_heads,
                        .head_dim = m->head_dim,
                        .context = o->max_context,
+                       .serving = true,
                        .adapters = o->max_rank > 0 ? o->max_rows : 0,
                        .sites = m->layers * LK_N_MODULES};
 }

@@ -13,13 +13,23 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/product.h"
 
-/* What a batch is decides which products its operations use. Of its arrays only the adapters of serving go to the device here; the others do
- * with the operations that read them. */
+/* What a batch is decides which products its operations use. Of its arrays only the adapters of serving go to the device here; the others
+ * do with the operations that read them. */
 lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
 {
     lk_cuda *cu = lk_cuda_of(be);
     cu->serving = batch->n_sequences > 0;
     return cu->serving ? lk_cuda_adapters_begin(be, batch) : LK_OK;
+}
+
+/* Rows of w that the scratch takes as bf16 at a time. It takes none where the limits were those of a server. */
+static lk_status workspace_rows(lk_backend *be, const char *op, const lk_matrix *w, int64_t *rows)
+{
+    *rows = lk_cuda_matrix_fit(w, lk_cuda_of(be)->scratch_bytes);
+    int64_t most = *rows < w->n ? *rows : w->n;
+    if (lk_cuda_matrix_of(w)->storage != LK_NF4) return LK_OK;
+    void *workspace;
+    return lk_cuda_scratch(be, op, (size_t)(most * w->k) * 2, &workspace);
 }
 
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
@@ -28,7 +38,8 @@ lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
     lk_cuda *cu = lk_cuda_of(be);
     if (x->rows == 0) return LK_OK;
     if (cu->serving) return lk_cuda_serve_linear(be, y, x, w, bias, residual);
-    int64_t fit = lk_cuda_matrix_fit(w, cu->scratch_bytes), size = lk_dtype_size(y->type);
+    int64_t fit, size = lk_dtype_size(y->type);
+    LK_TRY(workspace_rows(be, "linear", w, &fit));
     const void *typed_bias;
     LK_TRY(lk_cuda_bias(be, &typed_bias, bias, w->n, y->type));
     for (int64_t begin = 0; begin < w->n; begin += fit) {
@@ -58,7 +69,9 @@ lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_
 {
     lk_cuda *cu = lk_cuda_of(be);
     if (dy->rows == 0) return LK_OK;
-    if (lk_cuda_matrix_fit(w, cu->scratch_bytes) < w->n)
+    int64_t fit;
+    LK_TRY(workspace_rows(be, "linear_backward", w, &fit));
+    if (fit < w->n)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_backward: a matrix of %lld x %lld does not fit the workspace: limits.matrix",
                        (long long)w->n, (long long)w->k);
     const void *rows;

@@ -8,37 +8,59 @@
 
 enum { MOST_TOKENS = 64 };
 
-static size_t copy_bytes(int64_t tokens, int64_t k) { return lk_cuda_carved((size_t)(tokens * lk_cuda_padded(k)) * 2); }
+static size_t copy_bytes(int64_t k) { return lk_cuda_carved((size_t)(MOST_TOKENS * lk_cuda_padded(k)) * 2); }
 
 size_t lk_cuda_product_scratch(const lk_limits *l)
 {
     int64_t pieces_rows = l->matrix / LK_CUDA_PIECE + l->width; /* of any matrix: ceil(K / piece) * N */
-    return copy_bytes(l->tokens, l->width) + lk_cuda_carved((size_t)(MOST_TOKENS * pieces_rows) * sizeof(float));
+    return copy_bytes(l->width) + lk_cuda_carved((size_t)(MOST_TOKENS * pieces_rows) * sizeof(float));
+}
+
+static lk_status run(lk_backend *be, const lk_cuda_product *p)
+{
+    return p->w->storage == LK_NF4 ? lk_cuda_nf4_product(be, p) : lk_cuda_dense_product(be, p);
+}
+
+/* Rows that do not allow loads of 16 bytes: some at a time, by way of a copy. */
+static lk_status run_copied(lk_backend *be, lk_cuda_product *p, const lk_tensor *x)
+{
+    const lk_cuda_product all = *p;
+    int64_t size = p->y_f32 ? 4 : 2;
+    void *rest, *copy;
+    LK_TRY(lk_cuda_scratch(be, "linear", copy_bytes(x->cols), &rest));
+    copy = lk_cuda_carve(&rest, copy_bytes(x->cols));
+    p->x = copy;
+    p->ldx = lk_cuda_padded(x->cols);
+    p->partials = rest;
+    p->partials_bytes -= copy_bytes(x->cols);
+    for (int64_t first = 0; first < x->rows; first += MOST_TOKENS) {
+        p->tokens = x->rows - first < MOST_TOKENS ? x->rows - first : MOST_TOKENS;
+        p->y = (char *)all.y + first * all.ldy * size;
+        if (all.residual) p->residual = (const char *)all.residual + first * all.ldr * size;
+        LK_TRY(lk_cuda_dropped(be, copy, x, first, p->tokens, 0, NULL));
+        LK_TRY(run(be, p));
+    }
+    return LK_OK;
 }
 
 lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                                const lk_tensor *residual)
 {
     lk_cuda *cu = lk_cuda_of(be);
-    lk_cuda_product p = {.w = lk_cuda_matrix_of(w), .x = x->data, .ldx = x->stride, .tokens = x->rows, .bias = bias};
     if (x->rows == 0) return LK_OK;
-    p.y = y->data;
-    p.ldy = y->stride;
-    p.y_f32 = y->type == LK_F32;
+    lk_cuda_product p = {.w = lk_cuda_matrix_of(w),
+                         .x = x->data,
+                         .ldx = x->stride,
+                         .tokens = x->rows,
+                         .y = y->data,
+                         .ldy = y->stride,
+                         .y_f32 = y->type == LK_F32,
+                         .bias = bias,
+                         .partials = cu->scratch,
+                         .partials_bytes = cu->scratch_bytes};
     if (residual) {
         p.residual = residual->data;
         p.ldr = residual->stride;
     }
-    size_t copied = lk_cuda_eights(x) ? 0 : copy_bytes(x->rows, x->cols);
-    void *rest;
-    LK_TRY(lk_cuda_scratch(be, "linear", copied, &rest));
-    if (copied) {
-        void *copy = lk_cuda_carve(&rest, copied);
-        LK_TRY(lk_cuda_dropped(be, copy, x, 0, x->rows, 0, NULL));
-        p.x = copy;
-        p.ldx = lk_cuda_padded(x->cols);
-    }
-    p.partials = rest;
-    p.partials_bytes = cu->scratch_bytes - copied;
-    return p.w->storage == LK_NF4 ? lk_cuda_nf4_product(be, &p) : lk_cuda_dense_product(be, &p);
+    return lk_cuda_eights(x) ? run(be, &p) : run_copied(be, &p, x);
 }

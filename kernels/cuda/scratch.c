@@ -14,16 +14,17 @@ static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens 
 
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 {
+    bool training = !l->serving; /* batches of documents, which go to cuBLASLt */
     const size_t each[] = {
         SCRATCH_BASE, /* sums in pieces and other small things */
-        lk_cuda_weights_scratch(l),
+        training ? lk_cuda_weights_scratch(l) : 0,
         lk_cuda_product_scratch(l),
-        lk_cuda_lora_scratch(l),
+        training ? lk_cuda_lora_scratch(l) : 0,
         lk_cuda_lora_serve_scratch(l),
-        lk_cuda_linear_lora_scratch(l),
-        lk_cuda_loss_scratch(l),
+        training ? lk_cuda_linear_lora_scratch(l) : 0,
+        training ? lk_cuda_loss_scratch(l) : 0,
         lk_cuda_squares_scratch(),
-        lk_cuda_attention_scratch(cu, l),
+        training ? lk_cuda_attention_scratch(cu, l) : 0,
     };
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)

@@ -22,7 +22,7 @@ static const serve_case serve_cases[] = {
 };
 enum { N_SERVE_CASES = sizeof serve_cases / sizeof *serve_cases };
 
-static const lk_limits limits = {.tokens = 160, .width = 4800, .vocab = 300, .matrix = 600 * 1024, .context = 64};
+static const lk_limits limits = {.tokens = 160, .width = 4800, .vocab = 300, .matrix = 600 * 1024, .context = 64, .serving = true};
 
 static int32_t no_page;
 
@@ -178,9 +178,28 @@ static void test_kind_of_batch(void **state)
     lk_backend_close(be);
 }
 
+/* A server reserves no room for dequantised weights; training's products then say so. */
+static void test_server_limits(void **state)
+{
+    (void)state;
+    const lk_limits server = {.tokens = 16, .width = 64, .serving = true};
+    const serve_case c = {2, 1024, 512, 0, LK_NF4, false};
+    lk_backend *be = open_cuda(&server);
+    served s = served_make(be, &c);
+    device_tensor x = device_make(be, LK_BF16, 2, 512, 0), y = device_make(be, LK_BF16, 2, 1024, 0);
+    assert_int_equal(lk_linear(be, &y.t, &x.t, s.m, NULL, NULL), LK_ERR_INTERNAL);
+    assert_non_null(strstr(lk_backend_error(be)->message, "limits"));
+    begin_serving(be, 2);
+    OP(be, lk_linear(be, &y.t, &x.t, s.m, NULL, NULL));
+    device_free(&x);
+    device_free(&y);
+    served_free(be, &s);
+    lk_backend_close(be);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company),
-                                       cmocka_unit_test(test_kind_of_batch)};
+                                       cmocka_unit_test(test_kind_of_batch), cmocka_unit_test(test_server_limits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
