@@ -44,13 +44,15 @@ typedef struct lk_ops {
     lk_status (*lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 
-    /* These three may be empty: then the two operations run one after the other. */
+    /* These four may be empty: then the operations they join run one after the other. linear_parts is called with segments only. */
     lk_status (*linear_lora)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                              const lk_matrix *w, const float *bias, const lk_tensor *residual, const lk_tensor *h,
                              const lk_dropout *dropout);
     lk_status (*linear_lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                       const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate,
                                       const lk_dropout *dropout);
+    lk_status (*linear_parts)(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
+                              const lk_dropout *dropout);
     int64_t (*row_gap)(const lk_backend *be, int64_t rank);
 
     lk_status (*rmsnorm)(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);

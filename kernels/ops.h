@@ -234,7 +234,19 @@ lk_status lk_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, co
                          const float *bias, const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout);
 lk_status lk_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                   const lk_matrix *w, const lk_tensor *x, const lk_tensor *h, bool accumulate, const lk_dropout *dropout);
-/* Elements that are worth leaving free behind each row for the two above, with adapters of up to this rank; 0: no use for them. */
+/* Layers that read the same x (query, key and value; gate and up): lk_linear_lora of each, no residual. A backend may do them, or their
+ * adapters, in one go. The parts' h may be the same memory: it then holds nothing of use afterwards. */
+typedef struct lk_part {
+    const lk_matrix *w;
+    const float *bias; /* or NULL */
+    int32_t site;
+    lk_tensor y, h;
+} lk_part;
+enum { LK_MOST_PARTS = 3 };
+lk_status lk_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
+                          const lk_dropout *dropout);
+
+/* Elements that are worth leaving free behind each row for linear_lora both ways, with adapters of up to this rank; 0: no use for them. */
 int64_t lk_row_gap(const lk_backend *be, int64_t rank);
 
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */

@@ -10,6 +10,19 @@ static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, c
     return lk_linear_lora(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), y, x, l->w[m], l->bias[m], residual, h, c->dropout);
 }
 
+/* The same for layers that share their input. */
+static lk_status linears(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_tensor *x, int n, const lk_module modules[],
+                         const lk_tensor *const y[])
+{
+    const lk_layer *l = &c->model->layers[layer];
+    lk_part parts[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) {
+        lk_module m = modules[i];
+        parts[i] = (lk_part){.w = l->w[m], .bias = l->bias[m], .site = (int32_t)(layer * LK_N_MODULES + m), .y = *y[i], .h = b->h[m]};
+    }
+    return lk_linear_parts(c->model->be, c->batch, parts, n, x, c->dropout);
+}
+
 /* A [T, heads*D] tensor as [T*heads, D]: the per-head norms see each head as a row. */
 static lk_tensor by_head(const lk_tensor *x, int64_t head_dim)
 {
@@ -55,9 +68,7 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
     lk_backend *be = model->be;
 
     LK_TRY(lk_rmsnorm(be, &b->normed, b->attn_rstd, &b->x_in, l->attn_norm, config->rms_eps));
-    LK_TRY(linear(c, layer, LK_Q, &b->q_raw, &b->normed, &b->h[LK_Q], NULL));
-    LK_TRY(linear(c, layer, LK_K, &b->k_raw, &b->normed, &b->h[LK_K], NULL));
-    LK_TRY(linear(c, layer, LK_V, &b->v, &b->normed, &b->h[LK_V], NULL));
+    LK_TRY(linears(c, layer, b, &b->normed, 3, (const lk_module[]){LK_Q, LK_K, LK_V}, (const lk_tensor *[]){&b->q_raw, &b->k_raw, &b->v}));
     if (config->qk_norm) {
         LK_TRY(head_norm(c, &b->q, b->q_rstd, &b->q_raw, l->q_norm));
         LK_TRY(head_norm(c, &b->k, b->k_rstd, &b->k_raw, l->k_norm));
@@ -68,8 +79,7 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
     LK_TRY(linear(c, layer, LK_O, &b->x_mid, &b->o, &b->h[LK_O], &b->x_in));
 
     LK_TRY(lk_rmsnorm(be, &b->normed, b->mlp_rstd, &b->x_mid, l->mlp_norm, config->rms_eps));
-    LK_TRY(linear(c, layer, LK_GATE, &b->gate, &b->normed, &b->h[LK_GATE], NULL));
-    LK_TRY(linear(c, layer, LK_UP, &b->up, &b->normed, &b->h[LK_UP], NULL));
+    LK_TRY(linears(c, layer, b, &b->normed, 2, (const lk_module[]){LK_GATE, LK_UP}, (const lk_tensor *[]){&b->gate, &b->up}));
     LK_TRY(lk_glu(be, &b->act, &b->gate, &b->up, LK_SILU));
     if (skip_output) {
         /* Backward still wants LoRA's inner activations of the last layer; x_out takes the useless expansion. */

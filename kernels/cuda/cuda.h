@@ -51,8 +51,8 @@ typedef struct lk_cuda {
     void *staging; /* where host arrays arrive on the device, a ring */
     size_t staging_bytes, staging_at;
     lk_cuda_adapters adapters; /* of the serving batch at hand */
-    bool serving;     /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
-    float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
+    bool serving;              /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
+    float *constants;          /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
 
 enum { LK_CUDA_HOST_PIECE = 1 << 20 }; /* floats */
@@ -137,8 +137,10 @@ lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t si
 lk_status lk_cuda_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                 const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 size_t lk_cuda_lora_scratch(const lk_limits *limits);
-/* lk_lora_forward for a serving batch: lora_serve.cu. */
-lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h);
+/* lk_lora_forward of several sites with one x (y, h and site of the parts), for a serving batch: lora_serve.cu. */
+lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x);
+lk_status lk_cuda_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
+                               const lk_dropout *dropout);
 size_t lk_cuda_lora_serve_scratch(const lk_limits *limits);
 
 lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,

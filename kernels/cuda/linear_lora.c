@@ -141,6 +141,21 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
     return multiply(&j, &g);
 }
 
+/* Training has one segment mostly, and then nothing to gain from layers together. */
+lk_status lk_cuda_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
+                               const lk_dropout *dropout)
+{
+    bool together = lk_cuda_of(be)->serving && !lk_cuda_drops(dropout);
+    for (int i = 0; i < n; i++) {
+        const lk_part *p = &parts[i];
+        if (together)
+            LK_TRY(lk_cuda_linear(be, &p->y, x, p->w, p->bias, NULL));
+        else
+            LK_TRY(lk_cuda_linear_lora(be, batch, p->site, &p->y, x, p->w, p->bias, NULL, &p->h, dropout));
+    }
+    return together ? lk_cuda_lora_serve(be, batch, parts, n, x) : LK_OK;
+}
+
 /* ---------------------------------------------------------------------------------------------- backward */
 
 /* db += dy^T (s h), da += dh^T x. */

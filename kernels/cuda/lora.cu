@@ -237,7 +237,10 @@ static lk_status expand(const lora_call *c, const lk_lora *l, const lk_segment *
 extern "C" lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                                           const lk_tensor *h, const lk_dropout *dropout)
 {
-    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) return lk_cuda_lora_serve(be, batch, site, y, x, h);
+    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) {
+        lk_part part = {NULL, NULL, site, *y, *h};
+        return lk_cuda_lora_serve(be, batch, &part, 1, x);
+    }
     lora_call c = {be, batch, site, x, y, h, NULL, dropout};
     LK_TRY(begin(&c, "lora_forward"));
     for (int64_t i = 0; i < batch->n_segments; i++) {

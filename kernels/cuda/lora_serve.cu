@@ -1,5 +1,5 @@
-/* LoRA of a serving batch (SGMV of Punica, Chen et al. 2023; S-LoRA, Sheng et al. 2023): all segments of a site in two launches, whatever
- * their adapters and ranks, one arithmetic for every number of tokens:
+/* LoRA of a serving batch (SGMV of Punica, Chen et al. 2023; S-LoRA, Sheng et al. 2023): all segments of a site, and of sites that
+ * share their input, in two launches, whatever the adapters and ranks, one arithmetic for every number of tokens:
  *
  *     K is cut into pieces of 512
  *     p_j = sum of piece j of x A^T, 32 mma of 16, ascending, from zero        shrink: a block a piece, 16 ranks, up to 32 tokens
@@ -28,23 +28,29 @@ enum { RANKS = 256 /* of a pass of expand */ };
 
 static_assert(GROUPS == WARPS, "in shrink a warp has eight tokens");
 
-typedef struct lora_args {
+/* One of the layers that share x. */
+typedef struct lora_part {
     const lk_cuda_adapter *adapters; /* of the site */
-    const lk_cuda_tokens *tiles;
-    const lk_bf16 *x;
-    int64_t ldx;
-    int32_t k, n;
-    bool x_eights; /* x can be read 16 bytes at a time */
-    bool walk;     /* shrink adds up all pieces and writes h */
-    float *sums;   /* [piece][token][ranks] */
-    int32_t pieces, ranks;
-    int64_t tokens;
-    float *h;
+    float *h, *totals;               /* what the caller gets; [token][ranks], what expand reads when `summed` */
     int64_t ldh;
     void *y;
     int64_t ldy;
+    int32_t n, blocks; /* blocks of expand along n */
     bool y_f32;
-    bool summed; /* expand finds h finished */
+} lora_part;
+
+typedef struct lora_args {
+    const lk_cuda_tokens *tiles;
+    const lk_bf16 *x;
+    int64_t ldx;
+    int32_t k, rank_tiles; /* rank_tiles: blocks of shrink for the ranks of a part */
+    bool x_eights;         /* x can be read 16 bytes at a time */
+    bool walk;             /* shrink adds up all pieces */
+    bool summed;           /* expand finds totals */
+    float *sums;           /* [part][piece][token][ranks] */
+    int32_t pieces, ranks;
+    int64_t tokens;
+    lora_part parts[LK_MOST_PARTS];
 } lora_args;
 
 /* ---------------------------------------------------------------------------------------------- shrink */
@@ -119,14 +125,21 @@ LK_DEVICE void multiply_piece(float sum[4], const unsigned char *a, const unsign
     }
 }
 
+LK_DEVICE void write_total(const lora_args &p, int32_t of, int64_t token, int32_t r, float total)
+{
+    p.parts[of].totals[token * p.ranks + r] = total;
+    p.parts[of].h[token * p.parts[of].ldh + r] = total;
+}
+
 LK_KERNEL void __launch_bounds__(THREADS) shrink_kernel(lora_args p)
 {
     LK_SHARED(unsigned char, a, 16 * ROW_BYTES);
     LK_SHARED(unsigned char, x, TOKENS *ROW_BYTES);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const lk_cuda_tokens tile = p.tiles[blockIdx.z];
-    const lk_cuda_adapter adapter = p.adapters[tile.adapter];
-    int32_t rank0 = (int32_t)blockIdx.y * 16, ranks = adapter.rank - rank0 < 16 ? adapter.rank - rank0 : 16;
+    int32_t of = (int32_t)blockIdx.y / p.rank_tiles, rank0 = (int32_t)blockIdx.y % p.rank_tiles * 16;
+    const lk_cuda_adapter adapter = p.parts[of].adapters[tile.adapter];
+    int32_t ranks = adapter.rank - rank0 < 16 ? adapter.rank - rank0 : 16;
     if (ranks <= 0) return;
     bool eights = p.k % 8 == 0 && (uintptr_t)adapter.a % 16 == 0;
     int32_t piece = p.walk ? 0 : (int32_t)blockIdx.x, last = p.walk ? p.pieces - 1 : piece, rows = (tile.count + 7) / 8 * 8;
@@ -152,18 +165,18 @@ LK_KERNEL void __launch_bounds__(THREADS) shrink_kernel(lora_args p)
         int32_t r = lane / 4 + 8 * (i / 2), token = warp * 8 + 2 * (lane % 4) + i % 2;
         if (r >= ranks || token >= tile.count) continue;
         if (p.walk)
-            p.h[(tile.first + token) * p.ldh + rank0 + r] = total[i];
+            write_total(p, of, tile.first + token, rank0 + r, total[i]);
         else
-            p.sums[((int64_t)last * p.tokens + tile.first + token) * p.ranks + rank0 + r] = total[i];
+            p.sums[(((int64_t)of * p.pieces + last) * p.tokens + tile.first + token) * p.ranks + rank0 + r] = total[i];
     }
 }
 
 /* ---------------------------------------------------------------------------------------------- expand */
 
-LK_DEVICE float joined(const lora_args &p, int64_t token, int32_t r)
+LK_DEVICE float joined(const lora_args &p, int32_t of, int64_t token, int32_t r)
 {
-    if (p.summed) return p.h[token * p.ldh + r];
-    const float *at = p.sums + token * p.ranks + r;
+    if (p.summed) return p.parts[of].totals[token * p.ranks + r];
+    const float *at = p.sums + ((int64_t)of * p.pieces * p.tokens + token) * p.ranks + r;
     float total = *at;
     LK_UNROLL
     for (int32_t piece = 1; piece < p.pieces; piece++) total = lk_add_rn(total, at[piece * p.tokens * p.ranks]);
@@ -173,10 +186,10 @@ LK_DEVICE float joined(const lora_args &p, int64_t token, int32_t r)
 LK_KERNEL void lora_join_kernel(lora_args p)
 {
     const lk_cuda_tokens tile = p.tiles[blockIdx.x];
-    int32_t rank = p.adapters[tile.adapter].rank;
+    int32_t of = (int32_t)blockIdx.y, rank = p.parts[of].adapters[tile.adapter].rank;
     for (int32_t i = (int32_t)threadIdx.x; i < tile.count * rank; i += THREADS) {
         int64_t token = tile.first + i / rank;
-        p.h[token * p.ldh + i % rank] = joined(p, token, i % rank);
+        write_total(p, of, token, i % rank, joined(p, of, token, i % rank));
     }
 }
 
@@ -195,7 +208,7 @@ LK_DEVICE uint2 four_aligned(const float *p)
     return make_uint2(lk_pack_bf16(v.x, v.y), lk_pack_bf16(v.z, v.w));
 }
 
-LK_DEVICE void add_to(const lora_args &p, int64_t token, int32_t column, float sum)
+LK_DEVICE void add_to(const lora_part &p, int64_t token, int32_t column, float sum)
 {
     int64_t at = token * p.ldy + column;
     if (p.y_f32)
@@ -205,16 +218,16 @@ LK_DEVICE void add_to(const lora_args &p, int64_t token, int32_t column, float s
 }
 
 /* Ranks [from, from + RANKS) of every token of the tile as bf16(scale * h), zeros beyond a token or a rank. */
-LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_args &p, const lk_cuda_tokens &tile, int32_t rank,
-                            float scale, int32_t from)
+LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_args &p, int32_t of, bool writes, const lk_cuda_tokens &tile,
+                            int32_t rank, float scale, int32_t from)
 {
     int32_t left = (rank - from + 15) / 16 * 16, ranks = left < RANKS ? left : (int32_t)RANKS, rows = (tile.count + 7) / 8 * 8;
     for (int32_t i = (int32_t)threadIdx.x; i < rows * ranks; i += THREADS) {
         int32_t token = i / ranks, r = from + i % ranks;
         float value = 0.0f;
         if (token < tile.count && r < rank) {
-            value = joined(p, tile.first + token, r);
-            if (blockIdx.x == 0 && !p.summed) p.h[(tile.first + token) * p.ldh + r] = value;
+            value = joined(p, of, tile.first + token, r);
+            if (writes && !p.summed) p.parts[of].h[(tile.first + token) * p.parts[of].ldh + r] = value;
         }
         *(lk_bf16 *)(hidden + token * hidden_bytes + (r - from) * 2) = lk_float_bf16(lk_mul_rn(value, scale));
     }
@@ -223,7 +236,7 @@ LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_
 /* A warp's COLUMN_TILES tiles of 16 columns, over the staged ranks. As in fragments.h the 16 ranks of a step may come in any order: lane t
  * has 4t .. 4t+3 of them. */
 template <typename T>
-LK_DEVICE void multiply_ranks(float sum[COLUMN_TILES][GROUPS][4], const lora_args &p, int32_t count, const T *b, int32_t rank, int32_t from,
+LK_DEVICE void multiply_ranks(float sum[COLUMN_TILES][GROUPS][4], int32_t n, int32_t count, const T *b, int32_t rank, int32_t from,
                               const unsigned char *hidden, int hidden_bytes, int32_t column0, int lane)
 {
     int g = lane / 4, t = lane % 4;
@@ -238,7 +251,7 @@ LK_DEVICE void multiply_ranks(float sum[COLUMN_TILES][GROUPS][4], const lora_arg
             int32_t column = column0 + c * 16 + g + 8 * high;
             const T *row = b + (int64_t)column * rank;
             uint2 v = make_uint2(0, 0);
-            if (column < p.n && r < rank) v = aligned ? four_aligned(row + r) : four_of(row, r, rank);
+            if (column < n && r < rank) v = aligned ? four_aligned(row + r) : four_of(row, r, rank);
             a[c][high] = v.x;
             a[c][2 + high] = v.y;
         }
@@ -258,19 +271,21 @@ LK_KERNEL void __launch_bounds__(THREADS, 4) expand_kernel(lora_args p)
     LK_SHARED(unsigned char, hidden, TOKENS *(RANKS + 16) * 2);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const lk_cuda_tokens tile = p.tiles[blockIdx.y];
-    const lk_cuda_adapter adapter = p.adapters[tile.adapter];
-    int32_t column0 = (int32_t)blockIdx.x * COLUMNS + warp * COLUMN_TILES * 16;
+    int32_t of = 0, block = (int32_t)blockIdx.x;
+    while (block >= p.parts[of].blocks) block -= p.parts[of++].blocks;
+    const lk_cuda_adapter adapter = p.parts[of].adapters[tile.adapter];
+    int32_t n = p.parts[of].n, column0 = block * COLUMNS + warp * COLUMN_TILES * 16;
     int steps = ((adapter.rank < RANKS ? adapter.rank : (int)RANKS) + 15) / 16;
     int hidden_bytes = (steps | 1) * 32; /* an odd number of 32 bytes: four rows then lie in different banks */
     float sum[COLUMN_TILES][GROUPS][4] = {};
     for (int32_t from = 0; from < adapter.rank; from += RANKS) {
         if (from > 0) lk_block_sync(); /* all have read the ranks before these */
-        stage_hidden(hidden, hidden_bytes, p, tile, adapter.rank, adapter.scale, from);
+        stage_hidden(hidden, hidden_bytes, p, of, block == 0, tile, adapter.rank, adapter.scale, from);
         lk_block_sync();
         if (adapter.is_bf16)
-            multiply_ranks(sum, p, tile.count, (const lk_bf16 *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
+            multiply_ranks(sum, n, tile.count, (const lk_bf16 *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
         else
-            multiply_ranks(sum, p, tile.count, (const float *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
+            multiply_ranks(sum, n, tile.count, (const float *)adapter.b, adapter.rank, from, hidden, hidden_bytes, column0, lane);
     }
     if (adapter.rank == 0) return; /* y stays as it is, a negative zero too */
     LK_UNROLL
@@ -278,71 +293,91 @@ LK_KERNEL void __launch_bounds__(THREADS, 4) expand_kernel(lora_args p)
     for (int group = 0; group < GROUPS; group++) LK_UNROLL
     for (int i = 0; i < 4; i++) {
         int32_t column = column0 + c * 16 + lane / 4 + 8 * (i / 2), token = group * 8 + 2 * (lane % 4) + i % 2;
-        if (column < p.n && token < tile.count) add_to(p, tile.first + token, column, sum[c][group][i]);
+        if (column < n && token < tile.count) add_to(p.parts[of], tile.first + token, column, sum[c][group][i]);
     }
 }
 
 /* ---------------------------------------------------------------------------------------------- the operation */
 
 static int64_t pieces_of(int64_t k) { return (k + LK_CUDA_PIECE - 1) / LK_CUDA_PIECE; }
+static size_t totals_bytes(int64_t tokens, int64_t ranks) { return lk_cuda_carved((size_t)(tokens * ranks) * sizeof(float)); }
 
 extern "C" size_t lk_cuda_lora_serve_scratch(const lk_limits *l)
 {
     if (!l->adapters) return 0;
     int64_t tokens = l->tokens < JOIN ? l->tokens : (int64_t)JOIN;
-    return lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * l->rank) * sizeof(float));
+    return LK_MOST_PARTS *
+           (totals_bytes(l->tokens, l->rank) + lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * l->rank) * sizeof(float)));
 }
 
-static lk_status launch(lk_backend *be, const lora_args *p, int64_t n_tiles)
+static lk_status launch(lk_backend *be, const lora_args *p, unsigned n, unsigned tiles)
 {
     lk_rt_stream stream = lk_cuda_of(be)->stream;
-    unsigned tiles = (unsigned)n_tiles;
-    dim3 pieces(p->walk ? 1 : (unsigned)p->pieces, (unsigned)((p->ranks + 15) / 16), tiles);
+    dim3 pieces(p->walk ? 1 : (unsigned)p->pieces, n * (unsigned)p->rank_tiles, tiles), columns(0, tiles);
     LK_LAUNCH("lora_shrink", shrink_kernel, pieces, dim3(THREADS), 0, stream, *p);
     LK_TRY(lk_rt_launched("lora_shrink", &be->error));
     lora_args q = *p;
     q.summed = p->walk;
     if (!q.summed && p->tokens > JOIN) {
-        LK_LAUNCH("lora_join", lora_join_kernel, dim3(tiles), dim3(THREADS), 0, stream, q);
+        LK_LAUNCH("lora_join", lora_join_kernel, dim3(tiles, n), dim3(THREADS), 0, stream, q);
         LK_TRY(lk_rt_launched("lora_join", &be->error));
         q.summed = true;
     }
-    dim3 columns((unsigned)((p->n + COLUMNS - 1) / COLUMNS), tiles);
+    for (unsigned i = 0; i < n; i++) columns.x += (unsigned)p->parts[i].blocks;
     LK_LAUNCH("lora_expand", expand_kernel, columns, dim3(THREADS), 0, stream, q);
     return lk_rt_launched("lora_expand", &be->error);
 }
 
-extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
-                                        const lk_tensor *h)
+static int32_t largest_rank(const lk_batch *batch, int32_t site)
 {
-    lk_cuda *cu = lk_cuda_of(be);
-    int32_t ranks = 0;
+    int32_t most = 0;
     for (int32_t i = 0; i < batch->n_adapters; i++) {
         int32_t rank = batch->lora[(int64_t)site * batch->n_adapters + i].rank;
-        if (rank > ranks) ranks = rank;
+        if (rank > most) most = rank;
+    }
+    return most;
+}
+
+extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    lora_args p = {};
+    unsigned used = 0;
+    for (int i = 0; i < n; i++) { /* parts that no adapter touches drop out */
+        const lk_part *from = &parts[i];
+        int32_t rank = largest_rank(batch, from->site);
+        if (rank == 0) continue;
+        if (rank > p.ranks) p.ranks = rank;
+        if (from->y.cols > INT32_MAX / 2)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld columns", (long long)from->y.cols);
+        lora_part *to = &p.parts[used++];
+        to->adapters = cu->adapters.entries + (int64_t)from->site * batch->n_adapters;
+        to->h = (float *)from->h.data;
+        to->ldh = from->h.stride;
+        to->y = from->y.data;
+        to->ldy = from->y.stride;
+        to->y_f32 = from->y.type == LK_F32;
+        to->n = (int32_t)from->y.cols;
+        to->blocks = (to->n + COLUMNS - 1) / COLUMNS;
     }
     int64_t n_tiles = cu->adapters.n_tiles;
-    if (ranks == 0 || n_tiles == 0) return LK_OK;
-    if (n_tiles > 65535 || ranks > 65535 || y->cols > INT32_MAX / 2 || x->cols > INT32_MAX / 2)
+    if (used == 0 || n_tiles == 0) return LK_OK;
+    if (n_tiles > 65535 || p.ranks > 65535 || x->cols > INT32_MAX / 2)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld tiles of tokens at rank %d are more than the kernels count",
-                       (long long)n_tiles, ranks);
-    lora_args p = {};
-    p.adapters = cu->adapters.entries + (int64_t)site * batch->n_adapters;
+                       (long long)n_tiles, p.ranks);
     p.tiles = cu->adapters.tiles;
     p.x = (const lk_bf16 *)x->data;
     p.ldx = x->stride;
     p.k = (int32_t)x->cols;
-    p.n = (int32_t)y->cols;
+    p.rank_tiles = (p.ranks + 15) / 16;
     p.x_eights = lk_cuda_eights(x);
     p.pieces = (int32_t)pieces_of(x->cols);
-    p.ranks = ranks;
     p.tokens = batch->n_tokens;
-    p.h = (float *)h->data;
-    p.ldh = h->stride;
-    p.y = y->data;
-    p.ldy = y->stride;
-    p.y_f32 = y->type == LK_F32;
-    p.sums = (float *)cu->scratch;
-    p.walk = (size_t)(p.pieces * p.tokens * ranks) * sizeof(float) > cu->scratch_bytes;
-    return launch(be, &p, n_tiles);
+    size_t totals = used * totals_bytes(p.tokens, p.ranks), sums = (size_t)(used * p.pieces * p.tokens * p.ranks) * sizeof(float);
+    void *rest;
+    LK_TRY(lk_cuda_scratch(be, "lora_forward", totals, &rest));
+    for (unsigned i = 0; i < used; i++) p.parts[i].totals = (float *)lk_cuda_carve(&rest, totals_bytes(p.tokens, p.ranks));
+    p.sums = (float *)rest;
+    p.walk = totals + sums > cu->scratch_bytes;
+    return launch(be, &p, used, (unsigned)n_tiles);
 }

@@ -29,6 +29,7 @@ const lk_ops lk_cuda_ops = {
     .lora_forward = lk_cuda_lora_forward,
     .lora_backward = lk_cuda_lora_backward,
     .linear_lora = lk_cuda_linear_lora,
+    .linear_parts = lk_cuda_linear_parts,
     .linear_lora_backward = lk_cuda_linear_lora_backward,
     .row_gap = lk_cuda_row_gap,
     .rmsnorm = lk_cuda_rmsnorm,

@@ -176,12 +176,80 @@ static void test_company(void **state)
     (void)state;
     static const serve_case longer = {24, 1544, 0, {16, 256, 5}, {LK_BF16, LK_BF16, LK_F32}, {70, 3, 40, 20, 1}, {0, 1, 2, -1, 0}, false};
     /* Without room for the sums of pieces a block adds them up itself. */
-    lk_limits little = {.tokens = 160, .width = 8, .rank = 1, .adapters = MOST_ADAPTERS, .sites = N_SITES};
+    lk_limits little = {.tokens = 134, .width = 8, .rank = 256, .adapters = MOST_ADAPTERS, .sites = N_SITES};
     lk_limits room = limits;
     room.width = 1600;
     for (int i = 0; i < N_SERVE_CASES; i++) check_company(&limits, &serve_cases[i]);
     check_company(&room, &longer);
     check_company(&little, &longer);
+}
+
+/* Layers that share x, as query, key and value do: together the bits that each has alone, though their h are one memory. Adapter 2 leaves
+ * the third alone, nobody adapts the second in the second round. */
+static void check_parts(const lk_limits *with, int64_t rows, const int32_t ranks[3][3])
+{
+    enum { PARTS = 3, K = 1096, N_ADAPTERS = 3, H = 40 };
+    static const int64_t widths[PARTS] = {150, 17, 64};
+    lk_backend *be = open_cuda(with);
+    lk_lora lora[PARTS * N_ADAPTERS] = {{0}};
+    device_tensor a[PARTS], b[PARTS], apart[PARTS], together[PARTS], x = seeded(be, LK_BF16, rows, K, 8, 7, 1.0f);
+    device_tensor h = device_make(be, LK_F32, rows, H, 0);
+    lk_matrix *w[PARTS];
+    lk_part parts[PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        a[i] = seeded(be, LK_BF16, N_ADAPTERS * H, K, 0, (uint64_t)(20 + i), 0.3f);
+        b[i] = seeded(be, LK_BF16, N_ADAPTERS * widths[i], H, 0, (uint64_t)(30 + i), 0.3f);
+        for (int j = 0; j < N_ADAPTERS; j++)
+            lora[i * N_ADAPTERS + j] = (lk_lora){.a = (uint16_t *)a[i].t.data + j * H * K,
+                                                 .b = (uint16_t *)b[i].t.data + j * H * widths[i],
+                                                 .type = LK_BF16,
+                                                 .rank = ranks[i][j],
+                                                 .scale = 0.5f};
+        float *values = random_floats((uint64_t)(50 + i), widths[i] * K, 0.1f);
+        lk_matrix_source source = {.type = LK_F32, .n = widths[i], .k = K, .data = values};
+        OP(be, lk_matrix_create(be, &w[i], &source));
+        free(values);
+        apart[i] = device_make(be, LK_BF16, rows, widths[i], i);
+        together[i] = device_make(be, LK_BF16, rows, widths[i], i);
+        parts[i] = (lk_part){.w = w[i], .site = i, .y = together[i].t, .h = h.t};
+    }
+    lk_segment segments[] = {{0, 3, 0}, {3, rows - 9, 1}, {rows - 9, rows - 8, -1}, {rows - 8, rows, 2}};
+    lk_sequence sequence = {.begin = 0, .count = rows, .length = rows, .pages = &no_page};
+    lk_batch batch = {.n_tokens = rows,
+                      .n_sequences = 1,
+                      .sequences = &sequence,
+                      .n_segments = 4,
+                      .segments = segments,
+                      .n_sites = PARTS,
+                      .n_adapters = N_ADAPTERS,
+                      .lora = lora};
+    OP(be, lk_batch_begin(be, &batch));
+    for (int i = 0; i < PARTS; i++) OP(be, lk_linear_lora(be, &batch, i, &apart[i].t, &x.t, w[i], NULL, NULL, &h.t, NULL));
+    OP(be, lk_linear_parts(be, &batch, parts, PARTS, &x.t, NULL));
+    for (int i = 0; i < PARTS; i++) {
+        float *want = device_values("apart", &apart[i]), *got = device_values("together", &together[i]);
+        check_same_bits("together", got, want, (size_t)(rows * widths[i]) * sizeof(float));
+        free(want);
+        free(got);
+        device_tensor *all[] = {&a[i], &b[i], &apart[i], &together[i]};
+        for (int j = 0; j < 4; j++) device_free(all[j]);
+        lk_matrix_destroy(be, w[i]);
+    }
+    device_free(&x);
+    device_free(&h);
+    lk_backend_close(be);
+}
+
+static void test_parts(void **state)
+{
+    (void)state;
+    static const int32_t mixed[3][3] = {{16, 40, 3}, {8, 8, 8}, {1, 33, 0}}, gap[3][3] = {{16, 40, 3}, {0, 0, 0}, {1, 33, 0}};
+    const lk_limits room = {.tokens = 160, .width = 1200, .matrix = 1200 * 200, .rank = 40, .adapters = 3, .sites = 3};
+    const lk_limits little = {.tokens = 140, .width = 8, .rank = 40, .adapters = 3, .sites = 3, .serving = true};
+    check_parts(&room, 20, mixed);
+    check_parts(&room, 140, mixed);
+    check_parts(&room, 40, gap);
+    check_parts(&little, 140, mixed);
 }
 
 static void test_too_many(void **state)
@@ -208,6 +276,7 @@ static void test_too_many(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company), cmocka_unit_test(test_too_many)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company), cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_too_many)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
