@@ -44,7 +44,7 @@ typedef struct lk_ops {
     lk_status (*lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                                const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout);
 
-    /* These four may be empty: then the operations they join run one after the other. linear_parts is called with segments only. */
+    /* These four may be empty: then the operations they join run one after the other. linear_parts may find no segments. */
     lk_status (*linear_lora)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                              const lk_matrix *w, const float *bias, const lk_tensor *residual, const lk_tensor *h,
                              const lk_dropout *dropout);

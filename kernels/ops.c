@@ -222,20 +222,21 @@ lk_status lk_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t
 
 lk_status lk_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x, const lk_dropout *dropout)
 {
-    bool adapted = batch && batch->n_segments > 0;
-    if (n < 0 || n > LK_MOST_PARTS) return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_parts: %d layers, at most %d", n, LK_MOST_PARTS);
+    if (!batch || n < 0 || n > LK_MOST_PARTS)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_parts: no batch, or %d layers of at most %d", n, LK_MOST_PARTS);
+    bool joined = be->ops->linear_parts != NULL, adapted = batch->n_segments > 0;
     for (int i = 0; i < n; i++) {
         const lk_part *p = &parts[i];
-        if (adapted && be->ops->linear_parts) {
+        if (joined) {
             LK_TRY(check_linear(be, "linear_parts", &p->y, x, p->w, NULL));
-            LK_TRY(check_lora_forward(be, "linear_parts", batch, p->site, &p->y, x, &p->h, dropout));
+            if (adapted) LK_TRY(check_lora_forward(be, "linear_parts", batch, p->site, &p->y, x, &p->h, dropout));
         } else if (adapted) {
             LK_TRY(lk_linear_lora(be, batch, p->site, &p->y, x, p->w, p->bias, NULL, &p->h, dropout));
         } else {
             LK_TRY(lk_linear(be, &p->y, x, p->w, p->bias, NULL));
         }
     }
-    return adapted && be->ops->linear_parts ? be->ops->linear_parts(be, batch, parts, n, x, dropout) : LK_OK;
+    return joined && n > 0 ? be->ops->linear_parts(be, batch, parts, n, x, dropout) : LK_OK;
 }
 
 int64_t lk_row_gap(const lk_backend *be, int64_t rank) { return be->ops->row_gap && rank > 0 ? be->ops->row_gap(be, rank) : 0; }

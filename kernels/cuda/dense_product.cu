@@ -87,14 +87,16 @@ struct dense_weights {
 
 extern "C" lk_status lk_cuda_dense_product_prepare(lk_backend *be) { return allow_all<dense_weights>(be); }
 
-extern "C" lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p)
+extern "C" lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p, int n)
 {
-    dense_weights w;
-    w.rows = (const lk_bf16 *)p->w->memory;
-    w.ld = p->w->ld;
-    w.n = (int32_t)p->w->base.n;
-    w.chunks = (int32_t)(p->w->ld / 8);
-    return run_product(be, w, p);
+    dense_weights w[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) {
+        w[i].rows = (const lk_bf16 *)p[i].w->memory;
+        w[i].ld = p[i].w->ld;
+        w[i].n = (int32_t)p[i].w->base.n;
+        w[i].chunks = (int32_t)(p[i].w->ld / 8);
+    }
+    return run_products(be, w, p, n);
 }
 
 /* ---------------------------------------------------------------------------------------------- joining pieces */

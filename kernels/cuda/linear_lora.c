@@ -14,7 +14,7 @@
  * since dx = drop(dh A) is no part of a joint sum. Everything else goes through lk_cuda_linear and lk_cuda_lora_*, one after the other. The
  * choice follows from shapes alone, so a run repeats its bits. */
 #include "kernels/cuda/lora.h"
-#include "kernels/cuda/matrix.h"
+#include "kernels/cuda/product.h"
 
 int64_t lk_cuda_row_gap(const lk_backend *be, int64_t rank)
 {
@@ -141,19 +141,22 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
     return multiply(&j, &g);
 }
 
-/* Training has one segment mostly, and then nothing to gain from layers together. */
+/* Training's products are large enough to have nothing to gain from going together. */
 lk_status lk_cuda_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
                                const lk_dropout *dropout)
 {
-    bool together = lk_cuda_of(be)->serving && !lk_cuda_drops(dropout);
+    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) {
+        LK_TRY(lk_cuda_serve_linears(be, parts, n, x));
+        return batch->n_segments ? lk_cuda_lora_serve(be, batch, parts, n, x) : LK_OK;
+    }
     for (int i = 0; i < n; i++) {
         const lk_part *p = &parts[i];
-        if (together)
-            LK_TRY(lk_cuda_linear(be, &p->y, x, p->w, p->bias, NULL));
-        else
+        if (batch->n_segments)
             LK_TRY(lk_cuda_linear_lora(be, batch, p->site, &p->y, x, p->w, p->bias, NULL, &p->h, dropout));
+        else
+            LK_TRY(lk_cuda_linear(be, &p->y, x, p->w, p->bias, NULL));
     }
-    return together ? lk_cuda_lora_serve(be, batch, parts, n, x) : LK_OK;
+    return LK_OK;
 }
 
 /* ---------------------------------------------------------------------------------------------- backward */

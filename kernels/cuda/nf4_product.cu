@@ -126,12 +126,14 @@ struct nf4_weights {
 
 extern "C" lk_status lk_cuda_nf4_product_prepare(lk_backend *be) { return allow_all<nf4_weights>(be); }
 
-extern "C" lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p)
+extern "C" lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p, int n)
 {
-    nf4_weights w;
-    w.nf4 = p->w->nf4;
-    w.n = (int32_t)p->w->base.n;
-    w.tiles = (w.n + 15) / 16;
-    w.depths = (int32_t)(p->w->base.k / DEPTH);
-    return run_product(be, w, p);
+    nf4_weights w[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) {
+        w[i].nf4 = p[i].w->nf4;
+        w[i].n = (int32_t)p[i].w->base.n;
+        w[i].tiles = (w[i].n + 15) / 16;
+        w[i].depths = (int32_t)(p[i].w->base.k / DEPTH);
+    }
+    return run_products(be, w, p, n);
 }

@@ -16,9 +16,9 @@ size_t lk_cuda_product_scratch(const lk_limits *l)
     return copy_bytes(l->width) + lk_cuda_carved((size_t)(MOST_TOKENS * pieces_rows) * sizeof(float));
 }
 
-static lk_status run(lk_backend *be, const lk_cuda_product *p)
+static lk_status run(lk_backend *be, const lk_cuda_product *p, int n)
 {
-    return p->w->storage == LK_NF4 ? lk_cuda_nf4_product(be, p) : lk_cuda_dense_product(be, p);
+    return p->w->storage == LK_NF4 ? lk_cuda_nf4_product(be, p, n) : lk_cuda_dense_product(be, p, n);
 }
 
 /* Rows that do not allow loads of 16 bytes: some at a time, by way of a copy. */
@@ -38,29 +38,46 @@ static lk_status run_copied(lk_backend *be, lk_cuda_product *p, const lk_tensor 
         p->y = (char *)all.y + first * all.ldy * size;
         if (all.residual) p->residual = (const char *)all.residual + first * all.ldr * size;
         LK_TRY(lk_cuda_dropped(be, copy, x, first, p->tokens, 0, NULL));
-        LK_TRY(run(be, p));
+        LK_TRY(run(be, p, 1));
     }
     return LK_OK;
+}
+
+static lk_cuda_product product_for(const lk_cuda *cu, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias)
+{
+    return (lk_cuda_product){.w = lk_cuda_matrix_of(w),
+                             .x = x->data,
+                             .ldx = x->stride,
+                             .tokens = x->rows,
+                             .y = y->data,
+                             .ldy = y->stride,
+                             .y_f32 = y->type == LK_F32,
+                             .bias = bias,
+                             .partials = cu->scratch,
+                             .partials_bytes = cu->scratch_bytes};
 }
 
 lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                                const lk_tensor *residual)
 {
-    lk_cuda *cu = lk_cuda_of(be);
     if (x->rows == 0) return LK_OK;
-    lk_cuda_product p = {.w = lk_cuda_matrix_of(w),
-                         .x = x->data,
-                         .ldx = x->stride,
-                         .tokens = x->rows,
-                         .y = y->data,
-                         .ldy = y->stride,
-                         .y_f32 = y->type == LK_F32,
-                         .bias = bias,
-                         .partials = cu->scratch,
-                         .partials_bytes = cu->scratch_bytes};
+    lk_cuda_product p = product_for(lk_cuda_of(be), y, x, w, bias);
     if (residual) {
         p.residual = residual->data;
         p.ldr = residual->stride;
     }
-    return lk_cuda_eights(x) ? run(be, &p) : run_copied(be, &p, x);
+    return lk_cuda_eights(x) ? run(be, &p, 1) : run_copied(be, &p, x);
+}
+
+lk_status lk_cuda_serve_linears(lk_backend *be, const lk_part *parts, int n, const lk_tensor *x)
+{
+    lk_cuda_product p[LK_MOST_PARTS];
+    bool together = lk_cuda_eights(x) && x->rows > 0;
+    for (int i = 0; i < n; i++) {
+        p[i] = product_for(lk_cuda_of(be), &parts[i].y, x, parts[i].w, parts[i].bias);
+        together = together && p[i].w->storage == p[0].w->storage;
+    }
+    if (together) return run(be, p, n);
+    for (int i = 0; i < n; i++) LK_TRY(lk_cuda_serve_linear(be, &parts[i].y, x, parts[i].w, parts[i].bias, NULL));
+    return LK_OK;
 }

@@ -41,8 +41,9 @@ typedef struct lk_cuda_product {
     size_t partials_bytes;
 } lk_cuda_product;
 
-lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p);
-lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p);
+/* n <= LK_MOST_PARTS products with the same x; up to 8 tokens take one launch. */
+lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p, int n);
+lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p, int n);
 /* Lets the kernels use the shared memory they want; once, when the backend opens. */
 lk_status lk_cuda_nf4_product_prepare(lk_backend *be);
 lk_status lk_cuda_dense_product_prepare(lk_backend *be);
@@ -52,6 +53,8 @@ lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *p, int64_t
 /* lk_linear for a serving batch. */
 lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                                const lk_tensor *residual);
+/* The products of lk_linear_parts, without their adapters. */
+lk_status lk_cuda_serve_linears(lk_backend *be, const lk_part *parts, int n, const lk_tensor *x);
 size_t lk_cuda_product_scratch(const lk_limits *limits);
 
 #ifdef __cplusplus

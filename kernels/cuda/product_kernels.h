@@ -73,10 +73,10 @@ typedef struct place {
     int32_t tile, round;
 } place;
 
-LK_DEVICE place next_place(place at, int32_t rounds)
+LK_DEVICE place next_place(place at, int32_t rounds, int32_t stride)
 {
     if (at.round + 1 < rounds) return {at.tile, at.round + 1};
-    return {at.tile + (int32_t)gridDim.x, 0};
+    return {at.tile + stride, 0};
 }
 
 LK_DEVICE void clear_slots(unsigned char *slots, int lane) /* tokens that are not there stay zero */
@@ -105,15 +105,27 @@ LK_DEVICE void join_round(float *total, const product &p, const float *part, pla
     if (at.round + 1 == rounds && row < p.n && token < p.tokens) finish(p, token, row, *total);
 }
 
-template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 2) few_kernel(W w, product p)
+/* Products with one x: blocks [sum of those before, ... + blocks) take the tiles of a part in turn. */
+template <typename W> struct few_args {
+    W w[LK_MOST_PARTS];
+    product p[LK_MOST_PARTS];
+    int32_t blocks[LK_MOST_PARTS];
+};
+
+template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 2) few_kernel(few_args<W> all)
 {
+    int32_t of = 0, own = (int32_t)blockIdx.x;
+    while (own >= all.blocks[of]) own -= all.blocks[of++];
+    const W &w = all.w[of];
+    const product &p = all.p[of];
+    int32_t stride = all.blocks[of];
     LK_SHARED_DYNAMIC(unsigned char, shared);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     unsigned char *table = shared, *slots = shared + W::TABLE_BYTES + warp * PIECE * SLOT_BYTES;
     float *parts = (float *)(shared + W::TABLE_BYTES + WARPS * PIECE * SLOT_BYTES); /* two of [WARPS][OUTPUTS] */
     int32_t tiles = (p.n + 15) / 16, rounds = (p.depths + WARPS * PIECE - 1) / (WARPS * PIECE);
 
-    place at = {(int32_t)blockIdx.x, 0};
+    place at = {own, 0};
     int32_t depth0 = warp * PIECE;
     typename W::codes ring[W::RING];
     LK_UNROLL
@@ -131,7 +143,7 @@ template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 2) few_kernel(W 
 
     float total = 0.0f;
     for (int flip = 0; at.tile < tiles; flip ^= 1) {
-        place next = next_place(at, rounds);
+        place next = next_place(at, rounds, stride);
         int32_t next_depth0 = (next.round * WARPS + warp) * PIECE;
         typename W::scales scales;
         W::finish_scales(scales, raw, w, table);
@@ -388,24 +400,44 @@ static inline lk_cuda_product rows_of(const lk_cuda_product *c, int64_t first, i
     return part;
 }
 
-template <typename W> static lk_status run_product(lk_backend *be, const W &w, const lk_cuda_product *c)
+/* Every product its share of the blocks that fit at once, by its tiles. */
+template <typename W> static lk_status run_few(lk_backend *be, const W *w, const lk_cuda_product *c, int n)
 {
     lk_cuda *cu = lk_cuda_of(be);
-    int64_t n = c->w->base.n, tiles = (n + 15) / 16, most = 2 * (int64_t)cu->device.sms;
-    if (n >= INT32_MAX / 2 || c->w->base.k >= INT32_MAX / 2 || c->tokens >= 65535 * 32)
-        return lk_fail(&be->error, LK_ERR_INTERNAL, "linear: %lld rows of a matrix of %lld x %lld are more than the kernels count",
-                       (long long)c->tokens, (long long)n, (long long)c->w->base.k);
-    product p = product_of(c);
-    if (c->tokens <= FEW && fits(be, few_shared<W>())) {
-        dim3 grid((unsigned)(tiles < most ? tiles : most));
-        LK_LAUNCH(W::few_name, few_kernel<W>, grid, dim3(THREADS), few_shared<W>(), cu->stream, w, p);
-        return lk_rt_launched(W::few_name, &be->error);
+    few_args<W> a = {};
+    int64_t all = 0, most = 2 * (int64_t)cu->device.sms;
+    dim3 grid(0);
+    for (int i = 0; i < n; i++) all += (c[i].w->base.n + 15) / 16;
+    for (int i = 0; i < n; i++) {
+        int64_t tiles = (c[i].w->base.n + 15) / 16, share = all > most ? tiles * most / all : tiles;
+        a.w[i] = w[i];
+        a.p[i] = product_of(&c[i]);
+        a.blocks[i] = share > 1 ? (int32_t)share : 1;
+        grid.x += (unsigned)a.blocks[i];
     }
-    if (c->tokens > 2 * MIDDLE) return run_prompt(be, w, p);
+    LK_LAUNCH(W::few_name, few_kernel<W>, grid, dim3(THREADS), few_shared<W>(), cu->stream, a);
+    return lk_rt_launched(W::few_name, &be->error);
+}
+
+template <typename W> static lk_status run_more(lk_backend *be, const W &w, const lk_cuda_product *c)
+{
+    if (c->tokens > 2 * MIDDLE) return run_prompt(be, w, product_of(c));
     for (int64_t first = 0; first < c->tokens; first += MIDDLE) {
         lk_cuda_product part = rows_of(c, first, c->tokens - first < MIDDLE ? c->tokens - first : (int64_t)MIDDLE);
         LK_TRY(run_middle(be, w, &part));
     }
+    return LK_OK;
+}
+
+/* Products with one x. */
+template <typename W> static lk_status run_products(lk_backend *be, const W *w, const lk_cuda_product *c, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (c[i].w->base.n >= INT32_MAX / 2 || c[i].w->base.k >= INT32_MAX / 2 || c[i].tokens >= 65535 * 32)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "linear: %lld rows of a matrix of %lld x %lld are more than the kernels count",
+                           (long long)c[i].tokens, (long long)c[i].w->base.n, (long long)c[i].w->base.k);
+    if (c->tokens <= FEW && fits(be, few_shared<W>())) return run_few(be, w, c, n);
+    for (int i = 0; i < n; i++) LK_TRY(run_more(be, w[i], &c[i]));
     return LK_OK;
 }
 

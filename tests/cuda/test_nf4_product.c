@@ -178,6 +178,52 @@ static void test_kind_of_batch(void **state)
     lk_backend_close(be);
 }
 
+/* Layers that share x go together; each has the bits that it has alone. Of several sizes, so that blocks are shared out unevenly; of
+ * several kinds; rows that no 16-byte load fits. */
+static void check_parts(const lk_dtype types[LK_MOST_PARTS], int64_t rows, int64_t k, int64_t gap, int n)
+{
+    static const int64_t widths[LK_MOST_PARTS] = {200, 1, 4400};
+    lk_backend *be = open_cuda(&limits);
+    float *values = random_floats(13, rows * k, 1.0f);
+    device_tensor x = device_from(be, LK_BF16, rows, k, gap, values), y[LK_MOST_PARTS], alone[LK_MOST_PARTS];
+    served s[LK_MOST_PARTS];
+    lk_part parts[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) {
+        s[i] = served_make(be, &(serve_case){rows, widths[i], k, 0, types[i], i == 2 && types[i] == LK_NF4});
+        y[i] = device_make(be, LK_BF16, rows, widths[i], i);
+        alone[i] = device_make(be, LK_BF16, rows, widths[i], 0);
+        parts[i] = (lk_part){.w = s[i].m, .y = y[i].t};
+    }
+    begin_serving(be, rows);
+    lk_batch batch = {.n_tokens = rows};
+    OP(be, lk_linear_parts(be, &batch, parts, n, &x.t, NULL));
+    for (int i = 0; i < n; i++) {
+        OP(be, lk_linear(be, &alone[i].t, &x.t, s[i].m, NULL, NULL));
+        float *got = device_values("y", &y[i]), *want = device_values("alone", &alone[i]);
+        check_same_bits("parts", got, want, (size_t)(rows * widths[i]) * sizeof(float));
+        free(got);
+        free(want);
+        device_free(&y[i]);
+        device_free(&alone[i]);
+        served_free(be, &s[i]);
+    }
+    free(values);
+    device_free(&x);
+    lk_backend_close(be);
+}
+
+static void test_parts(void **state)
+{
+    (void)state;
+    static const lk_dtype nf4[] = {LK_NF4, LK_NF4, LK_NF4}, dense[] = {LK_BF16, LK_BF16, LK_BF16}, mixed[] = {LK_NF4, LK_BF16, LK_NF4};
+    check_parts(nf4, 1, 192, 0, 3);
+    check_parts(nf4, 8, 64, 8, 3);
+    check_parts(nf4, 20, 64, 0, 2);
+    check_parts(dense, 2, 72, 0, 3);
+    check_parts(mixed, 3, 128, 0, 3);
+    check_parts(nf4, 2, 64, 1, 2);
+}
+
 /* A server reserves no room for dequantised weights; training's products then say so. */
 static void test_server_limits(void **state)
 {
@@ -200,6 +246,7 @@ static void test_server_limits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company),
-                                       cmocka_unit_test(test_kind_of_batch), cmocka_unit_test(test_server_limits)};
+                                       cmocka_unit_test(test_kind_of_batch), cmocka_unit_test(test_parts),
+                                       cmocka_unit_test(test_server_limits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
