@@ -64,34 +64,18 @@ template <int DP> LK_KERNEL void attention_forward_kernel(attention_args a, cons
                     if (behind < 0 || behind >= a.window) p[n][e] = -INFINITY;
                 }
         }
+        float shrink[2];
+        tile_softmax<KEYS>(p, top, sum, shrink, a.scale_log2);
         LK_UNROLL
-        for (int i = 0; i < 2; i++) {
-            float most = top[i];
-            LK_UNROLL
-            for (int n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
-            most = fmaxf(most, lk_shuffle_xor(most, 1));
-            most = fmaxf(most, lk_shuffle_xor(most, 2));
-            float base = most == -INFINITY ? 0.0f : most * a.scale_log2; /* nothing seen yet: keep the difference a number */
-            float shrink = lk_exp2(top[i] * a.scale_log2 - base), part = 0.0f;
-            top[i] = most;
-            LK_UNROLL
-            for (int n = 0; n < KEYS / 8; n++)
-                for (int e = 2 * i; e < 2 * i + 2; e++) part += p[n][e] = lk_exp2(p[n][e] * a.scale_log2 - base);
-            sum[i] = sum[i] * shrink + part;
-            LK_UNROLL
-            for (int n = 0; n < DP / 8; n++) {
-                acc[n][2 * i] *= shrink;
-                acc[n][2 * i + 1] *= shrink;
-            }
-        }
+        for (int n = 0; n < DP / 8; n++)
+            for (int e = 0; e < 4; e++) acc[n][e] *= shrink[e / 2];
         tile_accumulate<DP, KEYS>(acc, p, v_tile);
     }
 
     float by[2];
     LK_UNROLL
     for (int i = 0; i < 2; i++) {
-        sum[i] += lk_shuffle_xor(sum[i], 1);
-        sum[i] += lk_shuffle_xor(sum[i], 2);
+        sum[i] = tile_row_sum(sum[i]);
         by[i] = 1.0f / sum[i];
         int row = row0 + lane / 4 + 8 * i;
         if (a.lse && lane % 4 == 0 && row < length) a.lse[(int64_t)(tile.begin + row) * a.heads + head] = top[i] * a.scale + logf(sum[i]);

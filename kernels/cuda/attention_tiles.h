@@ -13,6 +13,8 @@
 #ifndef LK_KERNELS_CUDA_ATTENTION_TILES_H
 #define LK_KERNELS_CUDA_ATTENTION_TILES_H
 
+#include <math.h>
+
 #include "kernels/cuda/device.h"
 
 /* Steps over the head index no registers: unrolled whole they only crowd them (D = 256 spills, D = 128 takes 232 instead of 180). */
@@ -106,8 +108,10 @@ template <int DP, int N> LK_DEVICE void tile_scores(float (&out)[N / 8][4], cons
     }
 }
 
-/* acc[DP/8][4] += p[16, K] (fragments as tile_scores leaves them, rounded to bf16) times rows 0..K-1 of `tile`. */
-template <int DP, int K> LK_DEVICE void tile_accumulate(float (&acc)[DP / 8][4], const float (&p)[K / 8][4], const lk_bf16 *tile)
+/* acc[WIDTH/8][4] += p[16, K] (fragments as tile_scores leaves them, rounded to bf16) times rows 0..K-1 of `tile`, its columns from
+ * `column`. */
+template <int DP, int K, int WIDTH = DP>
+LK_DEVICE void tile_accumulate(float (&acc)[WIDTH / 8][4], const float (&p)[K / 8][4], const lk_bf16 *tile, int column = 0)
 {
     LK_UNROLL
     for (int step = 0; step < K / 16; step++) {
@@ -115,13 +119,43 @@ template <int DP, int K> LK_DEVICE void tile_accumulate(float (&acc)[DP / 8][4],
         uint32_t a[4] = {lk_pack_bf16(left[0], left[1]), lk_pack_bf16(left[2], left[3]), lk_pack_bf16(right[0], right[1]),
                          lk_pack_bf16(right[2], right[3])};
         LK_UNROLL
-        for (int n = 0; n < DP / 16; n++) {
+        for (int n = 0; n < WIDTH / 16; n++) {
             uint32_t b[4];
-            tile_b_transposed<DP>(b, tile, step, 16 * n);
+            tile_b_transposed<DP>(b, tile, step, column + 16 * n);
             lk_mma_bf16(acc[2 * n], a, b);
             lk_mma_bf16(acc[2 * n + 1], a, b + 2);
         }
     }
+}
+
+/* A step of the online softmax (Milakov & Gimelshein 2018) over the warp's 16 rows of raw scores: they become probabilities against the
+ * most so far, `top`; `sum` is this lane's part of a row's sum; what was added up before must be multiplied by `shrink`. Fused products are
+ * written out, so that every kernel that calls this gives the same bits. */
+template <int N> LK_DEVICE void tile_softmax(float (&p)[N / 8][4], float (&top)[2], float (&sum)[2], float (&shrink)[2], float scale_log2)
+{
+    LK_UNROLL
+    for (int i = 0; i < 2; i++) {
+        float most = top[i], part = 0.0f;
+        LK_UNROLL
+        for (int n = 0; n < N / 8; n++) most = fmaxf(most, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
+        most = fmaxf(most, lk_shuffle_xor(most, 1));
+        most = fmaxf(most, lk_shuffle_xor(most, 2));
+        float base = most == -INFINITY ? 0.0f : -lk_mul_rn(most, scale_log2); /* nothing seen yet: keep the difference a number */
+        /* Not fused: where the step has nothing larger it is exactly 1, and a step of hidden keys leaves no trace. */
+        shrink[i] = lk_exp2(lk_add_rn(lk_mul_rn(top[i], scale_log2), base));
+        top[i] = most;
+        LK_UNROLL
+        for (int n = 0; n < N / 8; n++)
+            for (int e = 2 * i; e < 2 * i + 2; e++) part += p[n][e] = lk_exp2(fmaf(p[n][e], scale_log2, base));
+        sum[i] = fmaf(sum[i], shrink[i], part);
+    }
+}
+
+/* A row's sum from its four lanes. */
+LK_DEVICE float tile_row_sum(float x)
+{
+    x += lk_shuffle_xor(x, 1);
+    return x + lk_shuffle_xor(x, 2);
 }
 
 /* Writes the warp's 16 rows; by[i] multiplies row lane/4 + 8i. `to` is the first of them, `rows` how many exist. */

@@ -43,6 +43,7 @@ typedef struct lk_cuda {
     lk_rt_event reached;                    /* the queue, when a transfer began */
     lk_rt_event arrived[LK_TRANSFER_SLOTS]; /* the end of each slot's transfer */
     bool under_way[LK_TRANSFER_SLOTS];
+    uint64_t batches; /* begun so far: tables of a batch are kept until the next */
     /* memory */
     struct lk_cuda_block *blocks; /* what lk_cuda_alloc handed out and how much each is (memory.c) */
     size_t n_blocks, blocks_room;
@@ -169,6 +170,14 @@ lk_status lk_cuda_attention_backward(lk_backend *be, const lk_batch *batch, cons
                                      const lk_tensor *dk, const lk_tensor *dv, const lk_tensor *dout, const lk_tensor *o, const float *lse,
                                      const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 size_t lk_cuda_attention_scratch(const lk_cuda *cu, const lk_limits *limits);
+
+size_t lk_cuda_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape);
+lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
+void lk_cuda_kv_destroy(lk_backend *be, lk_kv *kv);
+lk_status lk_cuda_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_cuda_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
+                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
+size_t lk_cuda_paged_scratch(const lk_limits *limits);
 
 lk_status lk_cuda_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                               const int32_t *labels, float grad_scale);

@@ -19,6 +19,7 @@ lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
 {
     lk_cuda *cu = lk_cuda_of(be);
     cu->serving = batch->n_sequences > 0;
+    cu->batches++; /* tables kept of the batch before are old (kv.h) */
     return cu->serving ? lk_cuda_adapters_begin(be, batch) : LK_OK;
 }
 

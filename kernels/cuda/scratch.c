@@ -25,6 +25,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         training ? lk_cuda_loss_scratch(l) : 0,
         lk_cuda_squares_scratch(),
         training ? lk_cuda_attention_scratch(cu, l) : 0,
+        lk_cuda_paged_scratch(l),
     };
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)

@@ -1,5 +1,4 @@
-/* The operations this module has. An empty entry is one it does not have (kernels/backend.h): paged attention, the key/value cache and
- * sampling belong to serving on a GPU. */
+/* The operations this module has. An empty entry is one it does not have (kernels/backend.h): sampling. */
 #include "kernels/cuda/cuda.h"
 
 const lk_ops lk_cuda_ops = {
@@ -42,6 +41,11 @@ const lk_ops lk_cuda_ops = {
     .gather_rows = lk_cuda_gather_rows,
     .attention = lk_cuda_attention,
     .attention_backward = lk_cuda_attention_backward,
+    .kv_page_bytes = lk_cuda_kv_page_bytes,
+    .kv_create = lk_cuda_kv_create,
+    .kv_destroy = lk_cuda_kv_destroy,
+    .kv_write = lk_cuda_kv_write,
+    .paged_attention = lk_cuda_paged_attention,
     .linear_loss = lk_cuda_linear_loss,
     .sum_squares = lk_cuda_sum_squares,
     .adamw = lk_cuda_adamw,

@@ -1,42 +1,7 @@
 /* Attention over the paged cache. The bits of a row must not depend on how its prompt was cut, on company, on threads, on which pages
  * it got, or on what lies in the unused part of a page. */
 #include "tests/kernels/ops_check.h"
-
-typedef struct paged_case {
-    int64_t lengths[4]; /* of sequences */
-    int64_t sequences, heads, kv_heads, head_dim, window;
-    int32_t page_tokens;
-    lk_dtype type;
-} paged_case;
-
-static const paged_case cases[] = {
-    {{1}, 1, 1, 1, 1, 0, 16, LK_F32},         {{5, 1}, 2, 2, 1, 8, 0, 16, LK_F32},          {{17, 33, 1}, 3, 4, 2, 16, 0, 16, LK_F32},
-    {{65, 40}, 2, 6, 2, 33, 0, 16, LK_BF16},  {{130, 64, 63}, 3, 4, 1, 64, 0, 32, LK_BF16}, {{100, 257}, 2, 8, 4, 64, 40, 64, LK_BF16},
-    {{129, 31}, 2, 5, 5, 80, 1, 128, LK_F32}, {{300, 7}, 2, 2, 1, 128, 0, 256, LK_BF16},
-};
-enum { N_CASES = sizeof cases / sizeof *cases, LAYERS = 2, LAYER = 1, N_PAGES = 31 };
-
-typedef struct inputs {
-    float *q, *k, *v; /* all sequences one after another */
-    int64_t rows;
-} inputs;
-
-static inputs inputs_make(const paged_case *c)
-{
-    inputs in = {0};
-    for (int64_t s = 0; s < c->sequences; s++) in.rows += c->lengths[s];
-    in.q = random_floats(1, in.rows * c->heads * c->head_dim, 1.5f);
-    in.k = random_floats(2, in.rows * c->kv_heads * c->head_dim, 1.0f);
-    in.v = random_floats(3, in.rows * c->kv_heads * c->head_dim, 1.0f);
-    return in;
-}
-
-static void inputs_free(inputs *in)
-{
-    free(in->q);
-    free(in->k);
-    free(in->v);
-}
+#include "tests/kernels/paged_cases.h"
 
 /* A cache full of NaN, so that a slot that was never written shows. */
 static lk_kv *poisoned_cache(lk_backend *be, const paged_case *c)
@@ -58,7 +23,7 @@ static lk_kv *poisoned_cache(lk_backend *be, const paged_case *c)
 }
 
 /* Runs all sequences, `chunk` tokens of each at a time (0: whole), pages dealt from `first_page` with a stride; o[rows, H*D]. */
-static float *run(lk_backend *be, const paged_case *c, const inputs *in, int64_t chunk, int32_t first_page, int64_t only)
+static float *run(lk_backend *be, const paged_case *c, const paged_inputs *in, int64_t chunk, int32_t first_page, int64_t only)
 {
     int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
     float *out = calloc((size_t)(in->rows * wide), sizeof(float));
@@ -112,9 +77,9 @@ static void run_tiers(lk_dtype compute, double tolerance)
     for (int tier = 1; tier < N_TIERS; tier++) {
         lk_backend *one = open_tier(all_tiers[tier], 1, compute), *two = open_tier(all_tiers[tier], 2, compute),
                    *three = open_tier(all_tiers[tier], 3, compute);
-        for (int i = 0; i < N_CASES && one; i++) {
-            const paged_case *c = &cases[i];
-            inputs in = inputs_make(c);
+        for (int i = 0; i < N_PAGED_CASES && one; i++) {
+            const paged_case *c = &paged_cases[i];
+            paged_inputs in = paged_inputs_make(c);
             size_t bytes = (size_t)(in.rows * c->heads * c->head_dim) * 4;
             float *want = run(reference, c, &in, 0, 0, -1), *whole = run(one, c, &in, 0, 0, -1);
             check_close("paged attention", whole, want, in.rows * c->heads * c->head_dim, tolerance, tolerance);
@@ -134,7 +99,7 @@ static void run_tiers(lk_dtype compute, double tolerance)
             }
             free(want);
             free(whole);
-            inputs_free(&in);
+            paged_inputs_free(&in);
         }
         lk_backend_close(one);
         lk_backend_close(two);
@@ -162,8 +127,8 @@ static void test_against_training(void **state)
     for (int tier = 0; tier < N_TIERS; tier++) {
         lk_backend *be = open_tier(all_tiers[tier], 2, LK_F32);
         if (!be) continue;
-        const paged_case *c = &cases[2];
-        inputs in = inputs_make(c);
+        const paged_case *c = &paged_cases[2];
+        paged_inputs in = paged_inputs_make(c);
         int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
         float *paged = run(be, c, &in, 6, 0, -1);
         int32_t starts[4] = {0, 17, 50, 51};
@@ -178,7 +143,7 @@ static void test_against_training(void **state)
         free(trained);
         free(paged);
         guarded_free(&o);
-        inputs_free(&in);
+        paged_inputs_free(&in);
         lk_backend_close(be);
     }
 }
