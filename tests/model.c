@@ -4,14 +4,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-check_model check_model_open(const char *folder, lk_quant quant, lk_dtype compute, int threads, const char *tier)
+check_model check_model_open_on(const char *folder, lk_quant quant, const lk_backend_options *options)
 {
     check_model m = {0};
     lk_error err = {0};
-    CHECK_OK(lk_backend_open(&m.be, &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier}, &err),
-             &err);
+    CHECK_OK(lk_backend_open(&m.be, options, &err), &err);
     CHECK_OK(lk_model_open(&m.model, m.be, folder, &(lk_model_options){.quant = quant}, &err), &err);
     return m;
+}
+
+check_model check_model_open(const char *folder, lk_quant quant, lk_dtype compute, int threads, const char *tier)
+{
+    return check_model_open_on(folder, quant,
+                               &(lk_backend_options){.device = "cpu", .threads = threads, .compute = compute, .cpu_tier = tier});
 }
 
 void check_model_close(check_model *m)

@@ -14,6 +14,8 @@ typedef struct check_model {
 
 /* tier NULL: the best. Fails the test when it cannot be opened. */
 check_model check_model_open(const char *folder, lk_quant quant, lk_dtype compute, int threads, const char *tier);
+/* On any backend. */
+check_model check_model_open_on(const char *folder, lk_quant quant, const lk_backend_options *options);
 void check_model_close(check_model *m);
 
 /* A model folder of random bf16 weights (Llama, tied head) for the shape: hidden, layers, heads, kv_heads, head_dim, intermediate, vocab.

@@ -6,6 +6,7 @@ hyper-parameters and the scalars of every step) and train50.safetensors:
   ids, labels        I64 [50, 2, 40]: step, micro-batch, token; one sequence per micro-batch; labels[t] is ids[t] or -100; position t-1 predicts it
   loss, grad_norm, lr  F32 / F32 / F64 [50]: mean NLL over all supervised tokens of the step before its update; norm before clipping; rate used
   final.<key>        F32, the adapter after step 50
+  gentle.loss        F32 [50]: the same run at a tenth of the rate, at which bf16's rounding is not blown up: for backends that compute in bf16
 One step: for both micro-batches, loss = (sum of NLL) / (supervised tokens of the whole step), backward; clip_grad_norm_(1.0) (which scales by
 min(1, 1/(norm + 1e-6))); torch.optim.AdamW (betas 0.9 0.999, eps 1e-8, decoupled decay 0.01 on every LoRA tensor); then the cosine schedule with
 ceil(50 * 0.1) = 5 warm-up steps, so that the first step runs at rate 0.
@@ -24,7 +25,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, get_cosine_sc
 from golden import ADAPTERS, HERE, LINEARS, MODELS, adapter_key, load_nf4_as_fp32, nll, no_bf16_gemm, save, save_adapter, save_json, versions
 
 STEPS, MICRO, T = 50, 2, 40
-LR, DECAY, CLIP, WARMUP_RATIO = 1e-2, 0.01, 1.0, 0.1
+LR, GENTLE_LR, DECAY, CLIP, WARMUP_RATIO = 1e-2, 1e-3, 0.01, 1.0, 0.1
 BASE = "llama-tiny"
 
 
@@ -56,10 +57,10 @@ def linear4bit_base():
     return model
 
 
-def train(model, ids, labels):
+def train(model, ids, labels, lr=LR):
     model.train()
     params = [p for p in model.parameters() if p.requires_grad]
-    opt = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=DECAY)
+    opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=DECAY)
     sched = get_cosine_schedule_with_warmup(opt, math.ceil(STEPS * WARMUP_RATIO), STEPS)
     losses, norms, lrs = [], [], []
     for s in range(STEPS):
@@ -102,6 +103,8 @@ def main():
         finally:
             torch.set_default_dtype(torch.float32)
 
+    gentle = train(PeftModel.from_pretrained(linear4bit_base(), init, is_trainable=True), ids, labels, GENTLE_LR)[0]
+    print("gentle losses", [round(x, 3) for x in gentle])
     plain32, exact = again(torch.float32), again(torch.float64)
     worst = lambda a, b: max(abs(x - y) for x, y in zip(a, b))
     drift = {"loss_fp32_dequantised": worst(losses, plain32[0]), "loss_fp64_dequantised": worst(losses, exact[0]),
@@ -112,13 +115,13 @@ def main():
     assert drift["loss_fp64_dequantised"] < 2e-4
 
     supervised = [[int((labels[s, m, 1:] != -100).sum()) for m in range(MICRO)] for s in range(STEPS)]
-    save(HERE / "train50.safetensors", {"ids": ids, "labels": labels, "loss": torch.tensor(losses), "grad_norm": torch.tensor(norms),
+    save(HERE / "train50.safetensors", {"ids": ids, "labels": labels, "loss": torch.tensor(losses), "grad_norm": torch.tensor(norms), "gentle.loss": torch.tensor(gentle),
          "lr": torch.tensor(lrs, dtype=torch.float64), **{f"final.{k}": v for k, v in final.items()}}, "make_train50.py",
          ("transformers", "peft", "bitsandbytes", "accelerate"), base=BASE, drift_fp64=drift)
     save_json(HERE / "train50.json", {
         "versions": versions("transformers", "peft", "bitsandbytes", "accelerate"), "base": f"models/{BASE}", "init": "adapters/train50_init",
         "modules": "bitsandbytes Linear4bit, NF4, double quantisation, fp32 compute", "steps": STEPS, "micro_batches": MICRO, "tokens": T,
-        "lr": LR, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": DECAY, "clip": CLIP, "schedule": "cosine",
+        "lr": LR, "gentle_lr": GENTLE_LR, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": DECAY, "clip": CLIP, "schedule": "cosine",
         "warmup_steps": math.ceil(STEPS * WARMUP_RATIO), "drift": drift,
         "steps_log": [{"loss": l, "grad_norm": g, "lr": r, "supervised": n} for l, g, r, n in zip(losses, norms, lrs, supervised)]})
 

@@ -5,105 +5,28 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "optim/schedule.h"
 #include "tests/model.h"
+#include "tests/train/fifty_steps.h"
 #include "train/plan.h"
 #include "train/step.h"
 
-enum { STEPS = 50, MICRO = 2, T = 40 };
+static const lk_backend_options f32 = {.device = "cpu", .threads = 2, .compute = LK_F32};
+static const lk_backend_options bf16 = {.device = "cpu", .threads = 2, .compute = LK_BF16};
+static const lk_backend_options reference = {.device = "cpu", .threads = 2, .compute = LK_F32, .cpu_tier = "reference"};
 
-/* A micro-batch with memory of its own: documents of the given lengths, tokens and labels. */
-typedef struct own_batch {
-    lk_micro_batch m;
-    int32_t ids[512], positions[512], labels[512], starts[64];
-} own_batch;
-
-static own_batch *own_new(void)
+/* The issue's bound is 2e-3; in fp32 we are far inside it. bf16 rounds every product's factors (8 bits), and the golden run's rate blows
+ * that up, so there its losses only follow. At a tenth of the rate what is left is the rounding of a step of 80 tokens. */
+static void test_golden_f32(void **state) { (void)state, fifty_steps(&(fifty){f32, LK_ADAMW_F32, false, 2e-3, 2e-2}); }
+static void test_golden_reference(void **state) { (void)state, fifty_steps(&(fifty){reference, LK_ADAMW_F32, false, 2e-3, 2e-2}); }
+static void test_golden_bf16(void **state) { (void)state, fifty_steps(&(fifty){bf16, LK_ADAMW_F32, false, 0.15, 1.0}); }
+static void test_golden_gentle(void **state)
 {
-    own_batch *o = calloc(1, sizeof *o);
-    assert_non_null(o);
-    o->m = (lk_micro_batch){.batch = {.ids = o->ids, .positions = o->positions, .doc_starts = o->starts}, .labels = o->labels};
-    return o;
+    (void)state;
+    fifty_steps(&(fifty){f32, LK_ADAMW_F32, true, 2e-4, 0});
+    fifty_steps(&(fifty){bf16, LK_ADAMW_F32, true, 1.5e-2, 0, 5e-3});
 }
-
-/* token_labels[t]: the label PEFT gives token t, predicted by row t-1; -100 or -1: none. */
-static void own_add(own_batch *o, const int32_t *ids, const int32_t *token_labels, int64_t n)
-{
-    lk_batch *b = &o->m.batch;
-    int64_t first = b->n_tokens;
-    for (int64_t t = 0; t < n; t++) {
-        o->ids[first + t] = ids[t];
-        o->positions[first + t] = (int32_t)t;
-        o->labels[first + t] = t + 1 < n && token_labels[t + 1] >= 0 ? token_labels[t + 1] : -1;
-        o->m.supervised += o->labels[first + t] >= 0;
-    }
-    b->n_tokens += n;
-    o->starts[++b->n_docs] = (int32_t)b->n_tokens;
-}
-
-static lk_trainer_options golden_options(void)
-{
-    return (lk_trainer_options){
-        .max_tokens = T, .kept_layers = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .clip = 1.0};
-}
-
-static void fifty_steps(lk_dtype compute, const char *tier, lk_adamw_kind optim, double loss_limit, double norm_limit)
-{
-    lk_error err = {0};
-    char *folder = check_golden("models/llama-tiny"), *init = check_golden("adapters/train50_init"),
-         *golden = check_golden("train50.safetensors");
-    check_model model = check_model_open(folder, LK_QUANT_NF4, compute, 2, tier);
-    lk_adapter *adapter;
-    lk_trainer t;
-    lk_safetensors *st;
-    CHECK_OK(lk_adapter_load(&adapter, model.model, init, LK_F32, &err), &err);
-    lk_trainer_options options = golden_options();
-    options.optim = optim;
-    CHECK_OK(lk_trainer_init(&t, model.model, adapter, &options, &err), &err);
-    CHECK_OK(lk_safetensors_open(&st, golden, &err), &err);
-    int32_t *ids = check_ints(st, "ids", NULL), *labels = check_ints(st, "labels", NULL);
-    float *losses = check_floats(st, "loss", NULL), *norms = check_floats(st, "grad_norm", NULL);
-    lk_schedule schedule = {LK_SCHEDULE_COSINE, 5, STEPS};
-    double worst_loss = 0, worst_norm = 0;
-    for (int step = 0; step < STEPS; step++) {
-        own_batch *own[MICRO];
-        const lk_micro_batch *micro[MICRO];
-        for (int m = 0; m < MICRO; m++) {
-            own[m] = own_new();
-            own_add(own[m], ids + (step * MICRO + m) * T, labels + (step * MICRO + m) * T, T);
-            micro[m] = &own[m]->m;
-        }
-        lk_step_result r;
-        CHECK_OK(lk_trainer_step(&t, micro, MICRO, step, 1e-2 * lk_schedule_factor(&schedule, step), &r, &err), &err);
-        double loss = fabs(r.loss - (double)losses[step]), norm = fabs(r.grad_norm - (double)norms[step]);
-        if (loss > worst_loss) worst_loss = loss;
-        if (norm > worst_norm) worst_norm = norm;
-        if (loss > loss_limit || norm > norm_limit)
-            fail_msg("step %d: loss %.6f want %.6f, norm %.6f want %.6f", step, r.loss, (double)losses[step], r.grad_norm,
-                     (double)norms[step]);
-        for (int m = 0; m < MICRO; m++) free(own[m]);
-    }
-    print_message("%s, %s, tier %s: worst loss difference %.2e, worst gradient norm difference %.2e\n", compute == LK_F32 ? "f32" : "bf16",
-                  lk_adamw_kind_name(optim), tier ? tier : "best", worst_loss, worst_norm);
-    free(ids);
-    free(labels);
-    free(losses);
-    free(norms);
-    lk_safetensors_close(st);
-    lk_trainer_free(&t);
-    lk_adapter_destroy(adapter);
-    check_model_close(&model);
-    free(folder);
-    free(init);
-    free(golden);
-}
-
-/* The bound is 2e-3; in fp32 we are far inside it. bf16 rounds every product's factors (8 bits), so its losses only follow. */
-static void test_golden_f32(void **state) { (void)state, fifty_steps(LK_F32, NULL, LK_ADAMW_F32, 2e-3, 2e-2); }
-static void test_golden_reference(void **state) { (void)state, fifty_steps(LK_F32, "reference", LK_ADAMW_F32, 2e-3, 2e-2); }
-static void test_golden_bf16(void **state) { (void)state, fifty_steps(LK_BF16, NULL, LK_ADAMW_F32, 0.15, 1.0); }
 /* Moments in 8 bits, beside PEFT's run with fp32 moments. */
-static void test_golden_8bit(void **state) { (void)state, fifty_steps(LK_F32, NULL, LK_ADAMW_8BIT, 0.05, 0.2); }
+static void test_golden_8bit(void **state) { (void)state, fifty_steps(&(fifty){f32, LK_ADAMW_8BIT, false, 0.05, 0.2}); }
 
 /* ---------------------------------------------------------------------------------------------- how the tokens are spread */
 
@@ -285,9 +208,9 @@ static void test_plan(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32),  cmocka_unit_test(test_golden_reference),
-                                       cmocka_unit_test(test_golden_bf16), cmocka_unit_test(test_golden_8bit),
-                                       cmocka_unit_test(test_spread),      cmocka_unit_test(test_divergence),
-                                       cmocka_unit_test(test_plan)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32),    cmocka_unit_test(test_golden_reference),
+                                       cmocka_unit_test(test_golden_bf16),   cmocka_unit_test(test_golden_8bit),
+                                       cmocka_unit_test(test_golden_gentle), cmocka_unit_test(test_spread),
+                                       cmocka_unit_test(test_divergence),    cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
