@@ -51,6 +51,21 @@ static device_tensor seeded(lk_backend *be, lk_dtype type, int64_t rows, int64_t
     return d;
 }
 
+/* Where one product is made of the two, the gap behind the rows of x holds bf16(scale * h): so the joined path was taken. */
+static void check_joined(lk_backend *be, const joined_case *c, const device_tensor *x_room, const device_tensor *h)
+{
+    int64_t ranks = (c->rank + 7) / 8 * 8, width = c->k + c->room;
+    if (lk_row_gap(be, c->rank) != ranks || c->room < ranks) return;
+    float *x = device_values("x and its room", x_room), *hidden = device_values("h", h);
+    for (int64_t t = 0; t < c->rows; t++)
+        for (int64_t r = 0; r < c->rank; r++) {
+            float got = x[t * width + c->k + r], want = round_bf16(1.5f * hidden[t * c->rank + r]);
+            if (got != want) fail_msg("row %d: %g behind x, where %g would join the products", (int)t, (double)got, (double)want);
+        }
+    free(x);
+    free(hidden);
+}
+
 /* The matrix is rounded to bf16 here and not in the reference, 0.4% of each product of a sum whose terms partly cancel, beside the
  * rounding of h, dh and the outputs. */
 static void run(lk_backend *be, const void *the_case, outcome *o)
@@ -70,6 +85,7 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     lk_matrix *w = matrix_make(be, c);
     OP(be, lk_batch_begin(be, &batch));
     OP(be, lk_linear_lora(be, &batch, 0, &y.t, &x, w, NULL, c->residual ? &residual.t : NULL, &h.t, &dropout));
+    check_joined(be, c, &x_room, &h);
     OP(be, lk_linear_lora_backward(be, &batch, 0, &dx.t, &dy, w, &x, &h.t, c->accumulate, &dropout));
     outcome_add(o, "y", &y, 2e-2);
     outcome_add(o, "h", &h, c->dropout > 0.0f ? 2e-2 : 1e-5);
