@@ -21,7 +21,8 @@ static int run(const cli_command *self, int argc, char **argv)
             printf("%-7s no: %s\n", devices[i], err.message);
             continue;
         }
-        printf("%-7s yes: %s, %d threads\n", devices[i], lk_backend_name(be), lk_backend_threads(be));
+        const char *about = lk_backend_about(be);
+        printf("%-7s yes: %s, %d threads%s%s\n", devices[i], lk_backend_name(be), lk_backend_threads(be), *about ? "; " : "", about);
         lk_backend_close(be);
     }
     printf("memory  %.1f GiB available\n", (double)lk_memory_available() / 1073741824.0);

@@ -57,6 +57,7 @@ lk_status lk_backend_fail(const lk_backend *be, lk_status status, lk_error *err)
 }
 
 const char *lk_backend_name(const lk_backend *be) { return be->name; }
+const char *lk_backend_about(const lk_backend *be) { return be->about; }
 int lk_backend_threads(const lk_backend *be) { return be->threads; }
 lk_dtype lk_backend_compute(const lk_backend *be) { return be->compute; }
 lk_dtype lk_backend_act(const lk_backend *be) { return be->act; }

@@ -93,6 +93,7 @@ struct lk_backend {
     int threads;
     lk_ranks *ranks; /* borrowed, or NULL */
     char name[64];
+    char about[320];
     lk_error error;                   /* of the last operation that failed */
     size_t allocated, allocated_peak; /* kept through lk_backend_account */
 };

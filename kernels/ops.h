@@ -64,7 +64,8 @@ void lk_backend_close(lk_backend *be); /* NULL is fine. Everything created on it
 const lk_error *lk_backend_error(const lk_backend *be);
 /* Copies the last failure of an operation to err; returns status. `return lk_backend_fail(be, status, err)` */
 lk_status lk_backend_fail(const lk_backend *be, lk_status status, lk_error *err);
-const char *lk_backend_name(const lk_backend *be); /* "cpu/avx512", "cuda/sm_90", ... for logs and run.json */
+const char *lk_backend_name(const lk_backend *be);  /* "cpu/avx512", "cuda/sm_90", ... for logs and run.json */
+const char *lk_backend_about(const lk_backend *be); /* what it runs on and what it was built for, for people; may be empty */
 int lk_backend_threads(const lk_backend *be);
 lk_dtype lk_backend_compute(const lk_backend *be);
 lk_dtype lk_backend_act(const lk_backend *be);

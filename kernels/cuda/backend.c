@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/pool.h"
+#include "kernels/cuda/module.h"
 #include "kernels/cuda/product.h"
 #include "kernels/dynamic_map.h"
 #include "kernels/nf4.h"
@@ -96,6 +97,8 @@ lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_er
         lk_cuda_close(&cu->base);
         return status;
     }
+    snprintf(cu->base.about, sizeof cu->base.about, "%s, %.1f GiB, module for %.180s", cu->device.name,
+             (double)cu->device.memory / 1073741824.0, lk_cuda_module_entry.build);
     snprintf(cu->base.name, sizeof cu->base.name, "cuda/sm_%d%d", cu->device.major, cu->device.minor);
     *be = &cu->base;
     return LK_OK;

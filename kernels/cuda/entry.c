@@ -7,8 +7,6 @@
 #define LK_CUDA_BUILD "CUDA"
 #endif
 
-extern const lk_cuda_module lk_cuda_module_entry;
-
 __attribute__((visibility("default"))) const lk_cuda_module lk_cuda_module_entry = {
     .abi = LK_CUDA_MODULE_ABI,
     .layout = LK_CUDA_MODULE_LAYOUT,

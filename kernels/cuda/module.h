@@ -28,4 +28,7 @@ typedef struct lk_cuda_module {
     lk_status (*open)(lk_backend **be, const lk_backend_options *options, lk_error *err);
 } lk_cuda_module;
 
+/* The module's own side of it (entry.c). */
+extern const lk_cuda_module lk_cuda_module_entry;
+
 #endif

@@ -395,6 +395,7 @@ static void test_processes(void **state)
     CHECK_OK(status, &err);
     digest_of(out[0], "adapter/adapter_model.safetensors", hex[0]);
     assert_string_equal(hex[0], hex[2]);
+    free(folder);
     free(recipe);
 }
 
