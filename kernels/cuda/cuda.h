@@ -105,6 +105,13 @@ lk_status lk_cuda_matrix_rows(lk_backend *be, const lk_matrix *w, int64_t begin,
 /* Rows of w that fit a workspace of this many bytes: all of them, or a multiple of 128, at least 128. */
 int64_t lk_cuda_matrix_fit(const lk_matrix *w, size_t workspace_bytes);
 
+/* Queues a product. */
+static inline lk_status lk_cuda_multiply(lk_backend *be, const lk_gemm *g)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    return lk_blas_gemm(cu->blas, g, cu->stream, &be->error);
+}
+
 /* ---- table entries */
 
 void lk_cuda_close(lk_backend *be);

@@ -61,7 +61,7 @@ lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
             g.ldc = residual->stride;
         }
         g.bias = typed_bias ? (const char *)typed_bias + begin * size : NULL;
-        LK_TRY(lk_blas_gemm(cu->blas, &g, cu->stream, &be->error));
+        LK_TRY(lk_cuda_multiply(be, &g));
     }
     return LK_OK;
 }
@@ -86,5 +86,5 @@ lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_
     g.d = dx->data;
     g.ldd = dx->stride;
     g.beta = accumulate ? 1.0f : 0.0f;
-    return lk_blas_gemm(cu->blas, &g, cu->stream, &be->error);
+    return lk_cuda_multiply(be, &g);
 }

@@ -91,12 +91,6 @@ static lk_gemm product(int64_t m, int64_t n, int64_t k, const void *a, int64_t l
                      .alpha = 1.0f};
 }
 
-static lk_status multiply(const joined *j, const lk_gemm *g)
-{
-    lk_cuda *cu = lk_cuda_of(j->be);
-    return lk_blas_gemm(cu->blas, g, cu->stream, &j->be->error);
-}
-
 /* ---------------------------------------------------------------------------------------------- forward */
 
 /* h = drop(x) A^T, kept in fp32, and bf16(s h) behind the rows of x. */
@@ -138,7 +132,7 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
         g.c = residual->data;
         g.ldc = residual->stride;
     }
-    return multiply(&j, &g);
+    return lk_cuda_multiply(j.be, &g);
 }
 
 /* Training's products are large enough to have nothing to gain from going together. */
@@ -172,13 +166,13 @@ static lk_status factor_gradients(const joined *j, const lk_tensor *dy, const vo
     g.d_type = LK_F32;
     g.beta = 1.0f;
     g.split = true;
-    LK_TRY(multiply(j, &g));
+    LK_TRY(lk_cuda_multiply(j->be, &g));
     g = product(l->rank, j->k, j->tokens, dh, dy->stride, x->data, x->stride, l->da, j->k);
     g.a_transposed = true;
     g.d_type = LK_F32;
     g.beta = 1.0f;
     g.split = true;
-    return multiply(j, &g);
+    return lk_cuda_multiply(j->be, &g);
 }
 
 lk_status lk_cuda_linear_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
@@ -202,5 +196,5 @@ lk_status lk_cuda_linear_lora_backward(lk_backend *be, const lk_batch *batch, in
     LK_TRY(factor_gradients(&j, dy, dh, x, h));
     lk_gemm g = product(j.tokens, j.k, j.n + j.ranks, dy->data, dy->stride, j.weights, j.k, dx->data, dx->stride);
     g.beta = accumulate ? 1.0f : 0.0f;
-    return multiply(&j, &g);
+    return lk_cuda_multiply(j.be, &g);
 }

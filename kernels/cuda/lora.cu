@@ -188,12 +188,6 @@ static lk_status rows_of(const lora_call *c, const lk_tensor *t, int64_t first, 
     return lk_cuda_dropped(c->be, c->s.rows, t, first, rows, c->site, dropout);
 }
 
-static lk_status multiply(const lora_call *c, const lk_gemm *g)
-{
-    lk_cuda *cu = lk_cuda_of(c->be);
-    return lk_blas_gemm(cu->blas, g, cu->stream, &c->be->error);
-}
-
 static lk_gemm product(int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb)
 {
     lk_gemm g = {};
@@ -231,7 +225,7 @@ static lk_status expand(const lora_call *c, const lk_lora *l, const lk_segment *
     g.d = (char *)c->y->data + s->begin * c->y->stride * lk_dtype_size(c->y->type);
     g.ldd = c->y->stride;
     g.beta = 1.0f;
-    return multiply(c, &g);
+    return lk_cuda_multiply(c->be, &g);
 }
 
 extern "C" lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
@@ -274,7 +268,7 @@ static lk_status backward_b(const lora_call *c, const lk_lora *l, int64_t first,
     g.ldd = l->rank;
     g.beta = 1.0f;
     g.split = true;
-    return multiply(c, &g);
+    return lk_cuda_multiply(c->be, &g);
 }
 
 /* da += dh^T drop(x) */
@@ -290,7 +284,7 @@ static lk_status backward_a(const lora_call *c, const lk_lora *l, int64_t first,
     g.ldd = c->x->cols;
     g.beta = 1.0f;
     g.split = true;
-    return multiply(c, &g);
+    return lk_cuda_multiply(c->be, &g);
 }
 
 /* dx += drop(dh A) */
@@ -301,12 +295,12 @@ static lk_status backward_x(const lora_call *c, const lk_lora *l, int64_t first,
     g.d = (lk_bf16 *)c->dx->data + first * c->dx->stride;
     g.ldd = c->dx->stride;
     g.beta = 1.0f;
-    if (!c->dropout) return multiply(c, &g);
+    if (!c->dropout) return lk_cuda_multiply(c->be, &g);
     g.n = width; /* zeros where it is padded */
     g.d = c->s.rows;
     g.ldd = width;
     g.beta = 0.0f;
-    LK_TRY(multiply(c, &g));
+    LK_TRY(lk_cuda_multiply(c->be, &g));
     return lk_cuda_dropped_add(c->be, c->dx, c->s.rows, first, rows, c->site, c->dropout);
 }
 

@@ -188,12 +188,6 @@ typedef struct loss_call {
     int64_t ldl, ldx;
 } loss_call;
 
-static lk_status multiply(const loss_call *c, const lk_gemm *g)
-{
-    lk_cuda *cu = lk_cuda_of(c->be);
-    return lk_blas_gemm(cu->blas, g, cu->stream, &c->be->error);
-}
-
 static lk_gemm product(int64_t m, int64_t n, int64_t k)
 {
     lk_gemm g = {};
@@ -220,7 +214,7 @@ static lk_status head_products(const loss_call *c, int64_t n, bool back)
         g.d = back ? c->dx : c->logits + begin;
         g.ldd = back ? c->ldx : c->ldl;
         g.beta = back && begin > 0 ? 1.0f : 0.0f;
-        LK_TRY(multiply(c, &g));
+        LK_TRY(lk_cuda_multiply(c->be, &g));
     }
     return LK_OK;
 }

@@ -120,6 +120,16 @@ static inline device_tensor device_from(lk_backend *be, lk_dtype type, int64_t r
     return d;
 }
 
+/* With random values of this seed and scale. */
+static inline device_tensor device_random(lk_backend *be, lk_dtype type, int64_t rows, int64_t cols, int64_t gap, uint64_t seed,
+                                          float scale)
+{
+    float *values = random_floats(seed, rows * cols, scale);
+    device_tensor d = device_from(be, type, rows, cols, gap, values);
+    free(values);
+    return d;
+}
+
 /* The same without rounding: weights, statistics, optimiser states, which are F32 everywhere. */
 static inline device_tensor device_exact(lk_backend *be, int64_t rows, int64_t cols, const float *values)
 {

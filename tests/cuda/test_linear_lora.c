@@ -43,14 +43,6 @@ static device_tensor roomy(lk_backend *be, int64_t rows, int64_t cols, int64_t r
     return d;
 }
 
-static device_tensor seeded(lk_backend *be, lk_dtype type, int64_t rows, int64_t cols, uint64_t seed, float scale)
-{
-    float *values = random_floats(seed, rows * cols, scale);
-    device_tensor d = device_from(be, type, rows, cols, 0, values);
-    free(values);
-    return d;
-}
-
 /* Where one product is made of the two, the gap behind the rows of x holds bf16(scale * h): so the joined path was taken. */
 static void check_joined(lk_backend *be, const joined_case *c, const device_tensor *x_room, const device_tensor *h)
 {
@@ -74,10 +66,10 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     lk_tensor x, dy;
     device_tensor x_room = roomy(be, c->rows, c->k, c->room, 81, &x), dy_room = roomy(be, c->rows, c->n, c->room, 83, &dy);
     device_tensor y = device_make(be, lk_backend_act(be), c->rows, c->n, 0), h = device_make(be, LK_F32, c->rows, c->rank, 0),
-                  dx = seeded(be, lk_backend_act(be), c->rows, c->k, 84, 1.0f),
-                  residual = seeded(be, lk_backend_act(be), c->rows, c->n, 85, 1.0f);
-    device_tensor a = seeded(be, LK_F32, c->rank, c->k, 40, 0.3f), b = seeded(be, LK_F32, c->n, c->rank, 41, 0.3f),
-                  da = seeded(be, LK_F32, c->rank, c->k, 42, 1.0f), db = seeded(be, LK_F32, c->n, c->rank, 43, 1.0f);
+                  dx = device_random(be, lk_backend_act(be), c->rows, c->k, 0, 84, 1.0f),
+                  residual = device_random(be, lk_backend_act(be), c->rows, c->n, 0, 85, 1.0f);
+    device_tensor a = device_random(be, LK_F32, c->rank, c->k, 0, 40, 0.3f), b = device_random(be, LK_F32, c->n, c->rank, 0, 41, 0.3f),
+                  da = device_random(be, LK_F32, c->rank, c->k, 0, 42, 1.0f), db = device_random(be, LK_F32, c->n, c->rank, 0, 43, 1.0f);
     lk_lora lora = {a.t.data, b.t.data, device_f32(&da), device_f32(&db), LK_F32, c->rank, 1.5f};
     lk_segment all = {0, c->rows, 0};
     lk_batch batch = {.n_tokens = c->rows, .n_segments = 1, .segments = &all, .n_sites = 1, .n_adapters = 1, .lora = &lora};

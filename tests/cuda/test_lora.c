@@ -20,26 +20,11 @@ static const cuda_case more_cases[] = {
     {{30, 1040, 1100, 0, {16, 8, 0, 24, 40}, 0.1f, LK_F32}, false, false},
 };
 
-static float *rounded(uint64_t seed, int64_t n, float scale)
-{
-    float *out = random_floats(seed, n, scale);
-    for (int64_t i = 0; i < n; i++) out[i] = round_bf16(out[i]);
-    return out;
-}
-
 typedef struct adapters {
     device_tensor a[N_ADAPTERS], b[N_ADAPTERS], da[N_ADAPTERS], db[N_ADAPTERS];
     lk_lora lora[N_SITES * N_ADAPTERS];
     int32_t max_rank;
 } adapters;
-
-static device_tensor seeded(lk_backend *be, lk_dtype type, int64_t rows, int64_t cols, int64_t gap, uint64_t seed, float scale)
-{
-    float *values = rounded(seed, rows * cols, scale);
-    device_tensor d = device_from(be, type, rows, cols, gap, values);
-    free(values);
-    return d;
-}
 
 static adapters adapters_make(lk_backend *be, const lora_case *c)
 {
@@ -47,10 +32,10 @@ static adapters adapters_make(lk_backend *be, const lora_case *c)
     for (int i = 0; i < N_ADAPTERS; i++) {
         int32_t r = c->ranks[i], some = r ? r : 1; /* nobody reads the factors of rank 0 */
         if (r > f.max_rank) f.max_rank = r;
-        f.a[i] = seeded(be, c->type, some, c->k, 0, (uint64_t)(40 + i), 0.3f);
-        f.b[i] = seeded(be, c->type, c->n, some, 0, (uint64_t)(50 + i), 0.3f);
-        f.da[i] = seeded(be, LK_F32, some, c->k, 0, (uint64_t)(60 + i), 1.0f);
-        f.db[i] = seeded(be, LK_F32, c->n, some, 0, (uint64_t)(70 + i), 1.0f);
+        f.a[i] = device_random(be, c->type, some, c->k, 0, (uint64_t)(40 + i), 0.3f);
+        f.b[i] = device_random(be, c->type, c->n, some, 0, (uint64_t)(50 + i), 0.3f);
+        f.da[i] = device_random(be, LK_F32, some, c->k, 0, (uint64_t)(60 + i), 1.0f);
+        f.db[i] = device_random(be, LK_F32, c->n, some, 0, (uint64_t)(70 + i), 1.0f);
         bool frozen = i == 3 || c->type == LK_BF16;
         f.lora[SITE * N_ADAPTERS + i] = (lk_lora){
             f.a[i].t.data,          f.b[i].t.data, frozen ? NULL : device_f32(&f.da[i]), frozen ? NULL : device_f32(&f.db[i]), c->type, r,
@@ -71,10 +56,10 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     lk_batch batch = {
         .n_tokens = c->rows, .n_segments = N_SEGMENTS, .segments = segments, .n_sites = N_SITES, .n_adapters = N_ADAPTERS, .lora = f.lora};
     lk_dropout dropout = {c->dropout, lk_philox_key_make(7, LK_STREAM_DROPOUT), 1234567};
-    device_tensor x = seeded(be, act, c->rows, c->k, c->gap, 81, 1.0f), dy = seeded(be, act, c->rows, c->n, c->gap, 83, 1.0f);
-    device_tensor y = seeded(be, cc->wide_y ? LK_F32 : act, c->rows, c->n, c->gap, 82, 1.0f),
-                  dx = seeded(be, act, c->rows, c->k, c->gap, 84, 1.0f);
-    device_tensor h = seeded(be, LK_F32, c->rows, f.max_rank, 0, 85, 1.0f); /* beyond a rank it must stay as it is */
+    device_tensor x = device_random(be, act, c->rows, c->k, c->gap, 81, 1.0f), dy = device_random(be, act, c->rows, c->n, c->gap, 83, 1.0f);
+    device_tensor y = device_random(be, cc->wide_y ? LK_F32 : act, c->rows, c->n, c->gap, 82, 1.0f),
+                  dx = device_random(be, act, c->rows, c->k, c->gap, 84, 1.0f);
+    device_tensor h = device_random(be, LK_F32, c->rows, f.max_rank, 0, 85, 1.0f); /* beyond a rank it must stay as it is */
     OP(be, lk_batch_begin(be, &batch));
     OP(be, lk_lora_forward(be, &batch, SITE, &y.t, &x.t, &h.t, &dropout));
     OP(be, lk_lora_backward(be, &batch, SITE, cc->no_dx ? NULL : &dx.t, &dy.t, &x.t, &h.t, &dropout));
@@ -148,9 +133,9 @@ static void test_alone(void **state)
     enum { T = 37, K = 600, R = 12 };
     lk_limits limits = {.tokens = T, .width = K, .rank = R, .training = true, .matrix = 128 * K};
     lk_backend *be = open_cuda(&limits);
-    device_tensor x = seeded(be, LK_BF16, T, K, 0, 1, 1.0f), a = seeded(be, LK_F32, R, K, 0, 2, 0.3f),
-                  b = seeded(be, LK_F32, 8, R, 0, 3, 0.3f), y = seeded(be, LK_BF16, T, 8, 0, 4, 1.0f), h = device_make(be, LK_F32, T, R, 0),
-                  alone = device_make(be, LK_F32, T, R, 0);
+    device_tensor x = device_random(be, LK_BF16, T, K, 0, 1, 1.0f), a = device_random(be, LK_F32, R, K, 0, 2, 0.3f),
+                  b = device_random(be, LK_F32, 8, R, 0, 3, 0.3f), y = device_random(be, LK_BF16, T, 8, 0, 4, 1.0f),
+                  h = device_make(be, LK_F32, T, R, 0), alone = device_make(be, LK_F32, T, R, 0);
     lk_lora lora = {a.t.data, b.t.data, NULL, NULL, LK_F32, R, 1.0f};
     lk_segment segment = {0, T, 0};
     lk_batch batch = {.n_tokens = T, .n_segments = 1, .segments = &segment, .n_sites = 1, .n_adapters = 1, .lora = &lora};

@@ -56,14 +56,6 @@ typedef struct serving {
     int32_t n, max_rank;
 } serving;
 
-static device_tensor seeded(lk_backend *be, lk_dtype type, int64_t rows, int64_t cols, int64_t gap, uint64_t seed, float scale)
-{
-    float *values = random_floats(seed, rows * cols, scale);
-    device_tensor d = device_from(be, type, rows, cols, gap, values);
-    free(values);
-    return d;
-}
-
 static serving serving_make(lk_backend *be, const serve_case *c)
 {
     serving s = {.n = 0};
@@ -72,8 +64,8 @@ static serving serving_make(lk_backend *be, const serve_case *c)
     for (int i = 0; i < s.n; i++) {
         int32_t some = c->ranks[i] ? c->ranks[i] : 1;
         if (c->ranks[i] > s.max_rank) s.max_rank = c->ranks[i];
-        s.a[i] = seeded(be, c->types[i], some, c->k, 0, (uint64_t)(40 + i), 0.3f);
-        s.b[i] = seeded(be, c->types[i], c->n, some, 0, (uint64_t)(50 + i), 0.3f);
+        s.a[i] = device_random(be, c->types[i], some, c->k, 0, (uint64_t)(40 + i), 0.3f);
+        s.b[i] = device_random(be, c->types[i], c->n, some, 0, (uint64_t)(50 + i), 0.3f);
         s.lora[SITE * s.n + i] =
             (lk_lora){.a = s.a[i].t.data, .b = s.b[i].t.data, .type = c->types[i], .rank = c->ranks[i], .scale = 0.5f + 0.25f * (float)i};
     }
@@ -124,8 +116,8 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     int64_t rows = segments_of(c, segments);
     lk_dtype act = lk_backend_act(be);
     serving s = serving_make(be, c);
-    device_tensor x = seeded(be, act, rows, c->k, c->gap, 81, 1.0f), h = seeded(be, LK_F32, rows, s.max_rank, 0, 85, 1.0f);
-    device_tensor y = seeded(be, c->wide_y ? LK_F32 : act, rows, c->n, c->gap, 82, 1.0f);
+    device_tensor x = device_random(be, act, rows, c->k, c->gap, 81, 1.0f), h = device_random(be, LK_F32, rows, s.max_rank, 0, 85, 1.0f);
+    device_tensor y = device_random(be, c->wide_y ? LK_F32 : act, rows, c->n, c->gap, 82, 1.0f);
     apply(be, &s, segments, MOST_SEGMENTS, &y.t, &x.t, &h.t);
     outcome_add(o, "y", &y, s.max_rank > 64 ? 2e-2 : 1e-2);
     outcome_add(o, "h", &h, 1e-5);
@@ -146,8 +138,9 @@ static void check_company(const lk_limits *with, const serve_case *c)
     int64_t rows = segments_of(c, segments);
     lk_backend *be = open_cuda(with);
     serving s = serving_make(be, c);
-    device_tensor x = seeded(be, LK_BF16, rows, c->k, c->gap, 81, 1.0f), h = seeded(be, LK_F32, rows, s.max_rank, 0, 85, 1.0f);
-    device_tensor y = seeded(be, LK_F32, rows, c->n, 0, 82, 1.0f);
+    device_tensor x = device_random(be, LK_BF16, rows, c->k, c->gap, 81, 1.0f),
+                  h = device_random(be, LK_F32, rows, s.max_rank, 0, 85, 1.0f);
+    device_tensor y = device_random(be, LK_F32, rows, c->n, 0, 82, 1.0f);
     apply(be, &s, segments, MOST_SEGMENTS, &y.t, &x.t, &h.t);
     float *together = device_values("y", &y), *before = random_floats(82, rows * c->n, 1.0f);
     for (int i = 0; i < MOST_SEGMENTS; i++)
@@ -192,13 +185,13 @@ static void check_parts(const lk_limits *with, int64_t rows, const int32_t ranks
     static const int64_t widths[PARTS] = {150, 17, 64};
     lk_backend *be = open_cuda(with);
     lk_lora lora[PARTS * N_ADAPTERS] = {{0}};
-    device_tensor a[PARTS], b[PARTS], apart[PARTS], together[PARTS], x = seeded(be, LK_BF16, rows, K, 8, 7, 1.0f);
+    device_tensor a[PARTS], b[PARTS], apart[PARTS], together[PARTS], x = device_random(be, LK_BF16, rows, K, 8, 7, 1.0f);
     device_tensor h = device_make(be, LK_F32, rows, H, 0);
     lk_matrix *w[PARTS];
     lk_part parts[PARTS];
     for (int i = 0; i < PARTS; i++) {
-        a[i] = seeded(be, LK_BF16, N_ADAPTERS * H, K, 0, (uint64_t)(20 + i), 0.3f);
-        b[i] = seeded(be, LK_BF16, N_ADAPTERS * widths[i], H, 0, (uint64_t)(30 + i), 0.3f);
+        a[i] = device_random(be, LK_BF16, N_ADAPTERS * H, K, 0, (uint64_t)(20 + i), 0.3f);
+        b[i] = device_random(be, LK_BF16, N_ADAPTERS * widths[i], H, 0, (uint64_t)(30 + i), 0.3f);
         for (int j = 0; j < N_ADAPTERS; j++)
             lora[i * N_ADAPTERS + j] = (lk_lora){.a = (uint16_t *)a[i].t.data + j * H * K,
                                                  .b = (uint16_t *)b[i].t.data + j * H * widths[i],

@@ -117,29 +117,23 @@ static lk_limits limits_for_all(void)
     return limits;
 }
 
+static void check_source(lk_backend *be, const linear_case *c, lk_dtype type)
+{
+    void *data;
+    float *absmax;
+    lk_matrix_source source = make_source(type, c->n, c->k, &data, &absmax);
+    check_matrix(be, &source, c);
+    free(data);
+    free(absmax);
+}
+
 static void test_weights(void **state)
 {
     (void)state;
     lk_limits limits = limits_for_all();
     lk_backend *be = open_cuda(&limits);
-    for (int i = 0; i < N_TILES * 4; i++) {
-        const linear_case *c = &tiles[i / 4];
-        void *data;
-        float *absmax;
-        lk_matrix_source source = make_source(linear_types[i % 4], c->n, c->k, &data, &absmax);
-        check_matrix(be, &source, c);
-        free(data);
-        free(absmax);
-    }
-    for (int i = 0; i < N_LINEAR_CASES * 4; i++) {
-        const linear_case *c = &linear_cases[i / 4];
-        void *data;
-        float *absmax;
-        lk_matrix_source source = make_source(linear_types[i % 4], c->n, c->k, &data, &absmax);
-        check_matrix(be, &source, c);
-        free(data);
-        free(absmax);
-    }
+    for (int i = 0; i < N_TILES * 4; i++) check_source(be, &tiles[i / 4], linear_types[i % 4]);
+    for (int i = 0; i < N_LINEAR_CASES * 4; i++) check_source(be, &linear_cases[i / 4], linear_types[i % 4]);
     lk_backend_close(be);
 }
 
