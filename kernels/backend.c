@@ -63,8 +63,11 @@ lk_dtype lk_backend_compute(const lk_backend *be) { return be->compute; }
 lk_dtype lk_backend_act(const lk_backend *be) { return be->act; }
 bool lk_backend_serves(const lk_backend *be)
 {
-    return be->ops->kv_create && be->ops->kv_write && be->ops->paged_attention && be->ops->sample;
+    return be->ops->kv_create && be->ops->kv_write && be->ops->paged_attention && (be->ops->sample || be->ops->sample_begin);
 }
+bool lk_backend_ahead(const lk_backend *be) { return be->ops->sample_begin != NULL; }
+bool lk_backend_records(const lk_backend *be) { return be->ops->step_begin != NULL; }
+lk_status lk_backend_use(lk_backend *be) { return be->ops->use ? be->ops->use(be) : LK_OK; }
 
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out)
 {

@@ -14,6 +14,7 @@
 
 typedef struct lk_ops {
     void (*close)(lk_backend *be);
+    lk_status (*use)(lk_backend *be); /* may be empty: any thread will do */
     lk_status (*alloc)(lk_backend *be, size_t bytes, void **out);
     void (*free)(lk_backend *be, void *p);
     lk_status (*upload)(lk_backend *be, void *device, const void *host, size_t bytes);
@@ -38,7 +39,10 @@ typedef struct lk_ops {
     lk_status (*linear_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
     lk_status (*embed)(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
 
-    lk_status (*batch_begin)(lk_backend *be, const lk_batch *batch); /* may be empty: nothing to mirror */
+    lk_status (*batch_begin)(lk_backend *be, const lk_batch *batch);     /* may be empty: nothing to mirror */
+    lk_status (*step_begin)(lk_backend *be, uint64_t key, bool *queued); /* these three may be empty: nothing is recorded */
+    lk_status (*step_end)(lk_backend *be);
+    void (*step_forget)(lk_backend *be);
     lk_status (*lora_forward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                               const lk_tensor *h, const lk_dropout *dropout);
     lk_status (*lora_backward)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
@@ -84,7 +88,10 @@ typedef struct lk_ops {
     lk_status (*adamw)(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
     lk_status (*adamw8)(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
                         const lk_adamw_step *step);
+    /* The first of these, or the other two. */
     lk_status (*sample)(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
+    lk_status (*sample_begin)(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests);
+    lk_status (*sample_end)(lk_backend *be, lk_sample_result *results);
 } lk_ops;
 
 struct lk_backend {
@@ -105,6 +112,8 @@ struct lk_matrix {
 };
 struct lk_kv {
     lk_kv_shape shape;
+    void *data; /* all pages */
+    size_t page_bytes;
 };
 
 static inline void lk_backend_account(lk_backend *be, size_t taken, size_t given)

@@ -34,6 +34,9 @@ static lk_status check_f32(lk_backend *be, const char *op, const char *name, con
     return check(be, op, name, t, true, rows, cols);
 }
 
+/* Rows of every activation of a batch. */
+static int64_t rows_of(const lk_batch *batch) { return batch->n_tokens + batch->padding; }
+
 /* ---------------------------------------------------------------------------------------------- linear */
 
 static lk_status check_linear(lk_backend *be, const char *op, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w,
@@ -80,7 +83,7 @@ lk_status lk_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, c
     if (!y || !table) return bad(be, "embed", "no y or no table");
     LK_TRY(check(be, "embed", "y", y, false, y->rows, table->k));
     for (int64_t t = 0; t < y->rows; t++)
-        if (ids[t] < 0 || ids[t] >= table->n)
+        if ((ids[t] < 0 && !lk_backend_ahead(be)) || ids[t] >= table->n)
             return lk_fail(&be->error, LK_ERR_INTERNAL, "embed: token id %d at row %lld of a table of %lld", ids[t], (long long)t,
                            (long long)table->n);
     return be->ops->embed(be, y, table, ids);
@@ -134,7 +137,21 @@ lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch)
     LK_TRY(check_documents(be, batch));
     LK_TRY(check_sequences(be, batch));
     LK_TRY(check_segments(be, batch));
+    if (batch->padding < 0 || (batch->padding && !batch->n_sequences)) return bad(be, "batch_begin", "padding without sequences");
     return be->ops->batch_begin ? be->ops->batch_begin(be, batch) : LK_OK;
+}
+
+lk_status lk_step_begin(lk_backend *be, uint64_t key, bool *queued)
+{
+    *queued = false;
+    return be->ops->step_begin ? be->ops->step_begin(be, key, queued) : LK_OK;
+}
+
+lk_status lk_step_end(lk_backend *be) { return be->ops->step_end ? be->ops->step_end(be) : LK_OK; }
+
+void lk_step_forget(lk_backend *be)
+{
+    if (be->ops->step_forget) be->ops->step_forget(be);
 }
 
 /* ---------------------------------------------------------------------------------------------- LoRA */
@@ -145,7 +162,7 @@ static lk_status check_lora(lk_backend *be, const char *op, const lk_batch *batc
     if (batch->n_segments > 0 && (!batch->segments || site < 0 || site >= batch->n_sites))
         return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: site %d of %d", op, site, batch->n_sites);
     if (dropout && !(dropout->p >= 0.0f && dropout->p < 1.0f)) return bad(be, op, "dropout outside [0,1)");
-    LK_TRY(check_f32(be, op, "h", h, batch->n_tokens, h ? h->cols : 0));
+    LK_TRY(check_f32(be, op, "h", h, rows_of(batch), h ? h->cols : 0));
     for (int64_t s = 0; s < batch->n_segments; s++) {
         if (batch->segments[s].adapter < 0) continue;
         const lk_lora *l = &batch->lora[(int64_t)site * batch->n_adapters + batch->segments[s].adapter];
@@ -163,8 +180,8 @@ static lk_status check_lora_forward(lk_backend *be, const char *op, const lk_bat
                                     const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
 {
     if (!batch || !x || !y || !h) return bad(be, op, "an argument is missing");
-    LK_TRY(check(be, op, "x", x, false, batch->n_tokens, x->cols));
-    LK_TRY(check(be, op, "y", y, true, batch->n_tokens, y->cols));
+    LK_TRY(check(be, op, "x", x, false, rows_of(batch), x->cols));
+    LK_TRY(check(be, op, "y", y, true, rows_of(batch), y->cols));
     return check_lora(be, op, batch, site, h, dropout);
 }
 
@@ -181,9 +198,9 @@ static lk_status check_lora_backward(lk_backend *be, const char *op, const lk_ba
                                      const lk_tensor *dy, const lk_tensor *x, const lk_tensor *h, const lk_dropout *dropout)
 {
     if (!batch || !dy || !x || !h) return bad(be, op, "an argument is missing");
-    LK_TRY(check(be, op, "dy", dy, false, batch->n_tokens, dy->cols));
-    LK_TRY(check(be, op, "x", x, false, batch->n_tokens, x->cols));
-    if (dx) LK_TRY(check(be, op, "dx", dx, false, batch->n_tokens, x->cols));
+    LK_TRY(check(be, op, "dy", dy, false, rows_of(batch), dy->cols));
+    LK_TRY(check(be, op, "x", x, false, rows_of(batch), x->cols));
+    if (dx) LK_TRY(check(be, op, "dx", dx, false, rows_of(batch), x->cols));
     return check_lora(be, op, batch, site, h, dropout);
 }
 
@@ -396,6 +413,8 @@ void lk_kv_destroy(lk_backend *be, lk_kv *kv)
     if (kv) be->ops->kv_destroy(be, kv);
 }
 
+void *lk_kv_page(lk_kv *kv, int32_t page) { return (char *)kv->data + (size_t)page * kv->page_bytes; }
+
 static lk_status check_pages(lk_backend *be, const char *op, const lk_batch *batch, const lk_kv *kv, int32_t layer)
 {
     if (!kv || layer < 0 || layer >= kv->shape.n_layers) return bad(be, op, "no cache, or a layer outside it");
@@ -416,8 +435,8 @@ lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t 
     NEED(kv_write);
     LK_TRY(check_pages(be, "kv_write", batch, kv, layer));
     int64_t width = (int64_t)kv->shape.kv_heads * kv->shape.head_dim;
-    LK_TRY(check(be, "kv_write", "k", k, false, batch->n_tokens, width));
-    LK_TRY(check(be, "kv_write", "v", v, false, batch->n_tokens, width));
+    LK_TRY(check(be, "kv_write", "k", k, false, rows_of(batch), width));
+    LK_TRY(check(be, "kv_write", "v", v, false, rows_of(batch), width));
     return be->ops->kv_write(be, batch, kv, layer, k, v);
 }
 
@@ -429,8 +448,8 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
     LK_TRY(check_pages(be, "paged_attention", batch, kv, layer));
     if (shape->kv_heads != kv->shape.kv_heads || shape->head_dim != kv->shape.head_dim)
         return bad(be, "paged_attention", "the cache was made for other heads");
-    LK_TRY(check(be, "paged_attention", "q", q, false, batch->n_tokens, shape->heads * shape->head_dim));
-    LK_TRY(check(be, "paged_attention", "o", o, false, batch->n_tokens, shape->heads * shape->head_dim));
+    LK_TRY(check(be, "paged_attention", "q", q, false, rows_of(batch), shape->heads * shape->head_dim));
+    LK_TRY(check(be, "paged_attention", "o", o, false, rows_of(batch), shape->heads * shape->head_dim));
     return be->ops->paged_attention(be, batch, shape, o, q, kv, layer);
 }
 
@@ -484,9 +503,8 @@ static bool ids_fit(const int32_t *ids, int64_t n, int64_t vocab)
     return true;
 }
 
-lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results)
+static lk_status check_sampling(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests)
 {
-    NEED(sample);
     if (!logits || logits->cols < 1) return bad(be, "sample", "no logits");
     LK_TRY(check_f32(be, "sample", "logits", logits, logits->rows, logits->cols));
     for (int64_t r = 0; r < logits->rows; r++) {
@@ -498,6 +516,31 @@ lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_req
             !ids_fit(q->banned, q->n_banned, logits->cols))
             return lk_fail(&be->error, LK_ERR_INTERNAL, "sample: row %lld names a token outside the %lld of the vocabulary", (long long)r,
                            (long long)logits->cols);
+        if (q->pending && !lk_backend_ahead(be)) return bad(be, "sample", "a token is pending that this backend has drawn already");
     }
+    return LK_OK;
+}
+
+lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results)
+{
+    if (be->ops->sample_begin) {
+        LK_TRY(lk_sample_begin(be, logits, requests));
+        return lk_sample_end(be, results);
+    }
+    NEED(sample);
+    LK_TRY(check_sampling(be, logits, requests));
     return be->ops->sample(be, logits, requests, results);
+}
+
+lk_status lk_sample_begin(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests)
+{
+    NEED(sample_begin);
+    LK_TRY(check_sampling(be, logits, requests));
+    return be->ops->sample_begin(be, logits, requests);
+}
+
+lk_status lk_sample_end(lk_backend *be, lk_sample_result *results)
+{
+    NEED(sample_end);
+    return be->ops->sample_end(be, results);
 }

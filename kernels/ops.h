@@ -21,8 +21,8 @@
  * fixed by the widths (K, D) and by absolute positions: never by the number of rows, of threads, of other sequences, or by how
  * a prompt was chunked. Sums over rows (lora_backward's da and db, sum_squares) run in row order. No floating-point atomics.
  *
- * Thread safety: one thread drives a backend at a time; the backend uses its own threads inside. Matrices and tensors are
- * plain memory and may be read by several backends of the same kind.
+ * Thread safety: one thread drives a backend at a time (lk_backend_use when it is another than before); the backend uses its own threads
+ * inside. Matrices and tensors are plain memory and may be read by several backends of the same kind.
  *
  * Memory: an operation allocates nothing. Scratch it needs is reserved once by lk_reserve. */
 #ifndef LK_KERNELS_OPS_H
@@ -60,7 +60,8 @@ typedef struct lk_backend_options {
 } lk_backend_options;
 
 lk_status lk_backend_open(lk_backend **be, const lk_backend_options *options, lk_error *err);
-void lk_backend_close(lk_backend *be); /* NULL is fine. Everything created on it must be gone. */
+void lk_backend_close(lk_backend *be);    /* NULL is fine. Everything created on it must be gone. */
+lk_status lk_backend_use(lk_backend *be); /* the calling thread drives it from now on; the thread that opened it need not say so */
 const lk_error *lk_backend_error(const lk_backend *be);
 /* Copies the last failure of an operation to err; returns status. `return lk_backend_fail(be, status, err)` */
 lk_status lk_backend_fail(const lk_backend *be, lk_status status, lk_error *err);
@@ -70,6 +71,7 @@ int lk_backend_threads(const lk_backend *be);
 lk_dtype lk_backend_compute(const lk_backend *be);
 lk_dtype lk_backend_act(const lk_backend *be);
 bool lk_backend_serves(const lk_backend *be); /* it has what serving needs: pages of keys and values, attention over them, sampling */
+bool lk_backend_ahead(const lk_backend *be);  /* it has lk_sample_begin: a step can be queued before the one before it is done */
 
 /* 64-byte aligned memory of the backend, zeroed. LK_ERR_MEMORY leaves *out NULL. */
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out);
@@ -182,11 +184,17 @@ typedef struct lk_sequence {
     const int32_t *pages; /* page numbers, ceil(length / page_tokens) of them */
 } lk_sequence;
 
+/* An id of a serving batch that the host does not know yet: what the sampling before (lk_sample_begin) draws for its row `row`. */
+static inline int32_t lk_drawn(int64_t row) { return (int32_t)(-1 - row); }
+
 /* What the rows of the activations are. All arrays are host memory, borrowed until the forward (or backward) that uses them
  * returns; a device backend mirrors them in lk_batch_begin. */
 typedef struct lk_batch {
     int64_t n_tokens;
-    const int32_t *ids;
+    /* serving: so many rows more that every activation has behind the tokens'. They are computed and mean nothing: a step that is recorded
+     * (lk_step_begin) has one of few sizes. Their ids and positions are there and 0. */
+    int64_t padding;
+    const int32_t *ids;       /* lk_embed takes this very array; lk_drawn(r) only where lk_backend_ahead */
     const int32_t *positions; /* RoPE positions: restart at 0 with each document */
     /* training: documents tile the rows; doc_starts[n_docs+1], first 0, last n_tokens */
     int64_t n_docs;
@@ -194,6 +202,9 @@ typedef struct lk_batch {
     /* serving: sequences tile the rows */
     int64_t n_sequences;
     const lk_sequence *sequences;
+    /* serving: the rows whose logits are wanted, those of a padded row 0; lk_gather_rows takes this very array */
+    int64_t n_rows;
+    const int32_t *rows;
     /* adapters: segments tile the rows; lora[site * n_adapters + adapter]. n_segments 0: the base alone. */
     int64_t n_segments;
     const lk_segment *segments;
@@ -204,6 +215,21 @@ typedef struct lk_batch {
 /* Called once before the operations of a forward or backward over this batch. Operations that are not handed a batch (lk_linear) belong
  * to the last one begun. */
 lk_status lk_batch_begin(lk_backend *be, const lk_batch *batch);
+
+/* A step that comes again and again (decoding), recorded once: CUDA graphs.
+ *
+ *     LK_TRY(lk_batch_begin(be, &batch));
+ *     LK_TRY(lk_step_begin(be, key, &queued));
+ *     if (!queued) { ... the operations of the step ...; LK_TRY(lk_step_end(be)); }
+ *
+ * The caller promises that a key stands for the same operations with the same tensors, matrices and cache in the same order; only what
+ * lk_batch_begin was given, and what memory holds, may differ. *queued: the backend has repeated its recording, and none of the operations
+ * may be called. A backend without recordings says false each time. After a failure between the two, lk_step_end is called all the same
+ * and nothing is kept. Between the two only operations of a forward may be called. */
+lk_status lk_step_begin(lk_backend *be, uint64_t key, bool *queued);
+lk_status lk_step_end(lk_backend *be);
+void lk_step_forget(lk_backend *be); /* all recordings: before memory that they name is given back */
+bool lk_backend_records(const lk_backend *be);
 
 /* ---------------------------------------------------------------------------------------------- LoRA (Hu et al. 2021) */
 
@@ -312,6 +338,9 @@ typedef struct lk_kv_shape {
 size_t lk_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape); /* keys and values of one page over all layers */
 lk_status lk_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
 void lk_kv_destroy(lk_backend *be, lk_kv *kv);
+/* Where page p begins: pages lie behind one another in the order of their numbers, lk_kv_page_bytes each, 64-byte aligned. A run of pages
+ * that no sequence uses is memory for anything else (adapters). */
+void *lk_kv_page(lk_kv *kv, int32_t page);
 
 /* Writes k[T,G*D], v[T,G*D] (k already rotated) of the batch's rows into the pages of their sequences. */
 lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
@@ -380,6 +409,9 @@ typedef struct lk_sample_request {
     int32_t n_bias;
     const int32_t *banned; /* ids that may not be drawn (stop tokens before min_tokens) */
     int32_t n_banned;
+    /* Behind an lk_sample_begin that has not ended: 1 + the row of that sampling whose token counts as seen too, once more than
+     * seen_counts says; 0: none. */
+    int32_t pending;
     lk_philox_key key;  /* the request's own generator: the draw is lk_philox(key, 0, counter) */
     uint64_t counter;   /* number of tokens generated so far */
     int32_t n_logprobs; /* 0..20 alternatives to report; -1: no logprob wanted */
@@ -399,6 +431,12 @@ typedef struct lk_sample_result {
  * result.token -1; the other rows are still answered. The draw walks the survivors by rising id: the first whose running sum of
  * probabilities exceeds lk_philox_uniform(word 0) times their total. */
 lk_status lk_sample(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests, lk_sample_result *results);
+
+/* The same in two halves, where lk_backend_ahead: begin queues it (requests and what they point to may be reused on return), end waits for
+ * the oldest one begun and gives its results. At most two are under way. The tokens of the last one begun are what lk_drawn and `pending`
+ * name. LK_ERR_FORMAT, as above, comes from end. */
+lk_status lk_sample_begin(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests);
+lk_status lk_sample_end(lk_backend *be, lk_sample_result *results);
 
 #ifdef __cplusplus
 }

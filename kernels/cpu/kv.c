@@ -12,27 +12,28 @@ size_t lk_cpu_kv_page_bytes(const lk_backend *be, const lk_kv_shape *s)
 
 lk_status lk_cpu_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape)
 {
-    lk_cpu_kv *made = calloc(1, sizeof *made);
+    lk_kv *made = calloc(1, sizeof *made);
     if (!made) return lk_fail(&be->error, LK_ERR_MEMORY, "no memory for a KV cache");
-    made->base.shape = *shape;
-    lk_status status = lk_alloc(be, (size_t)shape->n_pages * lk_cpu_kv_page_bytes(be, shape), &made->data);
+    made->shape = *shape;
+    made->page_bytes = lk_cpu_kv_page_bytes(be, shape);
+    lk_status status = lk_alloc(be, (size_t)shape->n_pages * made->page_bytes, &made->data);
     if (status) {
         free(made);
         return status;
     }
-    *kv = &made->base;
+    *kv = made;
     return LK_OK;
 }
 
 void lk_cpu_kv_destroy(lk_backend *be, lk_kv *kv)
 {
-    lk_free(be, ((lk_cpu_kv *)kv)->data);
+    lk_free(be, kv->data);
     free(kv);
 }
 
 typedef struct write_args {
     const lk_batch *batch;
-    const lk_cpu_kv *kv;
+    const lk_kv *kv;
     int32_t layer;
     const lk_tensor *k, *v;
 } write_args;
@@ -48,7 +49,7 @@ static inline void store(void *data, lk_dtype type, int64_t at, float value)
 /* Rows [begin, end) of one sequence. */
 static void write_rows(const write_args *a, const lk_sequence *q, int64_t begin, int64_t end)
 {
-    const lk_kv_shape *s = &a->kv->base.shape;
+    const lk_kv_shape *s = &a->kv->shape;
     for (int64_t row = begin; row < end; row++) {
         int64_t position = q->length - q->count + (row - q->begin), inside = position % s->page_tokens;
         const float *k = (const float *)a->k->data + row * a->k->stride, *v = (const float *)a->v->data + row * a->v->stride;
@@ -76,7 +77,7 @@ static void write_task(void *context, int64_t begin, int64_t end, int thread)
 
 lk_status lk_cpu_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v)
 {
-    write_args args = {batch, (const lk_cpu_kv *)kv, layer, k, v};
+    write_args args = {batch, kv, layer, k, v};
     lk_pool_run(lk_cpu_of(be)->pool, batch->n_tokens, 32, write_task, &args);
     return LK_OK;
 }

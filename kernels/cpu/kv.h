@@ -12,11 +12,6 @@
 
 enum { LK_KV_LANES = 16 };
 
-typedef struct lk_cpu_kv {
-    lk_kv base;
-    void *data;
-} lk_cpu_kv;
-
 /* Elements before the tiles of this page, layer and head: keys first, values page_tokens * D after them. */
 static inline int64_t lk_kv_tile(const lk_kv_shape *s, int32_t page, int32_t layer, int64_t head)
 {

@@ -19,7 +19,7 @@ typedef struct paged_args {
     const lk_batch *batch;
     const lk_attention_shape *shape;
     const lk_tensor *o, *q;
-    const lk_cpu_kv *kv;
+    const lk_kv *kv;
     int32_t layer;
     int threads;
     double cost; /* of everything */
@@ -55,7 +55,7 @@ static double item_cost(const paged_args *a, const item *it)
 /* Where block j of the sequence lies; tiles from `begin` to `end` positions of the sequence. */
 static lk_page_block block_at(const paged_args *a, const item *it, int64_t j, int64_t begin, int64_t end)
 {
-    const lk_kv_shape *s = &a->kv->base.shape;
+    const lk_kv_shape *s = &a->kv->shape;
     lk_page_block b = {.type = s->type, .head_dim = s->head_dim};
     int64_t size = lk_dtype_size(s->type);
     for (int t = 0; t < 4; t++) {
@@ -158,7 +158,7 @@ lk_status lk_cpu_paged_attention(lk_backend *be, const lk_batch *batch, const lk
                     .shape = shape,
                     .o = o,
                     .q = q,
-                    .kv = (const lk_cpu_kv *)kv,
+                    .kv = kv,
                     .layer = layer,
                     .threads = be->threads,
                     .thread_bytes = thread_bytes(shape->head_dim)};

@@ -24,9 +24,10 @@ lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **out, const lk_kv_shape *shap
     kv->base.shape = *shape;
     kv->words = TABLE_BASE + (size_t)shape->n_pages * (1 + SPLIT_WORDS);
     if (!(kv->host = malloc(kv->words * sizeof *kv->host))) goto memory;
-    if ((status = lk_alloc(be, (size_t)shape->n_pages * lk_cuda_kv_page_bytes(be, shape), &data))) goto out;
+    kv->base.page_bytes = lk_cuda_kv_page_bytes(be, shape);
+    if ((status = lk_alloc(be, (size_t)shape->n_pages * kv->base.page_bytes, &data))) goto out;
     if ((status = lk_alloc(be, kv->words * sizeof *kv->tables, &tables))) goto out;
-    kv->data = data;
+    kv->base.data = data;
     kv->tables = tables;
     *out = &kv->base;
     return LK_OK;
@@ -43,7 +44,7 @@ void lk_cuda_kv_destroy(lk_backend *be, lk_kv *kv)
 {
     lk_cuda_kv *c = lk_cuda_kv_of(kv);
     lk_free(be, c->tables);
-    lk_free(be, c->data);
+    lk_free(be, c->base.data);
     free(c->host);
     free(c);
 }

@@ -51,7 +51,6 @@ typedef struct lk_cuda_kv_tables {
 
 typedef struct lk_cuda_kv {
     lk_kv base;
-    uint16_t *data;
     int32_t *tables, *host; /* device memory and the host's copy of it */
     size_t words;
     /* what the tables hold */
@@ -91,7 +90,7 @@ static inline lk_cuda_kv_view lk_cuda_kv_layer(const lk_kv *kv, int32_t layer)
     v.page_shift = __builtin_ctz((unsigned)s->page_tokens);
     v.head_stride = 2 * (int64_t)s->page_tokens * v.pitch;
     v.page_stride = v.head_stride * s->kv_heads * s->n_layers;
-    v.data = lk_cuda_kv_of(kv)->data + layer * s->kv_heads * v.head_stride;
+    v.data = (uint16_t *)kv->data + layer * s->kv_heads * v.head_stride;
     return v;
 }
 

@@ -4,16 +4,16 @@
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/reference/reference.h"
 
-static double cached(const lk_cpu_kv *kv, int64_t at)
+static double cached(const lk_kv *kv, int64_t at)
 {
-    return kv->base.shape.type == LK_F32 ? (double)((const float *)kv->data)[at] : (double)lk_bf16_to_f32(((const uint16_t *)kv->data)[at]);
+    return kv->shape.type == LK_F32 ? (double)((const float *)kv->data)[at] : (double)lk_bf16_to_f32(((const uint16_t *)kv->data)[at]);
 }
 
 /* One query head of the token at `position`. */
-static void row(const lk_attention_shape *s, const lk_cpu_kv *kv, int32_t layer, const int32_t *pages, int64_t position, int64_t kv_head,
+static void row(const lk_attention_shape *s, const lk_kv *kv, int32_t layer, const int32_t *pages, int64_t position, int64_t kv_head,
                 float *o, const float *q, double *p)
 {
-    const lk_kv_shape *shape = &kv->base.shape;
+    const lk_kv_shape *shape = &kv->shape;
     int64_t first = s->window > 0 && position - s->window + 1 > 0 ? position - s->window + 1 : 0;
     double top = -INFINITY, sum = 0.0;
     for (int64_t j = first; j <= position; j++) {
@@ -43,7 +43,7 @@ lk_status lk_ref_paged_attention(lk_backend *be, const lk_batch *batch, const lk
         LK_TRY(lk_cpu_scratch(be, "paged_attention", (size_t)sequence->length * sizeof(double), &p));
         for (int64_t n = 0; n < sequence->count; n++)
             for (int64_t h = 0; h < s->heads; h++)
-                row(s, (const lk_cpu_kv *)kv, layer, sequence->pages, sequence->length - sequence->count + n, h / (s->heads / s->kv_heads),
+                row(s, kv, layer, sequence->pages, sequence->length - sequence->count + n, h / (s->heads / s->kv_heads),
                     lk_row(o, sequence->begin + n) + h * s->head_dim, lk_row(q, sequence->begin + n) + h * s->head_dim, p);
     }
     return LK_OK;
