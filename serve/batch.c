@@ -93,6 +93,14 @@ static void add_segment(lk_batch_builder *b, int64_t begin, int64_t end, int32_t
         b->segments[b->batch.n_segments++] = (lk_segment){begin, end, adapter};
 }
 
+/* The tokens of an entry; the last one may be known to the device alone. */
+static void copy_ids(int32_t *ids, const lk_request *r, int64_t first, int64_t count)
+{
+    int64_t known = r->n_prompt + r->n_output - first;
+    memcpy(ids, r->tokens + first, (size_t)(known < count ? known : count) * sizeof *ids);
+    if (known < count) ids[count - 1] = lk_drawn(r->drawn_row);
+}
+
 void lk_batch_build(lk_batch_builder *b, const lk_plan *plan)
 {
     int32_t n_adapters = number_adapters(b, plan);
@@ -111,7 +119,7 @@ void lk_batch_build(lk_batch_builder *b, const lk_plan *plan)
         const lk_plan_entry *e = b->order[i];
         lk_request *r = (lk_request *)(void *)e->task;
         int64_t first = e->task->n_cached;
-        memcpy(b->ids + row, r->tokens + first, (size_t)e->count * sizeof *b->ids);
+        copy_ids(b->ids + row, r, first, e->count);
         for (int64_t t = 0; t < e->count; t++) b->positions[row + t] = (int32_t)(first + t);
         b->sequences[i] = (lk_sequence){.begin = row, .count = e->count, .length = first + e->count, .pages = e->task->table.pages};
         if (n_adapters) add_segment(b, row, row + e->count, b->entry_adapter[e - plan->entries]);
@@ -122,4 +130,6 @@ void lk_batch_build(lk_batch_builder *b, const lk_plan *plan)
     }
     b->batch.n_tokens = row;
     b->batch.n_sequences = plan->n;
+    b->batch.rows = b->rows;
+    b->batch.n_rows = b->n_rows;
 }

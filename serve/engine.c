@@ -5,6 +5,11 @@
  * of arrivals behind its lock, and the registry with its own lock. The thread sleeps on the bell when it can compute nothing; whatever
  * could change that rings: an arrival, a cancellation, an adapter that came, went or failed, and stop. Nothing is allocated in the loop.
  *
+ * Look-ahead. Where the backend can sample behind the host's back (lk_backend_ahead), step n+1 is planned and queued before the tokens of
+ * step n are read: a flight is a step that was queued and whose tokens have not been read yet. The host's work then costs nothing while the
+ * device computes. What runs on takes its last token from the device's own memory (lk_drawn), since the host does not have it yet; a
+ * request that turns out to have ended has computed one token too many, which nobody reads. Elsewhere a flight lands before the next plan.
+ *
  * Locks are taken one at a time, except that a request's lock may be held while its bell rings. */
 #include "serve/engine.h"
 
@@ -21,6 +26,13 @@
  * loading, more means longer waits for the one outside. */
 enum { OVERTAKE = 4096 };
 
+/* A step that was queued: whose tokens its sampling draws, row by row; NULL: the request has ended meanwhile. */
+typedef struct flight {
+    uint64_t step; /* 1, 2, ...; 0: none */
+    lk_request **requests;
+    int32_t n_rows;
+} flight;
+
 struct lk_engine {
     lk_model *model; /* borrowed */
     lk_engine_options options;
@@ -35,6 +47,8 @@ struct lk_engine {
     lk_flow base_flow;           /* requests without adapter */
     lk_sample_request *sampling; /* [max_running] */
     lk_sample_result *results;
+    flight flights[2]; /* step n is flights[n % 2] */
+    uint64_t steps;    /* queued so far */
     pthread_t thread;
 
     lk_bell bell;
@@ -146,9 +160,17 @@ static void count_finish(lk_engine_stats *stats, const lk_request *r, lk_finish 
     lk_histogram_add(&stats->end_to_end, lk_clock_seconds() - r->submitted);
 }
 
-/* Gives back pages, place and pin before the client hears of the end. */
+static void leave_flight(flight *f, const lk_request *r)
+{
+    for (int32_t i = 0; f->step && i < f->n_rows; i++)
+        if (f->requests[i] == r) f->requests[i] = NULL;
+}
+
+/* Gives back pages, place and pin before the client hears of the end. Steps that are queued may still write to the pages: whatever gets
+ * them next is queued behind those. */
 static void end_request(lk_engine *e, lk_request *r, lk_finish finish, const lk_error *error)
 {
+    for (int i = 0; i < 2; i++) leave_flight(&e->flights[i], r);
     lk_scheduler_finish(&e->scheduler, &r->task);
     if (r->admitted == 0) leave_queue(e, r);
     if (r->version) lk_registry_unpin(e->registry, r->version);
@@ -217,10 +239,7 @@ static void deliver(lk_engine *e, lk_request *r, const lk_sample_result *result)
     } else {
         lk_histogram_add(&stats->inter_token, r->last_token - before);
     }
-    if (finish)
-        end_request(e, r, finish, NULL);
-    else
-        lk_task_generated(&r->task);
+    if (finish) end_request(e, r, finish, NULL);
 }
 
 /* The forward or the sampling as a whole has failed: nobody in the batch got an answer, and nobody else is touched. */
@@ -228,6 +247,58 @@ static void fail_batch(lk_engine *e, const lk_plan *plan, const lk_error *err)
 {
     lk_log(LK_LOG_ERROR, "a batch of %d requests failed: %s", plan->n, err->message);
     for (int32_t i = 0; i < plan->n; i++) end_request(e, request_of(plan->entries[i].task), LK_FINISH_ERROR, err);
+}
+
+/* The step is queued: its tokens are in the cache and one more of each row is on its way. */
+static void take_off(lk_engine *e)
+{
+    const lk_batch_builder *b = &e->builder;
+    flight *f = &e->flights[++e->steps % 2];
+    f->step = e->steps;
+    f->n_rows = b->n_rows;
+    lk_scheduler_commit(&e->scheduler);
+    for (int32_t i = 0; i < b->n_rows; i++) {
+        lk_request *r = f->requests[i] = b->requests[i];
+        r->drawn_step = f->step;
+        r->drawn_row = i;
+        lk_task_generated(&r->task, r->task.n_tokens + 1 == r->n_prompt + r->max_tokens);
+    }
+    e->stats.mine.iterations++;
+    if (b->batch.n_sequences > e->stats.mine.largest_batch) e->stats.mine.largest_batch = b->batch.n_sequences;
+}
+
+/* The tokens of a step have come: out they go. */
+static void land(lk_engine *e, flight *f)
+{
+    if (!f->step) return;
+    lk_error err = {0};
+    lk_status status = LK_OK;
+    if (f->n_rows && lk_backend_ahead(e->model->be)) {
+        status = lk_sample_end(e->model->be, e->results);
+        if (status == LK_ERR_FORMAT) status = LK_OK; /* some row has no finite logit; its token says which */
+        if (status) lk_backend_fail(e->model->be, status, &err);
+    }
+    uint64_t step = f->step;
+    f->step = 0;
+    if (status) lk_log(LK_LOG_ERROR, "a step of %d requests failed: %s", f->n_rows, err.message);
+    for (int32_t i = 0; i < f->n_rows; i++) {
+        lk_request *r = f->requests[i];
+        if (!r) continue;
+        if (r->drawn_step == step) r->drawn_step = 0;
+        if (status)
+            end_request(e, r, LK_FINISH_ERROR, &err);
+        else
+            deliver(e, r, &e->results[i]);
+    }
+}
+
+static lk_status sample(lk_engine *e, const lk_tensor *logits)
+{
+    const lk_batch_builder *b = &e->builder;
+    for (int32_t i = 0; i < b->n_rows; i++) lk_request_sampling(b->requests[i], &e->sampling[i]);
+    if (lk_backend_ahead(e->model->be)) return lk_sample_begin(e->model->be, logits, e->sampling);
+    lk_status status = lk_sample(e->model->be, logits, e->sampling, e->results);
+    return status == LK_ERR_FORMAT ? LK_OK : status; /* as in land */
 }
 
 static void step(lk_engine *e, const lk_plan *plan)
@@ -238,20 +309,11 @@ static void step(lk_engine *e, const lk_plan *plan)
     note_admissions(e, plan);
     lk_batch_build(b, plan);
     lk_status status = lk_infer_forward(e->infer, &b->batch, e->kv, b->rows, b->n_rows, &logits, &err);
-    if (!status && b->n_rows) {
-        for (int32_t i = 0; i < b->n_rows; i++) lk_request_sampling(b->requests[i], &e->sampling[i]);
-        status = lk_sample(e->model->be, &logits, e->sampling, e->results);
-        if (status == LK_ERR_FORMAT) status = LK_OK; /* some row has no finite logit; its token says which */
-        if (status) lk_backend_fail(e->model->be, status, &err);
-    }
-    if (status) {
+    if (!status && b->n_rows && (status = sample(e, &logits))) lk_backend_fail(e->model->be, status, &err);
+    if (status)
         fail_batch(e, plan, &err);
-        return;
-    }
-    lk_scheduler_commit(&e->scheduler);
-    for (int32_t i = 0; i < b->n_rows; i++) deliver(e, b->requests[i], &e->results[i]);
-    e->stats.mine.iterations++;
-    if (b->batch.n_sequences > e->stats.mine.largest_batch) e->stats.mine.largest_batch = b->batch.n_sequences;
+    else
+        take_off(e);
 }
 
 static void publish(lk_engine *e)
@@ -269,15 +331,22 @@ static void publish(lk_engine *e)
 static void *engine_run(void *context)
 {
     lk_engine *e = context;
+    bool ahead = lk_backend_ahead(e->model->be);
+    lk_backend_use(e->model->be);
     while (take_arrivals(e)) {
         end_cancelled(e);
         const lk_plan *plan = lk_scheduler_plan(&e->scheduler);
         bool again = plan->wanted && bring_in(e, plan->wanted);
         publish(e); /* what runs now, before it leaves the queue: no request is ever uncounted */
+        flight *before = &e->flights[e->steps % 2];
+        bool flying = before->step != 0;
         if (plan->n) step(e, plan);
+        land(e, before);
+        if (!ahead) land(e, &e->flights[e->steps % 2]);
         publish(e);
-        if (!plan->n && !again) lk_bell_wait(&e->bell);
+        if (!plan->n && !again && !flying) lk_bell_wait(&e->bell);
     }
+    land(e, &e->flights[e->steps % 2]);
     for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, NULL, NULL));) end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
     publish(e);
     return NULL;
@@ -315,6 +384,7 @@ static void engine_free(lk_engine *e)
     lk_kv_destroy(e->model->be, e->kv);
     lk_stats_free(&e->stats);
     lk_bell_free(&e->bell);
+    for (int i = 0; i < 2; i++) free(e->flights[i].requests);
     free(e->sampling);
     free(e->results);
     free(e);
@@ -331,7 +401,9 @@ static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_erro
     lk_registry_options registry = {o->max_resident_adapters, o->max_rank, adapters_changed, e};
     e->sampling = calloc((size_t)o->max_running, sizeof *e->sampling);
     e->results = calloc((size_t)o->max_running, sizeof *e->results);
-    if (!e->sampling || !e->results) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d requests", o->max_running);
+    for (int i = 0; i < 2; i++) e->flights[i].requests = calloc((size_t)o->max_running, sizeof *e->flights[i].requests);
+    if (!e->sampling || !e->results || !e->flights[0].requests || !e->flights[1].requests)
+        return lk_fail(err, LK_ERR_MEMORY, "no memory for %d requests", o->max_running);
     LK_TRY(lk_infer_create(&e->infer, e->model, &infer, err));
     lk_status status = lk_kv_create(e->model->be, &e->kv, shape);
     if (status) return lk_backend_fail(e->model->be, status, err);

@@ -154,14 +154,16 @@ void lk_request_discard(lk_request *r) { request_free(r); }
 
 void lk_request_sampling(const lk_request *r, lk_sample_request *sampling)
 {
+    int64_t n_output = r->n_output + (r->drawn_step != 0);
     *sampling = r->sampling;
-    sampling->counter = (uint64_t)r->n_output; /* never of the batch or the time: the draw is the same wherever it happens */
+    sampling->counter = (uint64_t)n_output; /* never of the batch or the time: the draw is the same wherever it happens */
     if (r->counts_seen) {
+        sampling->pending = r->drawn_step ? 1 + r->drawn_row : 0;
         sampling->seen = r->seen.ids;
         sampling->seen_counts = r->seen.counts;
         sampling->n_seen = r->seen.n;
     }
-    if (r->n_output < r->min_tokens) {
+    if (n_output < r->min_tokens) {
         sampling->banned = r->stops;
         sampling->n_banned = r->n_stops;
     }

@@ -44,6 +44,8 @@ struct lk_request {
     lk_task task;        /* first: the engine gets from tasks back to requests */
     lk_version *version; /* pinned; NULL: the base. The engine's, until the end. */
     struct lk_request *next_arrival;
+    uint64_t drawn_step; /* the queued step that draws a token of this request, unknown as yet; 0: none. The engine's */
+    int32_t drawn_row;   /* of that step's sampling */
 
     /* Constant once submitted. */
     int64_t n_prompt, max_tokens, min_tokens;
@@ -82,7 +84,7 @@ lk_status lk_request_create(lk_request **request, const lk_request_spec *spec, c
 /* Before anybody else knows the request. */
 void lk_request_discard(lk_request *request);
 
-/* What lk_sample needs for the next token; borrowed until the next push. */
+/* What sampling needs for the next token, which may be the one behind a token that is being drawn; borrowed until the next push. */
 void lk_request_sampling(const lk_request *request, lk_sample_request *sampling);
 /* Its first tokens are about to be computed, for the first time or after a preemption. Returns the seconds it waited the first time, else
  * -1. */

@@ -179,7 +179,7 @@ static void plan_running(lk_scheduler *s, bool decodes)
 {
     for (int32_t i = 0; i < s->n_running; i++) { /* preemption only ever removes from the end */
         lk_task *task = s->running[i];
-        if ((task->n_tokens - task->n_cached == 1) == decodes) plan_task(s, task);
+        if (!task->ends && (task->n_tokens - task->n_cached == 1) == decodes) plan_task(s, task);
     }
 }
 
@@ -252,8 +252,9 @@ void lk_scheduler_commit(lk_scheduler *s)
     for (int32_t i = 0; i < s->plan.n; i++) s->plan.entries[i].task->n_cached += s->plan.entries[i].count;
 }
 
-void lk_task_generated(lk_task *task)
+void lk_task_generated(lk_task *task, bool ends)
 {
     task->n_tokens++;
+    task->ends = ends;
     task->flow->served += 2; /* VTC's weight of an output token */
 }

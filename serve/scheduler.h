@@ -6,7 +6,7 @@
  *     const lk_plan *plan = lk_scheduler_plan(&s);      -- choose tokens, take pages, preempt
  *     ... forward over plan->entries ...
  *     lk_scheduler_commit(&s);                          -- the planned tokens are in the cache now
- *     lk_task_generated(task);                          -- for each entry with `last`: one token more is known ...
+ *     lk_task_generated(task, ends);                    -- for each entry with `last`: one token more ...
  *     lk_scheduler_finish(&s, task);                    -- ... or the request is over
  *     lk_scheduler_free(&s);
  *
@@ -27,6 +27,10 @@
  * again from its tokens (recomputation: a copy to the host would need memory for the copies and a second path to test). The oldest task
  * is never the victim and always fits alone, so the whole moves on. No task is admitted or resumed while an older preempted one waits for
  * pages, nor in the iteration of a preemption: otherwise newcomers would take the pages it waits for.
+ *
+ * Look-ahead: a token counts as generated when the step that computes it has been queued, so the next step can be planned before its number
+ * is known. A task whose last token is being computed `ends`: it keeps its place and is not planned any more. If the token turns out to
+ * be a stop, what was queued for the task meanwhile is thrown away.
  *
  * The adapters of more flows may be wanted than fit in memory. `hold` asks for a flow's adapter at admission and `drop` lets it go when
  * the task ends. When the flow whose turn it is cannot be held, the plan names it as `wanted`; flows that are in memory may go on, but
@@ -49,6 +53,7 @@ struct lk_task {
     uint64_t order;   /* arrival: smaller is older */
     lk_block_table table;
     lk_task_state state;
+    bool ends; /* nothing more is to be computed */
     int64_t n_preempted;
     lk_task *prev, *next; /* in the flow's queue */
 };
@@ -108,7 +113,7 @@ void lk_scheduler_free(lk_scheduler *s); /* safe on a zeroed struct; tasks belon
 void lk_scheduler_add(lk_scheduler *s, lk_task *task);
 const lk_plan *lk_scheduler_plan(lk_scheduler *s); /* valid until the next call */
 void lk_scheduler_commit(lk_scheduler *s);
-void lk_task_generated(lk_task *task);
+void lk_task_generated(lk_task *task, bool ends); /* after commit; ends: it is the last */
 /* From any state; not between plan and commit. Pages go back at once. */
 void lk_scheduler_finish(lk_scheduler *s, lk_task *task);
 

@@ -154,7 +154,7 @@ static int64_t sim_step(sim *m)
         if (++t->n_output == t->want)
             sim_finish(m, t);
         else
-            lk_task_generated(&t->task);
+            lk_task_generated(&t->task, false);
     }
     return n;
 }
