@@ -122,12 +122,11 @@ static lk_status fill(lk_model *m, float *host, lk_error *err)
         LK_TRY(vector(&m->layers[l].attn_norm, be, host, c->hidden, err));
         LK_TRY(vector(&m->layers[l].mlp_norm, be, host, c->hidden, err));
     }
-    for (int i = 0; i < LK_N_MODULES; i++) {
-        int64_t n, k;
+    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
         lk_matrix *copies[MOST_LAYERS];
-        lk_module_shape(c, (lk_module)i, &n, &k);
-        lk_status status = bench_random_matrices(copies, c->layers, be, LK_NF4, n, k, err);
-        for (int64_t l = 0; l < c->layers; l++) m->layers[l].w[i] = copies[l];
+        lk_site site = lk_site_at(c, s);
+        lk_status status = bench_random_matrices(copies, c->layers, be, LK_NF4, site.n, site.k, err);
+        for (int64_t l = 0; l < c->layers; l++) m->weights[l * lk_layer_sites(c) + s].w = copies[l];
         LK_TRY(status);
     }
     return LK_OK;
@@ -142,8 +141,9 @@ lk_status bench_random_model(lk_model **out, lk_backend *be, const lk_config *co
     if (m) {
         *m = (lk_model){.be = be, .config = *config, .quant = LK_QUANT_NF4, .name = "random", .path = "random"};
         m->layers = calloc((size_t)config->layers, sizeof *m->layers);
+        m->weights = calloc((size_t)lk_sites(config), sizeof *m->weights);
     }
-    if (!m || !host || !m->layers)
+    if (!m || !host || !m->layers || !m->weights)
         lk_fail(err, LK_ERR_MEMORY, "no memory for a model");
     else
         status = fill(m, host, err);

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "data/safetensors.h"
+#include "model/sites.h"
 #include "kernels/philox.h"
 #include "model/config.h"
 
@@ -48,12 +49,12 @@ static lk_status write_weights(const char *folder, const lk_config *c, lk_error 
             status = write_tensor(w, pass, name, c->hidden, 0, &seed, err);
             snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
             if (!status) status = write_tensor(w, pass, name, c->hidden, 0, &seed, err);
-            for (int m = 0; m < LK_N_MODULES && !status; m++) {
-                int64_t n, k;
-                lk_module_shape(c, (lk_module)m, &n, &k);
-                lk_module_path(path, sizeof path, l, (lk_module)m);
+            for (int32_t s = 0; s < lk_layer_sites(c) && !status; s++) {
+                int32_t number = (int32_t)l * lk_layer_sites(c) + s;
+                lk_site site = lk_site_at(c, number);
+                lk_site_path(path, sizeof path, c, number);
                 snprintf(name, sizeof name, "%s.weight", path);
-                status = write_tensor(w, pass, name, n, k, &seed, err);
+                status = write_tensor(w, pass, name, site.n, site.k, &seed, err);
             }
         }
         if (!status) status = write_tensor(w, pass, "model.norm.weight", c->hidden, 0, &seed, err);

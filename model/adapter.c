@@ -55,14 +55,14 @@ float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora)
     return (float)(use_rslora ? alpha / sqrt((double)rank) : alpha / (double)rank);
 }
 
-static lk_status site_rank(const lk_adapter_spec *spec, int64_t layer, lk_module m, int32_t *rank, double *alpha, lk_error *err)
+static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec, int32_t site, int32_t *rank, double *alpha, lk_error *err)
 {
     *rank = 0;
-    if (!spec->targets[m]) return LK_OK;
+    if (!spec->targets[lk_site_at(config, site).module]) return LK_OK;
     *rank = spec->rank;
     *alpha = spec->alpha;
     char path[200];
-    lk_module_path(path, sizeof path, layer, m);
+    lk_site_path(path, sizeof path, config, site);
     bool have_rank = false, have_alpha = false;
     for (int i = 0; i < spec->n_patterns; i++) {
         const lk_adapter_pattern *p = &spec->patterns[i];
@@ -97,22 +97,22 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
 static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
 {
     bool any = false;
-    for (int64_t layer = 0; layer < config->layers; layer++) {
-        for (int m = 0; m < LK_N_MODULES; m++) {
-            lk_adapter_site *site = &sites[layer * LK_N_MODULES + m];
-            double alpha = 0;
-            lk_module_shape(config, (lk_module)m, &site->n, &site->k);
-            LK_TRY(site_rank(spec, layer, (lk_module)m, &site->rank, &alpha, err));
-            if (!site->rank) continue;
-            any = true;
-            int64_t most = site->n < site->k ? site->n : site->k;
-            if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
-                return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
-                               lk_module_name((lk_module)m), (long long)site->n, (long long)site->k,
-                               (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
-            site->alpha = (float)alpha;
-            site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
-        }
+    for (int32_t s = 0; s < lk_sites(config); s++) {
+        lk_adapter_site *site = &sites[s];
+        lk_site where = lk_site_at(config, s);
+        double alpha = 0;
+        site->n = where.n;
+        site->k = where.k;
+        LK_TRY(site_rank(config, spec, s, &site->rank, &alpha, err));
+        if (!site->rank) continue;
+        any = true;
+        int64_t most = site->n < site->k ? site->n : site->k;
+        if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
+            return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
+                           lk_module_name(where.module), (long long)site->n, (long long)site->k,
+                           (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
+        site->alpha = (float)alpha;
+        site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
     }
     return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
 }
@@ -120,7 +120,7 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
 lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
                             int32_t *max_rank, lk_error *err)
 {
-    int32_t n_sites = (int32_t)(config->layers * LK_N_MODULES);
+    int32_t n_sites = lk_sites(config);
     lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
     if (!sites) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d adapter sites", n_sites);
     lk_status status = fill_sites(sites, config, spec, err);
@@ -136,7 +136,7 @@ lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec
 lk_status lk_adapter_alloc(lk_adapter **out, const lk_model *model, lk_error *err)
 {
     lk_adapter *a = calloc(1, sizeof *a);
-    int32_t n_sites = (int32_t)(model->config.layers * LK_N_MODULES);
+    int32_t n_sites = lk_sites(&model->config);
     lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
     if (!a || !sites) {
         free(a);

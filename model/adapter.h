@@ -21,7 +21,7 @@ typedef struct lk_adapter_site {
 
 typedef struct lk_adapter {
     const lk_model *model; /* borrowed */
-    int32_t n_sites;       /* layers * LK_N_MODULES */
+    int32_t n_sites;       /* lk_sites of the model */
     lk_adapter_site *sites;
     int64_t n_params;
     int32_t max_rank;

@@ -24,13 +24,11 @@ static lk_status place_sites(lk_adapter *a, const lk_peft *peft, const char *fol
     const lk_config *c = &a->model->config;
     for (int64_t i = 0; i < lk_peft_count(peft); i++) {
         const lk_peft_module *m = lk_peft_at(peft, i);
-        int64_t layer;
-        lk_module module;
-        if (!lk_module_parse(c, m->name, &layer, &module))
+        int32_t number = lk_site_find(c, m->name);
+        if (number < 0)
             return lk_fail(err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%lld layers)", folder, m->name,
                            a->model->name, (long long)c->layers);
-        lk_adapter_site *site = &a->sites[layer * LK_N_MODULES + module];
-        lk_module_shape(c, module, &site->n, &site->k);
+        lk_adapter_site *site = &a->sites[number];
         if (m->a->shape[1] != site->k || m->b->shape[0] != site->n)
             return lk_fail(err, LK_ERR_MISMATCH,
                            "adapter %s: %s adapts a [%lld,%lld] layer, but %s has [%lld,%lld] there: another base model", folder, m->name,
@@ -49,10 +47,7 @@ static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, float *h
 {
     for (int64_t i = 0; i < lk_peft_count(peft); i++) {
         const lk_peft_module *m = lk_peft_at(peft, i);
-        int64_t layer;
-        lk_module module;
-        if (!lk_module_parse(&a->model->config, m->name, &layer, &module)) continue; /* checked before */
-        const lk_adapter_site *site = &a->sites[layer * LK_N_MODULES + module];
+        const lk_adapter_site *site = &a->sites[lk_site_find(&a->model->config, m->name)]; /* place_sites found it */
         LK_TRY(lk_st_read_f32(m->a, 0, site->rank * site->k, host + site->a, err));
         LK_TRY(lk_st_read_f32(m->b, 0, site->rank * site->n, host + site->b, err));
     }
@@ -70,7 +65,11 @@ lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *f
     if ((status = check_base(peft, model, folder, err))) goto out;
     if ((status = lk_adapter_alloc(&a, model, err))) goto out;
     a->type = type;
-    for (int32_t s = 0; s < a->n_sites; s++) lk_module_shape(&model->config, (lk_module)(s % LK_N_MODULES), &a->sites[s].n, &a->sites[s].k);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        lk_site site = lk_site_at(&model->config, s);
+        a->sites[s].n = site.n;
+        a->sites[s].k = site.k;
+    }
     if ((status = place_sites(a, peft, folder, err))) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
     host = calloc((size_t)a->n_params + 1, sizeof *host);
@@ -110,7 +109,7 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
     for (int32_t s = 0; s < a->n_sites; s++) {
         const lk_adapter_site *site = &a->sites[s];
         if (!site->rank) continue;
-        lk_module_path(names[n], sizeof names[n], s / LK_N_MODULES, (lk_module)(s % LK_N_MODULES));
+        lk_site_path(names[n], sizeof names[n], &a->model->config, s);
         modules[n] = (lk_peft_write_module){.name = names[n],
                                             .rank = site->rank,
                                             .alpha = (double)site->alpha,

@@ -5,20 +5,21 @@ static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, c
                         const lk_tensor *residual)
 {
     lk_backend *be = c->model->be;
-    const lk_layer *l = &c->model->layers[layer];
-    if (!c->batch->n_segments) return lk_linear(be, y, x, l->w[m], l->bias[m], residual);
-    return lk_linear_lora(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), y, x, l->w[m], l->bias[m], residual, h, c->dropout);
+    int32_t site = lk_site_of(&c->model->config, layer, m, -1);
+    const lk_weight *weight = &c->model->weights[site];
+    if (!c->batch->n_segments) return lk_linear(be, y, x, weight->w, weight->bias, residual);
+    return lk_linear_lora(be, c->batch, site, y, x, weight->w, weight->bias, residual, h, c->dropout);
 }
 
 /* The same for layers that share their input. */
 static lk_status linears(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_tensor *x, int n, const lk_module modules[],
                          const lk_tensor *const y[])
 {
-    const lk_layer *l = &c->model->layers[layer];
     lk_part parts[LK_MOST_PARTS];
     for (int i = 0; i < n; i++) {
-        lk_module m = modules[i];
-        parts[i] = (lk_part){.w = l->w[m], .bias = l->bias[m], .site = (int32_t)(layer * LK_N_MODULES + m), .y = *y[i], .h = b->h[m]};
+        int32_t site = lk_site_of(&c->model->config, layer, modules[i], -1);
+        const lk_weight *weight = &c->model->weights[site];
+        parts[i] = (lk_part){.w = weight->w, .bias = weight->bias, .site = site, .y = *y[i], .h = b->h[modules[i]]};
     }
     return lk_linear_parts(c->model->be, c->batch, parts, n, x, c->dropout);
 }
@@ -84,7 +85,7 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
     if (skip_output) {
         /* Backward still wants LoRA's inner activations of the last layer; x_out takes the useless expansion. */
         if (!c->batch->n_segments) return LK_OK;
-        return lk_lora_forward(be, c->batch, (int32_t)(layer * LK_N_MODULES + LK_DOWN), &b->x_out, &b->act, &b->h[LK_DOWN], c->dropout);
+        return lk_lora_forward(be, c->batch, lk_site_of(config, layer, LK_DOWN, -1), &b->x_out, &b->act, &b->h[LK_DOWN], c->dropout);
     }
     return linear(c, layer, LK_DOWN, &b->x_out, &b->act, &b->h[LK_DOWN], &b->x_mid);
 }
@@ -94,9 +95,10 @@ static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_mo
                                  const lk_tensor *x, const lk_tensor *h, bool accumulate)
 {
     lk_backend *be = c->model->be;
-    const lk_matrix *w = c->model->layers[layer].w[m];
+    int32_t site = lk_site_of(&c->model->config, layer, m, -1);
+    const lk_matrix *w = c->model->weights[site].w;
     if (!c->batch->n_segments) return dx ? lk_linear_backward(be, dx, dy, w, accumulate) : LK_OK;
-    return lk_linear_lora_backward(be, c->batch, (int32_t)(layer * LK_N_MODULES + m), dx, dy, w, x, h, accumulate, c->dropout);
+    return lk_linear_lora_backward(be, c->batch, site, dx, dy, w, x, h, accumulate, c->dropout);
 }
 
 /* `gap` elements stay free behind each row, as lk_linear_lora_backward likes it. */

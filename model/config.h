@@ -27,7 +27,10 @@ typedef struct lk_config {
     float rms_eps;
     bool tied; /* the head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
-    bool qk_norm; /* per-head RMSNorm of q and k before RoPE (Qwen3) */
+    bool fused;          /* query, key and value are one layer, gate and up another (Phi-3) */
+    int64_t experts;     /* of a mixture, each with an MLP of `intermediate`; 0: one MLP */
+    bool expert_numbers; /* they are block_sparse_moe.experts.E.{w1,w2,w3} in files (Mixtral) */
+    bool qk_norm;        /* per-head RMSNorm of q and k before RoPE (Qwen3) */
     double rope_theta;
     lk_rope_kind rope;
     double rope_factor, rope_low, rope_high, rope_original; /* llama3 uses all four, linear the first */
@@ -41,23 +44,5 @@ lk_status lk_config_parse(lk_config *config, const cJSON *json, const char *wher
 
 /* inv_freq[head_dim/2] with the scaling applied, in fp32 as transformers computes it. */
 void lk_config_inv_freq(const lk_config *config, float *inv_freq);
-
-/* The seven linear layers of a block, in this order everywhere: a "site" is layer * LK_N_MODULES + module. */
-typedef enum lk_module { LK_Q, LK_K, LK_V, LK_O, LK_GATE, LK_UP, LK_DOWN, LK_N_MODULES } lk_module;
-
-const char *lk_module_name(lk_module m);   /* "q_proj" */
-const char *lk_module_parent(lk_module m); /* "self_attn" or "mlp" */
-/* w[N,K] of a module. */
-void lk_module_shape(const lk_config *config, lk_module m, int64_t *n, int64_t *k);
-bool lk_module_has_bias(const lk_config *config, lk_module m);
-/* "model.layers.3.self_attn.q_proj" into out. */
-void lk_module_path(char *out, size_t size, int64_t layer, lk_module m);
-/* The reverse; false when the path is not a linear layer of this model. */
-bool lk_module_parse(const lk_config *config, const char *path, int64_t *layer, lk_module *m);
-/* Parameters: linear layers of all blocks, and everything. */
-int64_t lk_config_linear_params(const lk_config *config);
-int64_t lk_config_params(const lk_config *config);
-/* N*K of the largest linear layer. */
-int64_t lk_config_largest_matrix(const lk_config *config);
 
 #endif

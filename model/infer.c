@@ -38,10 +38,8 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
 
 static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
 {
-    int64_t width = m->intermediate > m->hidden ? m->intermediate : m->hidden;
-    if (m->heads * m->head_dim > width) width = m->heads * m->head_dim;
     return (lk_limits){.tokens = o->max_tokens > o->max_rows ? o->max_tokens : o->max_rows,
-                       .width = width,
+                       .width = lk_config_widest(m),
                        .vocab = m->vocab,
                        .matrix = lk_config_largest_matrix(m),
                        .rank = o->max_rank,
@@ -51,7 +49,7 @@ static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
                        .context = o->max_context,
                        .serving = true,
                        .adapters = o->max_rank > 0 ? o->max_rows : 0,
-                       .sites = m->layers * LK_N_MODULES};
+                       .sites = lk_sites(m)};
 }
 
 size_t lk_infer_bytes(const lk_backend *be, const lk_config *config, const lk_infer_options *options)

@@ -43,14 +43,12 @@ static lk_status check_adapter(const merger *g, const char *base)
                        identity);
     for (int64_t i = 0; i < lk_peft_count(g->peft); i++) {
         const lk_peft_module *m = lk_peft_at(g->peft, i);
-        int64_t layer, n, k;
-        lk_module module;
-        if (!lk_module_parse(&g->config, m->name, &layer, &module))
-            return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter adapts %s, which is not a linear layer of %s", m->name, base);
-        lk_module_shape(&g->config, module, &n, &k);
-        if (m->a->shape[1] != k || m->b->shape[0] != n)
+        int32_t number = lk_site_find(&g->config, m->name);
+        if (number < 0) return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter adapts %s, which is not a linear layer of %s", m->name, base);
+        lk_site site = lk_site_at(&g->config, number);
+        if (m->a->shape[1] != site.k || m->b->shape[0] != site.n)
             return lk_fail(g->err, LK_ERR_MISMATCH, "the adapter's %s is for a [%lld,%lld] layer, %s has [%lld,%lld]", m->name,
-                           (long long)m->b->shape[0], (long long)m->a->shape[1], base, (long long)n, (long long)k);
+                           (long long)m->b->shape[0], (long long)m->a->shape[1], base, (long long)site.n, (long long)site.k);
     }
     return LK_OK;
 }
@@ -144,19 +142,6 @@ static lk_status write_other(const merger *g, const lk_st_tensor *t)
     return LK_OK;
 }
 
-/* The tensor's shape in the merged folder; a 4-bit one has another shape on disk. */
-static void linear_shape(const merger *g, const char *name, int64_t shape[2])
-{
-    char path[512];
-    size_t length = strlen(name) - strlen(".weight");
-    memcpy(path, name, length);
-    path[length] = 0;
-    int64_t layer;
-    lk_module m;
-    lk_module_parse(&g->config, path, &layer, &m);
-    lk_module_shape(&g->config, m, &shape[0], &shape[1]);
-}
-
 static bool carried(const lk_st_tensor *t) { return !lk_bnb_is_state(t->name) && !strstr(t->name, ".rotary_emb."); }
 
 static lk_status write_all(const merger *g)
@@ -166,9 +151,10 @@ static lk_status write_all(const merger *g)
         for (int64_t i = 0; i < n; i++) {
             const lk_st_tensor *t = lk_safetensors_at(g->st, i);
             if (!carried(t)) continue;
-            bool linear = lk_weights_is_linear(&g->config, t->name);
-            int64_t shape[2];
-            if (linear) linear_shape(g, t->name, shape);
+            int32_t site = lk_weights_site(&g->config, t->name);
+            bool linear = site >= 0;
+            int64_t shape[2] = {0, 0}; /* in the merged folder: a 4-bit tensor has another one on disk */
+            if (linear) shape[0] = lk_site_at(&g->config, site).n, shape[1] = lk_site_at(&g->config, site).k;
             if (pass == 0)
                 LK_TRY(lk_st_writer_declare(g->w, t->name, g->dtype, linear ? 2 : t->n_dims, linear ? shape : t->shape, g->err));
             else if (linear)

@@ -102,11 +102,24 @@ static lk_status load_linear(loader *l, lk_matrix **out, const char *name, int64
     return status;
 }
 
+static lk_status load_site(loader *l, int32_t number)
+{
+    lk_site site = lk_site_at(&l->model->config, number);
+    lk_weight *weight = &l->model->weights[number];
+    char name[300], path[200];
+    lk_site_path(path, sizeof path, &l->model->config, number);
+    snprintf(name, sizeof name, "%s.weight", path);
+    LK_TRY(load_linear(l, &weight->w, name, site.n, site.k));
+    if (!site.bias) return LK_OK;
+    snprintf(name, sizeof name, "%s.bias", path);
+    return load_vector(l, &weight->bias, name, site.n);
+}
+
 static lk_status load_layer(loader *l, int64_t index)
 {
     const lk_config *c = &l->model->config;
     lk_layer *layer = &l->model->layers[index];
-    char name[300], path[200];
+    char name[300];
     snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
     LK_TRY(load_vector(l, &layer->attn_norm, name, c->hidden));
     snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
@@ -117,16 +130,8 @@ static lk_status load_layer(loader *l, int64_t index)
         snprintf(name, sizeof name, "model.layers.%lld.self_attn.k_norm.weight", (long long)index);
         LK_TRY(load_vector(l, &layer->k_norm, name, c->head_dim));
     }
-    for (int m = 0; m < LK_N_MODULES; m++) {
-        int64_t n, k;
-        lk_module_shape(c, (lk_module)m, &n, &k);
-        lk_module_path(path, sizeof path, index, (lk_module)m);
-        snprintf(name, sizeof name, "%s.weight", path);
-        LK_TRY(load_linear(l, &layer->w[m], name, n, k));
-        if (!lk_module_has_bias(c, (lk_module)m)) continue;
-        snprintf(name, sizeof name, "%s.bias", path);
-        LK_TRY(load_vector(l, &layer->bias[m], name, n));
-    }
+    int32_t first = (int32_t)index * lk_layer_sites(c);
+    for (int32_t s = first; s < first + lk_layer_sites(c); s++) LK_TRY(load_site(l, s));
     return LK_OK;
 }
 
@@ -186,7 +191,8 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     lk_status status;
     if ((status = lk_config_read(&model->config, folder, err))) goto out;
     model->layers = calloc((size_t)model->config.layers, sizeof *model->layers);
-    if (!model->layers) {
+    model->weights = calloc((size_t)lk_sites(&model->config), sizeof *model->weights);
+    if (!model->layers || !model->weights) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
         goto out;
     }
@@ -196,7 +202,7 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
     if (four_bit && options->quant == LK_QUANT_NONE)
         lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
-    l.total = model->config.layers * LK_N_MODULES + (model->config.tied ? 1 : 2);
+    l.total = lk_sites(&model->config) + (model->config.tied ? 1 : 2);
     status = load_all(&l);
 out:
     lk_sha256_final(&l.digest, model->digest);
@@ -220,16 +226,17 @@ void lk_model_close(lk_model *model)
         lk_free(be, layer->mlp_norm);
         lk_free(be, layer->q_norm);
         lk_free(be, layer->k_norm);
-        for (int m = 0; m < LK_N_MODULES; m++) {
-            lk_matrix_destroy(be, layer->w[m]);
-            lk_free(be, layer->bias[m]);
-        }
+    }
+    for (int32_t s = 0; model->weights && s < lk_sites(&model->config); s++) {
+        lk_matrix_destroy(be, model->weights[s].w);
+        lk_free(be, model->weights[s].bias);
     }
     if (model->head != model->embedding) lk_matrix_destroy(be, model->head);
     lk_matrix_destroy(be, model->embedding);
     lk_free(be, model->final_norm);
     lk_free(be, model->inv_freq);
     free(model->layers);
+    free(model->weights);
     free(model);
 }
 
@@ -243,8 +250,11 @@ lk_status lk_model_probe(lk_model_facts *facts, const char *folder, lk_error *er
     int64_t shape[2] = {facts->config.vocab, facts->config.hidden};
     lk_status status = lk_safetensors_expect(st, "model.embed_tokens.weight", 2, shape, &embedding, err);
     if (!status) {
-        linear = lk_safetensors_find(st, "model.layers.0.self_attn.q_proj.weight");
-        if (!linear) status = lk_fail(err, LK_ERR_NOT_FOUND, "%s: tensor model.layers.0.self_attn.q_proj.weight is missing", folder);
+        char path[200], name[220];
+        lk_site_path(path, sizeof path, &facts->config, 0);
+        snprintf(name, sizeof name, "%s.weight", path);
+        linear = lk_safetensors_find(st, name);
+        if (!linear) status = lk_fail(err, LK_ERR_NOT_FOUND, "%s: tensor %s is missing", folder, name);
     }
     if (!status) {
         facts->dense = embedding->type;
@@ -262,11 +272,10 @@ size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quan
     lk_dtype linear = quant == LK_QUANT_NF4 ? LK_NF4 : facts->linear;
     bool nested = facts->prequantized ? facts->nested : linear == LK_NF4; /* quantised here: always double-quantised */
     size_t layer = 0, biases = 0;
-    for (int m = 0; m < LK_N_MODULES; m++) {
-        int64_t n, k;
-        lk_module_shape(c, (lk_module)m, &n, &k);
-        layer += lk_matrix_bytes(be, linear, n, k, nested);
-        if (lk_module_has_bias(c, (lk_module)m)) biases += (size_t)n * 4;
+    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+        lk_site site = lk_site_at(c, s);
+        layer += lk_matrix_bytes(be, linear, site.n, site.k, nested);
+        if (site.bias) biases += (size_t)site.n * 4;
     }
     size_t norms = (size_t)(2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) * 4;
     size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden, false);

@@ -12,7 +12,7 @@
 
 #include "base/status.h"
 #include "kernels/ops.h"
-#include "model/config.h"
+#include "model/sites.h"
 
 typedef enum lk_quant { LK_QUANT_NF4, LK_QUANT_NONE } lk_quant;
 
@@ -25,9 +25,13 @@ typedef struct lk_model_options {
 typedef struct lk_layer {
     float *attn_norm, *mlp_norm; /* [hidden] F32 */
     float *q_norm, *k_norm;      /* [head_dim] F32, or NULL */
-    lk_matrix *w[LK_N_MODULES];
-    float *bias[LK_N_MODULES]; /* [N] F32, or NULL */
 } lk_layer;
+
+/* The frozen weights of one site. */
+typedef struct lk_weight {
+    lk_matrix *w;
+    float *bias; /* [N] F32, or NULL */
+} lk_weight;
 
 typedef struct lk_model {
     lk_backend *be; /* borrowed; must outlive the model */
@@ -39,6 +43,7 @@ typedef struct lk_model {
     lk_matrix *head; /* == embedding when tied */
     float *final_norm, *inv_freq;
     lk_layer *layers;
+    lk_weight *weights; /* by site (model/sites.h) */
     /* Two SHA-256: `identity` over config, embedding, norms and biases: the same for every quantisation of one base. `digest` over all
      * effective weights as they are computed with: changes with the quantisation. Adapters are stamped with both. */
     char identity[65], digest[65];

@@ -57,7 +57,8 @@ static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pa
     b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
     b->gate = lk_carve_gapped(c, act, T, m->intermediate, gap);
     b->up = lk_carve_gapped(c, act, T, m->intermediate, gap);
-    for (int i = 0; i < LK_N_MODULES; i++) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
+    for (int i = 0; i < LK_N_MODULES; i++)
+        if (lk_has_module(m, (lk_module)i)) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
 }
 
 /* Fills pointers and tensors of p (whose inputs and slots arrays exist) from c; the three running totals are the plan. */
@@ -91,10 +92,8 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
 
 static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
 {
-    int64_t width = m->intermediate > m->hidden ? m->intermediate : m->hidden;
-    if (m->heads * m->head_dim > width) width = m->heads * m->head_dim;
     return (lk_limits){.tokens = o->max_tokens,
-                       .width = width,
+                       .width = lk_config_widest(m),
                        .vocab = m->vocab,
                        .matrix = lk_config_largest_matrix(m),
                        .rank = o->max_rank,
@@ -209,7 +208,8 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
     lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = front(all[i], T);
-    for (int i = 0; i < LK_N_MODULES; i++) b.h[i] = front(&b.h[i], T);
+    for (int i = 0; i < LK_N_MODULES; i++)
+        if (b.h[i].data) b.h[i] = front(&b.h[i], T);
     return b;
 }
 

@@ -44,7 +44,7 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
     int64_t n = lk_safetensors_count(st);
     for (int64_t i = 0; i < n; i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
-        if (lk_weights_is_linear(c, t->name)) {
+        if (lk_weights_site(c, t->name) >= 0) {
             if (t->n_dims != 2) return lk_fail(err, LK_ERR_FORMAT, "%s: %s is not a matrix", t->file, t->name);
             LK_TRY(lk_bnb_declare(w, t->name, t->shape[0], t->shape[1], err));
         } else {
@@ -53,7 +53,7 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
     }
     for (int64_t i = 0; i < n; i++) {
         const lk_st_tensor *t = lk_safetensors_at(st, i);
-        if (lk_weights_is_linear(c, t->name))
+        if (lk_weights_site(c, t->name) >= 0)
             LK_TRY(write_linear(w, t, pool, err));
         else
             LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));

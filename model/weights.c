@@ -128,6 +128,17 @@ void lk_tree_digest(lk_pool *pool, const void *bytes, int64_t size, char hex[65]
     free(job.hex);
 }
 
+/* The site a tensor belongs to when its name is that site's path and `ending`; else -1. */
+static int32_t site_of(const lk_config *c, const char *name, const char *ending)
+{
+    char path[512];
+    size_t length = strlen(name), tail = strlen(ending);
+    if (length <= tail || length >= sizeof path || strcmp(name + length - tail, ending)) return -1;
+    memcpy(path, name, length - tail);
+    path[length - tail] = 0;
+    return lk_site_find(c, path);
+}
+
 /* Is this a tensor that some part of the loader reads? */
 static bool known_name(const char *name, const lk_config *c)
 {
@@ -141,14 +152,10 @@ static bool known_name(const char *name, const lk_config *c)
     const char *rest = name + used;
     if (!strcmp(rest, "input_layernorm.weight") || !strcmp(rest, "post_attention_layernorm.weight")) return true;
     if (c->qk_norm && (!strcmp(rest, "self_attn.q_norm.weight") || !strcmp(rest, "self_attn.k_norm.weight"))) return true;
-    for (int m = 0; m < LK_N_MODULES; m++) {
-        char want[128];
-        snprintf(want, sizeof want, "%s.%s.weight", lk_module_parent((lk_module)m), lk_module_name((lk_module)m));
-        if (!strcmp(rest, want)) return true;
-        snprintf(want, sizeof want, "%s.%s.bias", lk_module_parent((lk_module)m), lk_module_name((lk_module)m));
-        if (!strcmp(rest, want) && lk_module_has_bias(c, (lk_module)m)) return true;
-    }
-    return false;
+    int32_t site = site_of(c, name, ".weight");
+    if (site >= 0) return true;
+    site = site_of(c, name, ".bias");
+    return site >= 0 && lk_site_at(c, site).bias;
 }
 
 lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *config, lk_error *err)
@@ -175,17 +182,7 @@ static void hash_config(lk_sha256 *hash, const lk_config *c)
     lk_sha256_update(hash, text, (size_t)n);
 }
 
-bool lk_weights_is_linear(const lk_config *c, const char *name)
-{
-    char path[512];
-    size_t length = strlen(name);
-    if (length < 8 || length >= sizeof path || strcmp(name + length - 7, ".weight")) return false;
-    memcpy(path, name, length - 7);
-    path[length - 7] = 0;
-    int64_t layer;
-    lk_module m;
-    return lk_module_parse(c, path, &layer, &m);
-}
+int32_t lk_weights_site(const lk_config *c, const char *name) { return site_of(c, name, ".weight"); }
 
 lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config, lk_pool *pool, char hex[65], lk_error *err)
 {
@@ -197,7 +194,7 @@ lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config,
         const lk_st_tensor *t = lk_safetensors_at(st, i);
         bool derived = lk_bnb_is_state(t->name) || strstr(t->name, ".rotary_emb.");
         bool unread_head = config->tied && !strcmp(t->name, "lm_head.weight");
-        if (derived || unread_head || lk_weights_is_linear(config, t->name)) continue;
+        if (derived || unread_head || lk_weights_site(config, t->name) >= 0) continue;
         char part[65];
         lk_tree_digest(pool, t->data, t->n_bytes, part);
         lk_sha256_update(&hash, t->name, strlen(t->name));

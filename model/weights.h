@@ -28,8 +28,8 @@ void lk_nf4_host_free(lk_nf4_host *m);
 /* SHA-256 of large memory on the pool's threads: the digest of the digests of its 1 MiB pieces, so the same for any thread count. */
 void lk_tree_digest(lk_pool *pool, const void *bytes, int64_t size, char hex[65]);
 
-/* Is this tensor the weight of one of the seven linear layers of a block? */
-bool lk_weights_is_linear(const lk_config *config, const char *tensor);
+/* The site whose weight this tensor is, or -1. */
+int32_t lk_weights_site(const lk_config *config, const char *tensor);
 
 /* The identity of a base: SHA-256 over the configuration and every tensor that quantising leaves alone (embedding, head, norms, biases). */
 lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config, lk_pool *pool, char hex[65], lk_error *err);

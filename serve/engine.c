@@ -395,7 +395,7 @@ static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_erro
     const lk_engine_options *o = &e->options;
     lk_infer_options infer = lk_engine_infer_options(o);
     lk_scheduler_options scheduler = {o->max_running, o->token_budget, OVERTAKE, hold, drop, drains, e};
-    int32_t n_sites = (int32_t)e->model->config.layers * LK_N_MODULES;
+    int32_t n_sites = lk_sites(&e->model->config);
     int32_t most = o->max_running < o->max_resident_adapters ? o->max_running : o->max_resident_adapters;
     lk_batch_limits batch = {o->token_budget, o->max_running, most, n_sites};
     lk_registry_options registry = {o->max_resident_adapters, o->max_rank, adapters_changed, e};

@@ -109,12 +109,12 @@ static void random_weights(lk_st_writer *w, bool write, const lk_config *c, lk_e
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)l, norms[i]);
             CHECK_OK(random_tensor(w, write, name, c->hidden, 0, &r, err), err);
         }
-        for (int m = 0; m < LK_N_MODULES; m++) {
-            int64_t n, k;
-            lk_module_shape(c, (lk_module)m, &n, &k);
-            lk_module_path(path, sizeof path, l, (lk_module)m);
+        for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+            int32_t number = (int32_t)l * lk_layer_sites(c) + s;
+            lk_site site = lk_site_at(c, number);
+            lk_site_path(path, sizeof path, c, number);
             snprintf(name, sizeof name, "%s.weight", path);
-            CHECK_OK(random_tensor(w, write, name, n, k, &r, err), err);
+            CHECK_OK(random_tensor(w, write, name, site.n, site.k, &r, err), err);
         }
     }
     CHECK_OK(random_tensor(w, write, "model.norm.weight", c->hidden, 0, &r, err), err);

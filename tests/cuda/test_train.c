@@ -143,8 +143,7 @@ static double compare(const char *what, const step_outcome *got, const step_outc
             int64_t at = f ? site->b : site->a, n = site->rank * (f ? site->n : site->k);
             double r = relative(got->grads + at, want->grads + at, n);
             if (!(r <= tolerance))
-                fail_msg("%s: layer %d, %s, factor %c: off by %.3g of its norm, allowed %.3g", what, s / LK_N_MODULES,
-                         lk_module_name((lk_module)(s % LK_N_MODULES)), "AB"[f], r, tolerance);
+                fail_msg("%s: site %d, factor %c: off by %.3g of its norm, allowed %.3g", what, s, "AB"[f], r, tolerance);
             if (r > worst) worst = r;
         }
     }

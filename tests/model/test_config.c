@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/config.h"
+#include "model/sites.h"
 #include "tests/check.h"
 
 #define BASE "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":100"
@@ -59,17 +59,20 @@ static void test_fields(void **state)
     float inv[8];
     lk_config_inv_freq(&c, inv);
     for (int i = 0; i < 8; i++) assert_true(fabs((double)inv[i] - pow(500.0, -i / 8.0) / 4.0) < 1e-7);
-    int64_t n, k, layer;
-    lk_module m;
-    lk_module_shape(&c, LK_K, &n, &k);
-    assert_int_equal(n, 32);
-    assert_int_equal(k, 64);
-    assert_true(lk_module_parse(&c, "model.layers.1.mlp.up_proj", &layer, &m));
-    assert_int_equal(layer, 1);
-    assert_int_equal(m, LK_UP);
-    assert_false(lk_module_parse(&c, "model.layers.2.mlp.up_proj", &layer, &m));
-    assert_false(lk_module_parse(&c, "model.layers.01.mlp.up_proj", &layer, &m));
-    assert_false(lk_module_parse(&c, "model.layers.1.self_attn.up_proj", &layer, &m));
+    lk_site site = lk_site_at(&c, LK_K);
+    assert_int_equal(site.n, 32);
+    assert_int_equal(site.k, 64);
+    int32_t up = lk_site_find(&c, "model.layers.1.mlp.up_proj");
+    assert_int_equal(up, lk_site_of(&c, 1, LK_UP, -1));
+    site = lk_site_at(&c, up);
+    assert_int_equal(site.layer, 1);
+    assert_int_equal(site.module, LK_UP);
+    assert_int_equal(site.expert, -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.2.mlp.up_proj"), -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.01.mlp.up_proj"), -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.1.self_attn.up_proj"), -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.1.mlp.experts.0.up_proj"), -1);
+    assert_int_equal(lk_site_of(&c, 1, LK_QKV, -1), -1);
     int64_t linear = 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128);
     assert_int_equal(lk_config_linear_params(&c), linear);
     assert_int_equal(lk_config_params(&c), linear + 2 * 2 * 64 + 64 + 2 * 100 * 64);

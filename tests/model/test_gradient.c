@@ -96,7 +96,7 @@ static void compare_gradients(const example *x, const float *grads, double toler
         if (!site->rank) continue;
         for (int f = 0; f < 2; f++) {
             char path[200], name[300];
-            lk_module_path(path, sizeof path, s / LK_N_MODULES, (lk_module)(s % LK_N_MODULES));
+            lk_site_path(path, sizeof path, &x->m.model->config, s);
             snprintf(name, sizeof name, "grad.base_model.model.%s.lora_%c.weight", path, "AB"[f]);
             int64_t n;
             float *want = check_floats(x->st, name, &n);

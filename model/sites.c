@@ -1,0 +1,159 @@
+#include "model/sites.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[LK_N_MODULES] = {"q_proj",  "k_proj",    "v_proj",   "o_proj",      "gate_proj",
+                                                "up_proj", "down_proj", "qkv_proj", "gate_up_proj"};
+
+/* The layers of one block in their order: those of the attention, then those of the MLP or of each expert. */
+static const lk_module apart[] = {LK_Q, LK_K, LK_V, LK_O}, joined[] = {LK_QKV, LK_O};
+static const lk_module mlp_apart[] = {LK_GATE, LK_UP, LK_DOWN}, mlp_joined[] = {LK_GATE_UP, LK_DOWN};
+
+static int attention_sites(const lk_config *c) { return c->fused ? 2 : 4; }
+static int mlp_sites(const lk_config *c) { return c->fused ? 2 : 3; }
+
+const char *lk_module_name(lk_module m) { return names[m]; }
+
+int32_t lk_layer_sites(const lk_config *c) { return attention_sites(c) + (int32_t)(c->experts ? c->experts : 1) * mlp_sites(c); }
+int32_t lk_sites(const lk_config *c) { return (int32_t)c->layers * lk_layer_sites(c); }
+
+static void shape(const lk_config *c, lk_module m, int64_t *n, int64_t *k)
+{
+    int64_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+    *k = c->hidden;
+    switch (m) {
+    case LK_Q: *n = q; return;
+    case LK_K:
+    case LK_V: *n = kv; return;
+    case LK_QKV: *n = q + 2 * kv; return;
+    case LK_GATE:
+    case LK_UP: *n = c->intermediate; return;
+    case LK_GATE_UP: *n = 2 * c->intermediate; return;
+    case LK_O: *n = c->hidden, *k = q; return;
+    default: *n = c->hidden, *k = c->intermediate; return;
+    }
+}
+
+static bool is_mlp(lk_module m) { return m == LK_GATE || m == LK_UP || m == LK_DOWN || m == LK_GATE_UP; }
+
+static bool has_bias(const lk_config *c, lk_module m) { return is_mlp(m) ? c->mlp_bias : m == LK_O ? c->o_bias : c->qkv_bias; }
+
+lk_site lk_site_at(const lk_config *c, int32_t number)
+{
+    int32_t per_layer = lk_layer_sites(c), place = number % per_layer;
+    lk_site s = {.layer = number / per_layer, .expert = -1};
+    if (place < attention_sites(c)) {
+        s.module = c->fused ? joined[place] : apart[place];
+    } else {
+        place -= attention_sites(c);
+        s.module = c->fused ? mlp_joined[place % mlp_sites(c)] : mlp_apart[place % mlp_sites(c)];
+        if (c->experts) s.expert = place / mlp_sites(c);
+    }
+    shape(c, s.module, &s.n, &s.k);
+    s.bias = has_bias(c, s.module);
+    return s;
+}
+
+/* Place of a module in its list, or -1. */
+static int32_t place_in(const lk_module *list, int n, lk_module m)
+{
+    for (int i = 0; i < n; i++)
+        if (list[i] == m) return i;
+    return -1;
+}
+
+int32_t lk_site_of(const lk_config *c, int64_t layer, lk_module m, int32_t expert)
+{
+    int32_t first = (int32_t)layer * lk_layer_sites(c), place;
+    if (!is_mlp(m)) {
+        place = place_in(c->fused ? joined : apart, attention_sites(c), m);
+        return place < 0 || expert > 0 ? -1 : first + place;
+    }
+    place = place_in(c->fused ? mlp_joined : mlp_apart, mlp_sites(c), m);
+    if (place < 0 || (c->experts ? expert < 0 || expert >= c->experts : expert > 0)) return -1;
+    return first + attention_sites(c) + (expert > 0 ? expert : 0) * mlp_sites(c) + place;
+}
+
+bool lk_has_module(const lk_config *c, lk_module m) { return lk_site_of(c, 0, m, is_mlp(m) && c->experts ? 0 : -1) >= 0; }
+
+/* Mixtral's files call the three layers of an expert by numbers. */
+static const char *expert_name(const lk_config *c, lk_module m)
+{
+    if (!c->expert_numbers) return names[m];
+    return m == LK_GATE ? "w1" : m == LK_DOWN ? "w2" : "w3";
+}
+
+void lk_site_path(char *out, size_t size, const lk_config *c, int32_t number)
+{
+    lk_site s = lk_site_at(c, number);
+    long long layer = (long long)s.layer;
+    if (s.expert >= 0)
+        snprintf(out, size, "model.layers.%lld.%s.experts.%d.%s", layer, c->expert_numbers ? "block_sparse_moe" : "mlp", s.expert,
+                 expert_name(c, s.module));
+    else
+        snprintf(out, size, "model.layers.%lld.%s.%s", layer, is_mlp(s.module) ? "mlp" : "self_attn", names[s.module]);
+}
+
+int32_t lk_site_find(const lk_config *c, const char *path)
+{
+    static const char prefix[] = "model.layers.";
+    if (strncmp(path, prefix, sizeof prefix - 1)) return -1;
+    char *rest;
+    long long layer = strtoll(path + sizeof prefix - 1, &rest, 10);
+    if (layer < 0 || layer >= c->layers || *rest != '.') return -1;
+    const char *experts = strstr(rest, ".experts.");
+    int32_t expert = -1;
+    if (experts) {
+        long long number = strtoll(experts + strlen(".experts."), NULL, 10);
+        if (number < 0 || number >= c->experts) return -1;
+        expert = (int32_t)number;
+    }
+    /* The few sites of that layer and expert, compared as they would be written: nothing else parses. */
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        char want[200];
+        int32_t site = lk_site_of(c, layer, (lk_module)m, expert);
+        if (site < 0) continue;
+        lk_site_path(want, sizeof want, c, site);
+        if (!strcmp(want, path)) return site;
+    }
+    return -1;
+}
+
+int64_t lk_config_linear_params(const lk_config *c)
+{
+    int64_t total = 0;
+    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+        lk_site site = lk_site_at(c, s);
+        total += site.n * site.k + (site.bias ? site.n : 0);
+    }
+    return total * c->layers;
+}
+
+int64_t lk_config_largest_matrix(const lk_config *c)
+{
+    int64_t most = 0;
+    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+        lk_site site = lk_site_at(c, s);
+        if (site.n * site.k > most) most = site.n * site.k;
+    }
+    return most;
+}
+
+int64_t lk_config_widest(const lk_config *c)
+{
+    int64_t most = 0;
+    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+        lk_site site = lk_site_at(c, s);
+        if (site.n > most) most = site.n;
+        if (site.k > most) most = site.k;
+    }
+    return most;
+}
+
+int64_t lk_config_params(const lk_config *c)
+{
+    int64_t norms = c->layers * (2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) + c->hidden;
+    return lk_config_linear_params(c) + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);
+}
