@@ -130,7 +130,7 @@ lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const 
         return lk_fail(err, LK_ERR_INTERNAL, "a step of %lld tokens and %lld rows does not fit the planned %lld and %lld",
                        (long long)batch->n_tokens, (long long)n_rows, (long long)f->options.max_tokens, (long long)f->options.max_rows);
     for (int64_t t = 0; t < batch->n_tokens; t++)
-        if (batch->ids[t] < 0 || batch->ids[t] >= f->model->config.vocab)
+        if ((batch->ids[t] < 0 && !lk_backend_ahead(f->model->be)) || batch->ids[t] >= f->model->config.vocab)
             return lk_fail(err, LK_ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld", batch->ids[t],
                            (long long)f->model->config.vocab);
     lk_status status = step(f, batch, kv, rows, n_rows, logits);

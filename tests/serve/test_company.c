@@ -1,12 +1,14 @@
 /* Results do not depend on company. Sixteen requests on eight adapters of different ranks and on the base, greedy and sampled, with
  * penalties, biases and logprobs, are first asked one at a time; then all at once, chunked and unchunked, with pages enough and with so few
- * that requests are preempted, with fewer places in memory than adapters: each must get the same ids and the same bits of logprobs. */
+ * that requests are preempted, with fewer places in memory than adapters: each must get the same ids and the same bits of logprobs. Once
+ * more with an engine that looks ahead: what was asked alone on a backend that answers at once must come out of one that queues. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "tests/engine.h"
+#include "tests/queued.h"
 
 enum { N = 16, ADAPTERS = 8 };
 
@@ -18,6 +20,7 @@ typedef struct asked {
     int32_t prompt[128];
     int32_t bias_ids[2];
     float bias[2];
+    int32_t stops[LK_MAX_STOPS];
 } asked;
 
 /* Two requests for each of six adapters, one each for the other two, two for the base. */
@@ -53,6 +56,11 @@ static void make_requests(asked q[N], int64_t vocab)
             s->bias_ids = q[i].bias_ids;
             s->bias = q[i].bias;
             s->n_bias = 2;
+        }
+        if (i % 4 == 1) { /* one token in ten ends it */
+            for (int k = 0; k < LK_MAX_STOPS; k++) q[i].stops[k] = (int32_t)((i + 10 * k) % vocab);
+            s->stop_ids = q[i].stops;
+            s->n_stop_ids = LK_MAX_STOPS;
         }
         if (i >= 14) continue;
         snprintf(q[i].adapter, sizeof q[i].adapter, "a%d", i % ADAPTERS);
@@ -116,6 +124,7 @@ static void run_scene(lk_model *model, const scene *s, const char *folder, const
     lk_engine_stats stats;
     lk_engine_get_stats(engine, &stats);
     assert_int_equal(stats.finished_stop + stats.finished_length, N);
+    assert_true(stats.finished_stop >= 2);
     assert_true(stats.iterations < tokens); /* they did keep each other company */
     assert_int_equal(stats.preemptions, preempted);
     assert_int_equal(preempted > 0, s->preempts);
@@ -123,7 +132,7 @@ static void run_scene(lk_model *model, const scene *s, const char *folder, const
     lk_engine_stop(engine);
 }
 
-static void run(const char *model_name, lk_quant quant, lk_dtype compute, int threads)
+static void run(const char *model_name, lk_quant quant, lk_dtype compute, int threads, bool ahead)
 {
     lk_log_set_level(LK_LOG_WARN);
     char *golden = check_golden(model_name), *folder = check_temporary("company");
@@ -146,7 +155,14 @@ static void run(const char *model_name, lk_quant quant, lk_dtype compute, int th
     free(without);
     lk_engine_stop(engine);
 
+    check_queued queued;
+    if (ahead) check_queued_make(&queued, m.be);
     for (size_t s = 0; s < sizeof SCENES / sizeof *SCENES; s++) run_scene(m.model, &SCENES[s], folder, q, alone);
+    if (ahead) {
+        assert_int_equal(queued.most_under_way, 2);
+        assert_int_equal(queued.begun, queued.ended);
+        check_queued_free(&queued);
+    }
     for (int i = 0; i < N; i++) free(alone[i]);
     free(q);
     check_model_close(&m);
@@ -157,13 +173,19 @@ static void run(const char *model_name, lk_quant quant, lk_dtype compute, int th
 static void test_nf4_bf16(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2);
+    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, false);
 }
 
 static void test_f32_one_thread(void **state)
 {
     (void)state;
-    run("models/qwen3-tiny", LK_QUANT_NONE, LK_F32, 1);
+    run("models/qwen3-tiny", LK_QUANT_NONE, LK_F32, 1, false);
+}
+
+static void test_ahead(void **state)
+{
+    (void)state;
+    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true);
 }
 
 int main(void)
@@ -171,6 +193,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nf4_bf16),
         cmocka_unit_test(test_f32_one_thread),
+        cmocka_unit_test(test_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
