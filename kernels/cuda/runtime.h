@@ -1,6 +1,6 @@
-/* The few services of the CUDA runtime that the backend uses. kernels/cuda/native/runtime.c is the real one; tests/cuda_emu/runtime.cpp answers
- * the same calls on the host (streams run at once, device memory is guarded host memory). Everything above this line of the backend is
- * the same source in both builds.
+/* The few services of the CUDA runtime that the backend uses. kernels/cuda/native/runtime.c is the real one; tests/cuda_emu/runtime.cpp
+ * answers the same calls on the host (streams run at once, device memory is guarded host memory). Everything above this line of the backend
+ * is the same source in both builds.
  *
  *     lk_rt_device d;
  *     LK_TRY(lk_rt_open(0, &d, err));                       -- makes device 0 current for the calling thread
@@ -21,6 +21,7 @@ extern "C" {
 
 typedef struct CUstream_st *lk_rt_stream;
 typedef struct CUevent_st *lk_rt_event;
+typedef struct CUgraphExec_st *lk_rt_graph;
 
 typedef struct lk_rt_device {
     int ordinal;
@@ -50,13 +51,23 @@ lk_status lk_rt_stream_sync(lk_rt_stream s, lk_error *err); /* failures of earli
 lk_status lk_rt_event_create(lk_rt_event *e, lk_error *err);
 void lk_rt_event_destroy(lk_rt_event e);
 lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err);
-lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err);                       /* later work of s waits for e */
+lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err); /* later work of s waits for e */
+lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err); /* the caller waits for e; one that was never recorded is no wait */
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err); /* waits for `to` */
 
 /* Any direction, judged by the pointers. From pageable host memory the source may be reused on return; from pinned memory only
  * after the stream has passed. */
 lk_status lk_rt_copy(void *to, const void *from, size_t bytes, lk_rt_stream s, lk_error *err);
 lk_status lk_rt_set(void *p, int byte, size_t bytes, lk_rt_stream s, lk_error *err);
+
+/* What is told to s between begin and end is kept instead of done: launches with their arguments by value, copies within device memory.
+ * Whatever waits, takes or gives memory, or copies from or to host memory may not be called in between and breaks the capture. end gives
+ * the graph, ready to launch, or NULL with the failure; with g NULL it throws away what was kept. A graph may be destroyed only when the
+ * stream has passed its last launch. */
+lk_status lk_rt_capture_begin(lk_rt_stream s, lk_error *err);
+lk_status lk_rt_capture_end(lk_rt_stream s, lk_rt_graph *g, lk_error *err);
+lk_status lk_rt_graph_launch(lk_rt_graph g, lk_rt_stream s, lk_error *err);
+void lk_rt_graph_destroy(lk_rt_graph g); /* NULL is fine */
 
 /* After a launch: LK_OK, or what the launch itself complained of; `what` names the kernel. */
 lk_status lk_rt_launched(const char *what, lk_error *err);

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <vector>
 
+#include "tests/cuda_emu/capture.h"
 #include "tests/cuda_emu/control.h"
 #include "tests/cuda_emu/fibre.h"
 #include "tests/cuda_emu/guard.h"
@@ -588,9 +589,16 @@ void lk_emu_check_argument(const char *what, int argument, const void *p)
     fail_launch("kernel %s: argument %d points to %p, which is not memory of the device", what, argument, p);
 }
 
+bool lk_emu_launch_fits(const lk_emu_launch_shape *shape)
+{
+    std::lock_guard<std::mutex> lock(emu.busy);
+    return !emu.failed && fits(shape);
+}
+
 void lk_emu_launch(const lk_emu_launch_shape *shape, lk_emu_body *body, void *arguments)
 {
     std::lock_guard<std::mutex> lock(emu.busy);
+    lk_emu_count(&lk_emu_counts::kernels, 1);
     snprintf(emu.last, sizeof emu.last, "%s", shape->what);
     if (emu.failed || !fits(shape)) return; /* as on a GPU: nothing runs after a failure until it is reported */
     if (!emu.home) emu.home = lk_fibre_create_home();

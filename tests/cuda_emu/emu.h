@@ -7,6 +7,7 @@
  * What it reports, naming kernel, block and line (the launch then ends, and lk_rt_launched or the next synchronisation fails): lanes
  * missing from a warp operation, barriers that part of a block waits at or that differ, writes round shared arrays, misaligned or misplaced
  * asynchronous copies and ldmatrix rows, launches no GPU would take, pointers to ordinary host memory as arguments.
+ * A stream that captures keeps its launches for a graph (capture.h).
  * What it cannot see: races within the stretch between two synchronisations that no order of whole threads brings out, reads out of
  * bounds outside the address sanitizer's build, speed, and the rounding of the approximate functions (exp2, rsqrt), which are libm's here.
  *
@@ -21,6 +22,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <memory>
 #include <tuple>
 #include <type_traits>
 
@@ -147,8 +149,14 @@ struct lk_emu_launch_shape {
 };
 typedef void lk_emu_body(void *arguments);
 void lk_emu_launch(const lk_emu_launch_shape *shape, lk_emu_body *body, void *arguments);
+/* False: no GPU would take it, and lk_rt_launched says why. */
+bool lk_emu_launch_fits(const lk_emu_launch_shape *shape);
 /* The launch that follows fails when p is neither NULL nor memory of the emulated device. */
 void lk_emu_check_argument(const char *what, int argument, const void *p);
+/* Kept for the graph that s is capturing (capture.h). */
+bool lk_emu_captures(const struct CUstream_st *s);
+void lk_emu_keep_launch(struct CUstream_st *s, const lk_emu_launch_shape *shape, lk_emu_body *check, lk_emu_body *body,
+                        std::shared_ptr<void> arguments);
 
 /* ---- device.h's names */
 
@@ -160,7 +168,7 @@ void lk_emu_check_argument(const char *what, int argument, const void *p);
     type(&name)[count] = *(type(*)[count])lk_emu_shared(&lk_emu_site_##name, sizeof(type[count]), #name)
 #define LK_SHARED_DYNAMIC(type, name) type *name = (type *)lk_emu_shared_dynamic()
 #define LK_LAUNCH(what, kernel, grid, block, shared, stream, ...) \
-    ((void)(stream), lk_emu_call((what), (kernel), (grid), (block), (shared), ##__VA_ARGS__))
+    lk_emu_call((stream), (what), (kernel), (grid), (block), (shared), ##__VA_ARGS__)
 
 /* The place in the source, for messages: where the caller wrote the call. */
 #define LK_EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -172,24 +180,32 @@ template <typename T> static inline void lk_emu_check_one(const char *what, int 
 
 /* Arguments are converted to the kernel's own types and copied once, as a launch does. */
 template <typename... P, typename... A>
-static inline void lk_emu_call(const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments)
+static inline void lk_emu_call(struct CUstream_st *stream, const char *what, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared,
+                               A... arguments)
 {
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
     struct call {
+        const char *what;
         void (*kernel)(P...);
         std::tuple<P...> arguments;
-    } c = {kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
-    int at = 0;
-    std::apply([&](const P &...a) { (lk_emu_check_one(what, ++at, a), ...); }, c.arguments);
-    (void)at;
+    } c = {what, kernel, std::tuple<P...>(static_cast<P>(arguments)...)};
+    lk_emu_body *check = [](void *p) {
+        call *now = (call *)p;
+        int at = 0;
+        std::apply([&](const P &...a) { (lk_emu_check_one(now->what, ++at, a), ...); }, now->arguments);
+        (void)at;
+    };
+    lk_emu_body *body = [](void *p) {
+        call *now = (call *)p;
+        std::apply(now->kernel, now->arguments);
+    };
     lk_emu_launch_shape shape = {what, (const void *)kernel, grid, block, shared};
-    lk_emu_launch(
-        &shape,
-        [](void *p) {
-            call *now = (call *)p;
-            std::apply(now->kernel, now->arguments);
-        },
-        &c);
+    if (lk_emu_captures(stream)) {
+        lk_emu_keep_launch(stream, &shape, check, body, std::make_shared<call>(c));
+    } else {
+        check(&c);
+        lk_emu_launch(&shape, body, &c);
+    }
 }
 
 LK_DEVICE void lk_block_sync(LK_EMU_HERE) { lk_emu_barrier(file, line); }

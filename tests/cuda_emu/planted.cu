@@ -212,6 +212,11 @@ template <bool MENDED> LK_KERNEL void round_pairs(uint32_t *out, const float *in
     out[t] = MENDED ? lk_pack_bf16(in[2 * t], in[2 * t + 1]) : lk_as_bits(in[2 * t]) >> 16 | (lk_as_bits(in[2 * t + 1]) & 0xffff0000u);
 }
 
+LK_KERNEL void add_up(int *sum, const int *x)
+{
+    if (threadIdx.x == 0) *sum += x[0] + x[1];
+}
+
 /* ---- one launch of each */
 
 /* The fault of the last few is in the launch. */
@@ -301,5 +306,74 @@ extern "C" __attribute__((visibility("default"))) lk_status lk_planted_runtime(c
         return lk_rt_malloc(&p, 16, err);
     }
     lk_rt_free(p);
+    return status;
+}
+
+/* What may not be done while a stream captures; "nothing" is done right: a copy and a sum, recorded once and run three times over memory
+ * that changes, give *sum. */
+static lk_status capture(const char *what, lk_rt_stream stream, int *x, int *pinned, lk_rt_event event, lk_error *err)
+{
+    int host = 0;
+    LK_TRY(lk_rt_copy(x + 1, x, sizeof *x, stream, err));
+    LK_LAUNCH("add_up", add_up, dim3(1), dim3(2), 0, stream, x + 2, (const int *)x);
+    LK_TRY(lk_rt_launched("add_up", err));
+    if (strcmp(what, "host copy") == 0) return lk_rt_copy(x, &host, sizeof host, stream, err);
+    if (strcmp(what, "pinned copy") == 0) return lk_rt_copy(x, pinned, sizeof *pinned, stream, err);
+    if (strcmp(what, "copy back") == 0) return lk_rt_copy(&host, x, sizeof host, stream, err);
+    if (strcmp(what, "wait") == 0) return lk_rt_stream_sync(stream, err);
+    if (strcmp(what, "event") == 0) return lk_rt_event_record(event, stream, err);
+    if (strcmp(what, "memory") == 0) {
+        void *p = NULL;
+        return lk_rt_malloc(&p, 16, err);
+    }
+    if (strcmp(what, "host argument") == 0) {
+        LK_LAUNCH("add_up", add_up, dim3(1), dim3(2), 0, stream, &host, (const int *)x);
+        return lk_rt_launched("add_up", err);
+    }
+    return LK_OK;
+}
+
+static lk_status replay(lk_rt_graph graph, lk_rt_stream stream, int *x, int *sum, lk_error *err)
+{
+    LK_TRY(lk_rt_copy(sum, x + 2, sizeof *sum, stream, err));
+    if (*sum != 0) return lk_fail(err, LK_ERR_INTERNAL, "a launch ran while it was captured");
+    for (int i = 1; i <= 3; i++) {
+        LK_TRY(lk_rt_copy(x, &i, sizeof i, stream, err));
+        LK_TRY(lk_rt_graph_launch(graph, stream, err));
+    }
+    LK_TRY(lk_rt_stream_sync(stream, err));
+    return lk_rt_copy(sum, x + 2, sizeof *sum, stream, err);
+}
+
+extern "C" __attribute__((visibility("default"))) lk_status lk_planted_capture(const char *what, int *sum, lk_error *err)
+{
+    void *x = NULL, *pinned = NULL;
+    lk_rt_stream stream = NULL;
+    lk_rt_event event = NULL;
+    lk_rt_graph graph = NULL;
+    lk_status status = lk_rt_malloc(&x, 3 * sizeof(int), err);
+    if (!status) status = lk_rt_host_malloc(&pinned, sizeof(int), err);
+    if (!status) status = lk_rt_stream_create(&stream, err);
+    if (!status) status = lk_rt_event_create(&event, err);
+    if (!status) status = lk_rt_set(x, 0, 3 * sizeof(int), stream, err);
+    if (!status) status = lk_rt_capture_begin(stream, err);
+    if (!status) {
+        status = capture(what, stream, (int *)x, (int *)pinned, event, err);
+        lk_error second;
+        lk_status ended = lk_rt_capture_end(stream, &graph, &second);
+        if (status && !ended && strcmp(what, "host argument") != 0) status = lk_fail(err, LK_ERR_CONFLICT, "the capture was not broken");
+    }
+    if (strcmp(what, "freed memory") == 0) {
+        lk_rt_free(x);
+        x = NULL;
+        if (!status) status = lk_rt_graph_launch(graph, stream, err);
+    } else if (!status) {
+        status = replay(graph, stream, (int *)x, sum, err);
+    }
+    lk_rt_graph_destroy(graph);
+    lk_rt_event_destroy(event);
+    lk_rt_stream_destroy(stream);
+    lk_rt_host_free(pinned);
+    lk_rt_free(x);
     return status;
 }

@@ -14,6 +14,7 @@
 #include <map>
 #include <mutex>
 
+#include "tests/cuda_emu/capture.h"
 #include "tests/cuda_emu/control.h"
 #include "tests/cuda_emu/guard.h"
 
@@ -35,9 +36,6 @@ static struct memory {
     char damage[400];
 } &state = *new memory();
 
-struct CUstream_st {
-    int unused;
-};
 struct CUevent_st {
     bool recorded;
     struct timespec at;
@@ -151,6 +149,7 @@ size_t lk_rt_memory_free(void)
 static lk_status take(void **p, size_t bytes, bool host, lk_error *err)
 {
     *p = NULL;
+    LK_TRY(lk_emu_forbid(NULL, "taking memory", err));
     std::lock_guard<std::mutex> lock(state.lock);
     size_t all = device_memory();
     if (!host && (bytes > all || state.device_bytes > all - bytes))
@@ -172,6 +171,7 @@ static lk_status take(void **p, size_t bytes, bool host, lk_error *err)
 static void give(void *p, bool host)
 {
     if (!p) return;
+    (void)lk_emu_forbid(NULL, "giving memory back", NULL); /* the end of the capture says so */
     std::lock_guard<std::mutex> lock(state.lock);
     auto found = state.blocks.find((const unsigned char *)p);
     if (found == state.blocks.end() || found->second.host != host) {
@@ -199,8 +199,8 @@ void lk_rt_host_free(void *p) { give(p, true); }
 
 lk_status lk_rt_stream_create(lk_rt_stream *s, lk_error *err)
 {
-    *s = (lk_rt_stream)calloc(1, sizeof **s);
-    if (!*s) return lk_fail(err, LK_ERR_MEMORY, "no memory for a stream");
+    (void)err;
+    *s = new CUstream_st();
     std::lock_guard<std::mutex> lock(state.lock);
     state.streams++;
     return LK_OK;
@@ -209,14 +209,14 @@ lk_status lk_rt_stream_create(lk_rt_stream *s, lk_error *err)
 void lk_rt_stream_destroy(lk_rt_stream s)
 {
     if (!s) return;
-    free(s);
+    delete s;
     std::lock_guard<std::mutex> lock(state.lock);
     state.streams--;
 }
 
 lk_status lk_rt_stream_sync(lk_rt_stream s, lk_error *err)
 {
-    (void)s;
+    LK_TRY(lk_emu_forbid(s, "waiting for a stream", err));
     {
         std::lock_guard<std::mutex> lock(state.lock);
         check_all("when a stream was waited for");
@@ -243,8 +243,7 @@ void lk_rt_event_destroy(lk_rt_event e)
 
 lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err)
 {
-    (void)s;
-    (void)err;
+    LK_TRY(lk_emu_forbid(s, "recording an event", err));
     e->recorded = true;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
     return LK_OK;
@@ -252,8 +251,13 @@ lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err)
 
 lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
 {
-    (void)s; /* an event that was never recorded is no wait, as in CUDA */
-    (void)e;
+    (void)e; /* an event that was never recorded is no wait, as in CUDA */
+    return lk_emu_forbid(s, "waiting for an event", err);
+}
+
+lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
+{
+    (void)e; /* streams are never behind */
     (void)err;
     return LK_OK;
 }
@@ -281,24 +285,44 @@ static lk_status check_range(const char *what, const void *p, size_t bytes, lk_e
     return LK_OK;
 }
 
+/* Host memory, pinned or not. */
+static bool is_host(const void *p)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    const block *b = block_of(p);
+    return !b || b->host;
+}
+
 lk_status lk_rt_copy(void *to, const void *from, size_t bytes, lk_rt_stream s, lk_error *err)
 {
-    (void)s;
     if (bytes == 0) return LK_OK;
+    bool reads_host = is_host(from);
+    if (reads_host || is_host(to)) LK_TRY(lk_emu_forbid(s, reads_host ? "copying from host memory" : "copying to host memory", err));
     lk_status status = check_range("copying to", to, bytes, err);
     if (!status) status = check_range("copying from", from, bytes, err);
     if (status) return status;
+    if (lk_emu_captures(s)) {
+        lk_emu_keep_node(s, [=](lk_error *later) { return lk_rt_copy(to, from, bytes, NULL, later); });
+        return LK_OK;
+    }
+    if (reads_host) {
+        lk_emu_count(&lk_emu_counts::host_copies, 1);
+        lk_emu_count(&lk_emu_counts::host_bytes, (int64_t)bytes);
+    }
     memmove(to, from, bytes);
     return outcome("copying", err);
 }
 
 lk_status lk_rt_set(void *p, int byte, size_t bytes, lk_rt_stream s, lk_error *err)
 {
-    (void)s;
     if (bytes == 0) return LK_OK;
     if (!lk_emu_is_device(p)) return lk_fail(err, LK_ERR_INTERNAL, "setting %zu bytes of memory that is not the device's", bytes);
     lk_status status = check_range("setting", p, bytes, err);
     if (status) return status;
+    if (lk_emu_captures(s)) {
+        lk_emu_keep_node(s, [=](lk_error *later) { return lk_rt_set(p, byte, bytes, NULL, later); });
+        return LK_OK;
+    }
     memset(p, byte, bytes);
     return outcome("setting", err);
 }

@@ -19,6 +19,7 @@ static struct {
     void *module;
     lk_planted_run_function *run;
     lk_status (*runtime)(const char *what, lk_error *err);
+    lk_status (*capture)(const char *what, int *sum, lk_error *err);
     void (*schedule)(uint64_t seed);
     int64_t (*leaks)(void);
 } emu;
@@ -39,6 +40,7 @@ static int load(void **state)
     if (!emu.module) fail_msg("%s", dlerror());
     find(&emu.run, "lk_planted_run");
     find(&emu.runtime, "lk_planted_runtime");
+    find(&emu.capture, "lk_planted_capture");
     find(&emu.schedule, "lk_emu_schedule");
     find(&emu.leaks, "lk_emu_leaks");
     return 0;
@@ -183,6 +185,30 @@ static void test_runtime(void **state)
     assert_int_equal(emu.leaks(), 1);
 }
 
+/* What a stream may not be told while it captures; and a graph reads memory as it is when it runs. */
+static void test_captures(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {
+        {"host copy", "copying from host memory while a stream captures"},
+        {"pinned copy", "copying from host memory while a stream captures"},
+        {"copy back", "copying to host memory while a stream captures"},
+        {"wait", "waiting for a stream while a stream captures"},
+        {"event", "recording an event while a stream captures"},
+        {"memory", "taking memory while a stream captures"},
+        {"host argument", "argument 1 points to "},
+        {"freed memory", "which is not memory of the device"},
+    };
+    lk_error err = {0};
+    int sum = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        CHECK_FAILS(emu.capture(rows[i][0], &sum, &err), LK_ERR_INTERNAL, rows[i][1], &err);
+        CHECK_OK(emu.capture("nothing", &sum, &err), &err); /* nothing stays behind */
+        assert_int_equal(sum, 2 * (1 + 2 + 3));
+    }
+    assert_int_equal(emu.leaks(), 0);
+}
+
 /* ---- what a correct kernel computes */
 
 static void test_indices(void **state)
@@ -266,7 +292,8 @@ int main(void)
         cmocka_unit_test(test_missing_wait), cmocka_unit_test(test_reports),
         cmocka_unit_test(test_guards),       cmocka_unit_test(test_indices),
         cmocka_unit_test(test_product),      cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_rounding),     cmocka_unit_test(test_runtime), /* last: it leaks */
+        cmocka_unit_test(test_rounding),     cmocka_unit_test(test_captures),
+        cmocka_unit_test(test_runtime), /* last: it leaks */
     };
     return cmocka_run_group_tests(tests, load, NULL);
 }

@@ -227,6 +227,12 @@ lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
     return r ? refused(err, r, "making a CUDA stream wait for an event") : LK_OK;
 }
 
+lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
+{
+    cudaError_t r = cudaEventSynchronize(e);
+    return r ? refused(err, r, "work queued on the GPU failed") : LK_OK;
+}
+
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err)
 {
     float ms = 0;
@@ -235,6 +241,39 @@ lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to,
     if (r) return refused(err, r, "timing between two CUDA events");
     *seconds = ms / 1000.0;
     return LK_OK;
+}
+
+/* -------------------------------------------------------------------------------------------------------------------- graphs */
+
+/* Thread-local: another thread that loads an adapter on a stream of its own is not disturbed, and does not disturb. */
+lk_status lk_rt_capture_begin(lk_rt_stream s, lk_error *err)
+{
+    cudaError_t e = cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal);
+    return e ? refused(err, e, "beginning to record a CUDA graph") : LK_OK;
+}
+
+lk_status lk_rt_capture_end(lk_rt_stream s, lk_rt_graph *g, lk_error *err)
+{
+    cudaGraph_t kept = NULL;
+    if (g) *g = NULL;
+    cudaError_t e = cudaStreamEndCapture(s, &kept);
+    if (e) return refused(err, e, "recording a CUDA graph");
+    if (g) e = cudaGraphInstantiate(g, kept, 0);
+    (void)cudaGraphDestroy(kept);
+    if (!e) return LK_OK;
+    *g = NULL;
+    return refused(err, e, "making a CUDA graph of what was recorded");
+}
+
+lk_status lk_rt_graph_launch(lk_rt_graph g, lk_rt_stream s, lk_error *err)
+{
+    cudaError_t e = cudaGraphLaunch(g, s);
+    return e ? refused(err, e, "launching a CUDA graph") : LK_OK;
+}
+
+void lk_rt_graph_destroy(lk_rt_graph g)
+{
+    if (g && cudaGraphExecDestroy(g)) (void)cudaGetLastError();
 }
 
 /* ------------------------------------------------------------------------------------------------------------------- kernels */

@@ -1,0 +1,94 @@
+/* Captures and graphs of the emulation. A launch is kept with its arguments by value, as CUDA keeps it: what a kernel reads through its
+ * pointers is read when the graph runs. What CUDA refuses while a stream captures is refused here, and one thing that it allows: a copy
+ * from or to host memory, pinned or not. A recording would repeat it from the same address, where another step's data lies by then. */
+#include "tests/cuda_emu/capture.h"
+
+#include <mutex>
+#include <set>
+
+#include "tests/cuda_emu/control.h"
+#include "tests/cuda_emu/emu.h"
+
+static struct captures {
+    std::mutex lock;
+    std::set<struct CUstream_st *> streams; /* that capture */
+    lk_emu_counts counts;
+} &state = *new captures();
+
+void lk_emu_count(int64_t lk_emu_counts::*what, int64_t n)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    state.counts.*what += n;
+}
+
+LK_EMU_EXPORT void lk_emu_get_counts(lk_emu_counts *out)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    *out = state.counts;
+}
+
+bool lk_emu_captures(const struct CUstream_st *s) { return s && s->capturing; }
+
+void lk_emu_keep_node(struct CUstream_st *s, lk_emu_node node) { s->nodes.push_back(std::move(node)); }
+
+void lk_emu_keep_launch(struct CUstream_st *s, const lk_emu_launch_shape *shape, lk_emu_body *check, lk_emu_body *body,
+                        std::shared_ptr<void> arguments)
+{
+    check(arguments.get());
+    if (!lk_emu_launch_fits(shape)) return; /* lk_rt_launched says why */
+    lk_emu_launch_shape kept = *shape;
+    lk_emu_keep_node(s, [kept, check, body, arguments](lk_error *err) {
+        check(arguments.get()); /* memory that was given back since */
+        lk_emu_launch(&kept, body, arguments.get());
+        return lk_rt_launched(kept.what, err);
+    });
+}
+
+lk_status lk_emu_forbid(struct CUstream_st *s, const char *what, lk_error *err)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    for (struct CUstream_st *capturing : state.streams) {
+        if (s ? capturing != s : capturing->by != std::this_thread::get_id()) continue;
+        lk_fail(&capturing->broken, LK_ERR_INTERNAL, "%s while a stream captures", what);
+        return lk_fail(err, LK_ERR_INTERNAL, "%s while a stream captures", what);
+    }
+    return LK_OK;
+}
+
+lk_status lk_rt_capture_begin(lk_rt_stream s, lk_error *err)
+{
+    LK_TRY(lk_emu_forbid(s, "another capture begins", err));
+    std::lock_guard<std::mutex> lock(state.lock);
+    s->capturing = true;
+    s->by = std::this_thread::get_id();
+    s->nodes.clear();
+    s->broken.code = LK_OK;
+    state.streams.insert(s);
+    return LK_OK;
+}
+
+lk_status lk_rt_capture_end(lk_rt_stream s, lk_rt_graph *g, lk_error *err)
+{
+    if (g) *g = NULL;
+    std::lock_guard<std::mutex> lock(state.lock);
+    if (!s->capturing) return lk_fail(err, LK_ERR_INTERNAL, "the end of a capture that never began");
+    s->capturing = false;
+    state.streams.erase(s);
+    std::vector<lk_emu_node> nodes = std::move(s->nodes);
+    s->nodes.clear();
+    if (s->broken.code) return lk_fail(err, s->broken.code, "the capture failed: %s", s->broken.message);
+    if (!g) return LK_OK;
+    *g = new CUgraphExec_st{std::move(nodes)};
+    state.counts.recordings++;
+    return LK_OK;
+}
+
+lk_status lk_rt_graph_launch(lk_rt_graph g, lk_rt_stream s, lk_error *err)
+{
+    LK_TRY(lk_emu_forbid(s, "a graph is launched", err));
+    lk_emu_count(&lk_emu_counts::replays, 1);
+    for (const lk_emu_node &node : g->nodes) LK_TRY(node(err));
+    return LK_OK;
+}
+
+void lk_rt_graph_destroy(lk_rt_graph g) { delete g; }
