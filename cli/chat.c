@@ -67,7 +67,7 @@ static int run(const cli_command *self, int argc, char **argv)
     int64_t max_tokens = 512, seed = 0;
     double temperature = 0.7, top_p = 0.95;
     int n_args;
-    const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
+    const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder or a bundle"},
                                   {"--system", CLI_STRING, &system, "TEXT", "a system message"},
                                   {"--max-tokens", CLI_INT, &max_tokens, "N", "most tokens of an answer (512)"},
                                   {"--temperature", CLI_NUMBER, &temperature, "T", "0 is greedy (0.7)"},

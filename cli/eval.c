@@ -67,7 +67,7 @@ static int run(const cli_command *self, int argc, char **argv)
     bool json = false, no_exact = false;
     int n;
     const cli_option options[] = {
-        {"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
+        {"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder or a bundle"},
         {"--data", CLI_STRING, &data, "FILE", "the dataset (required)"},
         {"--format", CLI_STRING, &format, "F", "messages, completion, text, alpaca or sharegpt (messages)"},
         {"--prompt-field", CLI_STRING, &prompt_field, "NAME", "with --format completion: the prompt's field (prompt)"},

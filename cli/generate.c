@@ -45,7 +45,7 @@ static int run(const cli_command *self, int argc, char **argv)
     bool json = false;
     int n_args;
     const cli_option options[] = {
-        {"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
+        {"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder or a bundle"},
         {"--prompt", CLI_STRING, &prompt, "TEXT", "text to continue, as it is"},
         {"--prompt-ids", CLI_STRING, &prompt_ids, "1,2", "token ids to continue"},
         {"--messages", CLI_STRING, &messages_file, "FILE", "a JSON file of chat messages to answer (- for standard input)"},

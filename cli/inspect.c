@@ -48,7 +48,7 @@ static void add_metadata(cJSON *out, const lk_peft *peft, const char *key, const
 static lk_status inspect_adapter(cJSON *out, const char *path, lk_error *err)
 {
     lk_peft *peft;
-    LK_TRY(lk_peft_open(&peft, path, err));
+    LK_TRY(lk_peft_open(&peft, path, NULL, err));
     cJSON_AddStringToObject(out, "kind", "adapter");
     cJSON_AddStringToObject(out, "base", lk_peft_base(peft));
     cJSON_AddStringToObject(out, "digest", lk_peft_digest(peft));

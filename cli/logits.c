@@ -73,7 +73,7 @@ static int run(const cli_command *self, int argc, char **argv)
     cli_common common;
     const char *base, *adapter = NULL, *ids_text = NULL, *out = NULL, *quant = "nf4";
     int n_args;
-    const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder"},
+    const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder or a bundle"},
                                   {"--ids", CLI_STRING, &ids_text, "1,2,3", "token ids (required)"},
                                   {"-o", CLI_STRING, &out, "FILE", "safetensors file to write: ids I32 [T], logits F32 [T,V] (required)"},
                                   {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},

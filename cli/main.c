@@ -5,8 +5,9 @@
 
 #include "cli/commands.h"
 
-static const cli_command *const commands[] = {&cli_train,    &cli_plan,  &cli_eval,    &cli_generate, &cli_chat,   &cli_serve,
-                                              &cli_quantize, &cli_merge, &cli_inspect, &cli_tokenize, &cli_logits, &cli_doctor};
+static const cli_command *const commands[] = {&cli_train,  &cli_plan,           &cli_eval,  &cli_generate, &cli_chat,
+                                              &cli_serve,  &cli_quantize,       &cli_merge, &cli_inspect,  &cli_tokenize,
+                                              &cli_logits, &cli_export_command, &cli_doctor};
 enum { N_COMMANDS = sizeof commands / sizeof commands[0] };
 
 static void usage(FILE *out)

@@ -6,6 +6,7 @@
 #include "cli/commands.h"
 #include "cli/session.h"
 #include "cli/stop.h"
+#include "data/bundle.h"
 #include "serve/http.h"
 
 /* NAME=PATH, or PATH alone under the folder's own name. */
@@ -46,7 +47,7 @@ static int serve(const cli_command *self, const cli_session *s, lk_engine *engin
 static int run(const cli_command *self, int argc, char **argv)
 {
     cli_common common;
-    const char *base, *quant = "nf4";
+    const char *base, *quant = "nf4", *trusted_keys = NULL;
     static cli_list adapters;
     lk_engine_options engine_options;
     lk_server_options server_options;
@@ -57,7 +58,9 @@ static int run(const cli_command *self, int argc, char **argv)
     int n;
     const cli_option options[] = {
         {"--adapter", CLI_LIST, &adapters, "NAME=PATH", "load an adapter; may be given several times"},
-        {"--adapters-dir", CLI_STRING, &server_options.adapters_dir, "DIR", "folders here are loaded when a request names them"},
+        {"--adapters-dir", CLI_STRING, &server_options.adapters_dir, "DIR",
+         "folders and bundles (NAME.tar.zst) here are loaded when a request names them"},
+        {"--trusted-keys", CLI_STRING, &trusted_keys, "FILE", "load only bundles that one of these Ed25519 public keys (PEM) signed"},
         {"--host", CLI_STRING, &server_options.host, "H", "address to listen on (127.0.0.1)"},
         {"--port", CLI_INT, &port, "P", "port, 0 for any free one (8000)"},
         {"--api-keys", CLI_STRING, &server_options.api_keys_file, "FILE", "a file of accepted keys, one a line"},
@@ -85,11 +88,14 @@ static int run(const cli_command *self, int argc, char **argv)
     engine_options.token_budget = (int32_t)budget;
     engine_options.max_rank = (int32_t)max_rank;
     server_options.port = (int)port;
+    lk_error err = {0};
+    lk_bundle_keys *keys = NULL;
+    if (trusted_keys && lk_bundle_keys_read(&keys, trusted_keys, &err)) return cli_fail(self, CLI_FAILED, "%s", err.message);
+    engine_options.trusted_keys = keys;
     cli_stop_install();
     cli_session s;
-    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT | CLI_ENGINE)) >= 0) return rc;
+    if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT | CLI_ENGINE)) >= 0) goto out;
     if (!server_options.model_name) server_options.model_name = s.model->name;
-    lk_error err = {0};
     lk_engine *engine = NULL;
     size_t kv, activations;
     if (lk_engine_plan(s.model, &engine_options, &kv, &activations, &err) || lk_engine_start(&engine, s.model, &engine_options, &err)) {
@@ -102,6 +108,8 @@ static int run(const cli_command *self, int argc, char **argv)
         lk_engine_stop(engine);
     }
     cli_session_close(&s);
+out:
+    lk_bundle_keys_free(keys);
     return rc;
 }
 

@@ -1,247 +1,75 @@
-/* Reading PEFT LoRA folders.
+/* Reading PEFT LoRA adapters.
  *
- * The tensors say which modules are adapted; the config says with which rank and scale, and both must tell the same story. Where PEFT
- * silently drops something (tensors of modules that target_modules does not name) or a field asks for more than plain LoRA, the
- * folder is refused by name: an adapter that loads but computes something else is the worst outcome here.
- *
- * Patterns are Python regular expressions in PEFT; PCRE2 reads them the same way for everything that names of modules need. The
- * match limit keeps a hostile pattern from running for hours. */
-#define PCRE2_CODE_UNIT_WIDTH 8
+ * The tensors say which modules are adapted; the config (peft_config.c) says with which rank and scale, and both must tell the same
+ * story. Tensors are sorted by the module they belong to and then gathered module by module, so that a hostile file of a million names
+ * costs no more than sorting it. */
 #include "data/peft.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <pcre2.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/arena.h"
 #include "base/file.h"
-#include "base/json.h"
 #include "base/sha256.h"
+#include "data/bundle.h"
+#include "data/peft_config.h"
 
-enum { MAX_CONFIG_BYTES = 16 << 20, MAX_RANK = 65536, MATCH_LIMIT = 100000 };
+enum { MAX_CONFIG_BYTES = 16 << 20 };
 
 struct lk_peft {
     lk_arena arena;
     lk_safetensors *st;
+    lk_bundle *bundle; /* holds the bytes, when it came from one */
     lk_peft_module *modules;
-    int64_t n_modules;
+    lk_peft_value *values;
+    int64_t n_modules, n_values;
+    bool rslora, tie_tables;
     const char *base;
     char digest[65];
 };
 
-/* A key of rank_pattern or alpha_pattern, or target_modules as a regular expression. */
-typedef struct pattern {
-    pcre2_code *code;
-    double value;
-} pattern;
+/* ---- the tensors ---- */
 
-typedef struct pattern_list {
-    pattern *items;
-    int n;
-} pattern_list;
+typedef enum part {
+    PART_A,
+    PART_B,
+    PART_B_BIAS,
+    PART_EMBEDDING_A,
+    PART_EMBEDDING_B,
+    PART_MAGNITUDE,
+    PART_TOKENS,
+    PART_BASE_WEIGHT,
+    PART_BASE_BIAS,
+    PART_WEIGHT,
+    PART_BIAS,
+    N_PARTS
+} part;
 
-typedef struct config {
-    const char *where; /* path, for messages */
-    int64_t r;
-    double alpha;
-    bool rslora;
-    pattern_list ranks, alphas;
-    pattern_list target; /* one item when target_modules is a regular expression */
-    const cJSON *target_list;
-} config;
-
-/* ---- patterns ---- */
-
-static lk_status pattern_compile(pcre2_code **code, const char *format, const char *text, const char *field, const char *where,
-                                 lk_error *err)
-{
-    size_t size = strlen(text) + 32;
-    char *full = malloc(size);
-    if (!full) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    snprintf(full, size, format, text);
-    int number;
-    PCRE2_SIZE offset;
-    *code = pcre2_compile((PCRE2_SPTR)full, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &number, &offset, NULL);
-    free(full);
-    if (*code) return LK_OK;
-    char reason[160] = "";
-    pcre2_get_error_message(number, (PCRE2_UCHAR *)reason, sizeof reason);
-    return lk_fail(err, LK_ERR_FORMAT, "%s: %s \"%.200s\" is not a regular expression: %s", where, field, text, reason);
-}
-
-/* *found: the pattern matches from the start of name. */
-static lk_status pattern_match(const pattern *p, const char *name, bool *found, const char *where, lk_error *err)
-{
-    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    pcre2_match_context *context = pcre2_match_context_create(NULL);
-    lk_status status = LK_OK;
-    if (!data || !context) {
-        status = lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-        goto out;
-    }
-    pcre2_set_match_limit(context, MATCH_LIMIT);
-    int n = pcre2_match(p->code, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, PCRE2_ANCHORED, data, context);
-    *found = n >= 0;
-    if (n < 0 && n != PCRE2_ERROR_NOMATCH)
-        status = lk_fail(err, LK_ERR_FORMAT, "%s: a pattern takes too many steps on \"%.200s\"; simplify it", where, name);
-out:
-    pcre2_match_context_free(context);
-    pcre2_match_data_free(data);
-    return status;
-}
-
-static void pattern_list_free(pattern_list *list)
-{
-    for (int i = 0; i < list->n; i++) pcre2_code_free(list->items[i].code);
-    free(list->items);
-}
-
-/* rank_pattern and alpha_pattern: {regular expression of the end of a module's name: number}. */
-static lk_status pattern_list_parse(pattern_list *list, const cJSON *root, const char *field, const char *where, lk_error *err)
-{
-    const cJSON *object = lk_json_get(root, field), *item;
-    if (!object || cJSON_IsNull(object)) return LK_OK;
-    if (!cJSON_IsObject(object)) return lk_fail(err, LK_ERR_FORMAT, "%s: %s must be an object of numbers", where, field);
-    list->items = calloc((size_t)cJSON_GetArraySize(object) + 1, sizeof *list->items);
-    if (!list->items) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    cJSON_ArrayForEach(item, object)
-    {
-        if (!cJSON_IsNumber(item) || !isfinite(item->valuedouble))
-            return lk_fail(err, LK_ERR_FORMAT, "%s: %s \"%.200s\" must be a number", where, field, item->string);
-        list->items[list->n].value = item->valuedouble;
-        LK_TRY(pattern_compile(&list->items[list->n].code, "(.*\\.)?(%s)$", item->string, field, where, err));
-        list->n++;
-    }
-    return LK_OK;
-}
-
-/* The value of the first pattern that matches, in the file's order, as PEFT's get_pattern_key does; else *value stays. */
-static lk_status pattern_list_value(const pattern_list *list, const char *name, double *value, const char *where, lk_error *err)
-{
-    for (int i = 0; i < list->n; i++) {
-        bool found;
-        LK_TRY(pattern_match(&list->items[i], name, &found, where, err));
-        if (!found) continue;
-        *value = list->items[i].value;
-        return LK_OK;
-    }
-    return LK_OK;
-}
-
-/* ---- the config ---- */
-
-/* Fields that say nothing about what a trained adapter computes: provenance, initialisation, or a choice of modules that the tensors
- * already show. Everything else that is neither here nor read by name must be null, false or empty. */
-static const char *const harmless[] = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-    "bias",
-    "fan_in_fan_out",
-    "task_type",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "inference_mode",
-    "init_lora_weights",
-    "exclude_modules",
-    "layers_to_transform",
-    "layers_pattern",
-    "megatron_core",
-    "qalora_group_size",
-    "corda_config",
-    "eva_config",
-    "lora_ga_config",
-    "runtime_config",
-    "ensure_weight_tying",
+/* Longest first: the first suffix that fits is the part. */
+static const struct {
+    const char *suffix;
+    part part;
+} suffixes[] = {
+    {".token_adapter.trainable_tokens_delta", PART_TOKENS},
+    {".lora_magnitude_vector", PART_MAGNITUDE},
+    {".lora_embedding_A", PART_EMBEDDING_A},
+    {".lora_embedding_B", PART_EMBEDDING_B},
+    {".base_layer.weight", PART_BASE_WEIGHT},
+    {".base_layer.bias", PART_BASE_BIAS},
+    {".lora_A.weight", PART_A},
+    {".lora_B.weight", PART_B},
+    {".lora_B.bias", PART_B_BIAS},
+    {".weight", PART_WEIGHT},
+    {".bias", PART_BIAS},
 };
 
-static bool is_unset(const cJSON *item)
-{
-    if (cJSON_IsNull(item) || cJSON_IsFalse(item)) return true;
-    if (cJSON_IsObject(item) || cJSON_IsArray(item)) return item->child == NULL;
-    return cJSON_IsString(item) && item->valuestring[0] == 0;
-}
-
-static lk_status check_fields(const cJSON *root, const char *where, lk_error *err)
-{
-    const cJSON *item;
-    cJSON_ArrayForEach(item, root)
-    {
-        bool known = false;
-        for (size_t i = 0; i < sizeof harmless / sizeof *harmless && !known; i++) known = !strcmp(harmless[i], item->string);
-        if (!known && !is_unset(item))
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: %.100s is set; only plain LoRA adapters can be loaded", where, item->string);
-    }
-    const char *bias = "none";
-    bool transposed = false;
-    LK_TRY(lk_json_opt_string(root, "bias", &bias, where, err));
-    if (strcmp(bias, "none")) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: bias is \"%.40s\"; only \"none\" can be loaded", where, bias);
-    LK_TRY(lk_json_opt_bool(root, "fan_in_fan_out", &transposed, where, err));
-    if (transposed) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: fan_in_fan_out is true; transposed layers are not supported", where);
-    /* These initialisations subtract the adapter's first value from the base: the factors mean nothing on the plain base. */
-    const cJSON *init = lk_json_get(root, "init_lora_weights");
-    static const char *const fine[] = {"gaussian", "eva", "orthogonal"};
-    if (cJSON_IsString(init)) {
-        for (size_t i = 0; i < sizeof fine / sizeof *fine; i++)
-            if (!strcmp(fine[i], init->valuestring)) return LK_OK;
-        return lk_fail(err, LK_ERR_UNSUPPORTED,
-                       "%s: init_lora_weights \"%.40s\" changes the base model's weights; save the adapter with "
-                       "path_initial_model_for_weight_conversion to make it a plain one",
-                       where, init->valuestring);
-    }
-    return LK_OK;
-}
-
-static lk_status parse_targets(config *c, const cJSON *root, lk_error *err)
-{
-    const cJSON *target = lk_json_get(root, "target_modules"), *item;
-    if (!target || cJSON_IsNull(target)) return LK_OK;
-    if (cJSON_IsArray(target)) {
-        cJSON_ArrayForEach(item, target)
-        {
-            if (!cJSON_IsString(item)) return lk_fail(err, LK_ERR_FORMAT, "%s: target_modules must hold names", c->where);
-        }
-        c->target_list = target;
-        return LK_OK;
-    }
-    if (!cJSON_IsString(target)) return lk_fail(err, LK_ERR_FORMAT, "%s: target_modules must be a list or a string", c->where);
-    if (!strcmp(target->valuestring, "all-linear")) return LK_OK;
-    c->target.items = calloc(1, sizeof *c->target.items);
-    if (!c->target.items) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", c->where);
-    LK_TRY(pattern_compile(&c->target.items[0].code, "(?:%s)\\z", target->valuestring, "target_modules", c->where, err));
-    c->target.n = 1;
-    return LK_OK;
-}
-
-static lk_status parse_config(config *c, const cJSON *root, lk_error *err)
-{
-    const char *type;
-    double dropout = 0;
-    c->r = 8; /* PEFT's defaults */
-    c->alpha = 8;
-    if (!cJSON_IsObject(root)) return lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", c->where);
-    LK_TRY(lk_json_string(root, "peft_type", &type, c->where, err));
-    if (strcmp(type, "LORA"))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: peft_type is \"%.40s\"; only LORA can be loaded", c->where, type);
-    LK_TRY(check_fields(root, c->where, err));
-    LK_TRY(lk_json_opt_int(root, "r", 1, MAX_RANK, &c->r, c->where, err));
-    LK_TRY(lk_json_opt_number(root, "lora_alpha", -1e9, 1e9, &c->alpha, c->where, err));
-    LK_TRY(lk_json_opt_number(root, "lora_dropout", 0, 1, &dropout, c->where, err));
-    LK_TRY(lk_json_opt_bool(root, "use_rslora", &c->rslora, c->where, err));
-    LK_TRY(pattern_list_parse(&c->ranks, root, "rank_pattern", c->where, err));
-    LK_TRY(pattern_list_parse(&c->alphas, root, "alpha_pattern", c->where, err));
-    return parse_targets(c, root, err);
-}
+typedef struct piece {
+    const char *module;
+    part part;
+    const lk_st_tensor *tensor;
+} piece;
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -249,124 +77,168 @@ static bool ends_with(const char *text, const char *end)
     return n >= m && !strcmp(text + n - m, end);
 }
 
-/* PEFT drops the tensors of a module that target_modules does not select. */
-static lk_status check_target(const config *c, const char *name, lk_error *err)
+static lk_status not_a_factor(const lk_st_tensor *t, lk_error *err)
 {
-    bool found = !c->target_list && !c->target.n;
-    const cJSON *item;
-    cJSON_ArrayForEach(item, c->target_list)
-    {
-        size_t before = strlen(name) - strlen(item->valuestring);
-        if (ends_with(name, item->valuestring) && (before == 0 || name[before - 1] == '.')) found = true;
-    }
-    if (c->target.n) LK_TRY(pattern_match(&c->target.items[0], name, &found, c->where, err));
-    if (found) return LK_OK;
-    return lk_fail(err, LK_ERR_FORMAT, "%s: there are factors for %.250s, which target_modules does not name", c->where, name);
+    if (strstr(t->name, ".default."))
+        return lk_fail(err, LK_ERR_UNSUPPORTED,
+                       "%s: tensor \"%.250s\": the adapter's name must not be part of the tensor's; save it with save_pretrained", t->file,
+                       t->name);
+    return lk_fail(
+        err, LK_ERR_FORMAT,
+        "%s: tensor \"%.250s\" is not a LoRA factor (base_model.model.MODULE.lora_A.weight or lora_B.weight), nor a value that the "
+        "config announces",
+        t->file, t->name);
 }
 
-/* ---- the tensors ---- */
-
-static lk_status refuse_tensor(const lk_st_tensor *t, lk_error *err)
-{
-    static const struct {
-        const char *part, *what;
-    } known[] = {
-        {".lora_magnitude_vector", "DoRA is not supported"},
-        {".lora_embedding_", "adapted embeddings are not supported"},
-        {".lora_B.bias", "lora_bias is not supported"},
-        {"trainable_tokens_delta", "trained tokens are not supported"},
-        {".modules_to_save.", "modules_to_save is not supported"},
-        {".default.weight", "the adapter's name must not be part of the tensor's; save it with save_pretrained"},
-    };
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strstr(t->name, known[i].part))
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: tensor \"%.250s\": %s", t->file, t->name, known[i].what);
-    return lk_fail(err, LK_ERR_FORMAT,
-                   "%s: tensor \"%.250s\" is not a LoRA factor (base_model.model.MODULE.lora_A.weight or lora_B.weight)", t->file, t->name);
-}
-
-static const char prefix[] = "base_model.model.", suffix_a[] = ".lora_A.weight", suffix_b[] = ".lora_B.weight";
-
-/* The module's path when the tensor is a factor ("a" or "b" in *which), else NULL. */
-static char *module_of(lk_arena *arena, const lk_st_tensor *t, char *which)
-{
-    size_t n = strlen(t->name), head = sizeof prefix - 1, tail = sizeof suffix_a - 1;
-    if (n <= head + tail || strncmp(t->name, prefix, head)) return NULL;
-    if (ends_with(t->name, suffix_a))
-        *which = 'a';
-    else if (ends_with(t->name, suffix_b))
-        *which = 'b';
-    else
-        return NULL;
-    return lk_arena_strndup(arena, t->name + head, n - head - tail);
-}
-
-static lk_status check_factor(const lk_st_tensor *t, lk_error *err)
+static lk_status check_tensor(const lk_st_tensor *t, int n_dims, lk_error *err)
 {
     if (t->type != LK_F32 && t->type != LK_BF16 && t->type != LK_F16 && t->type != LK_F64)
         return lk_fail(err, LK_ERR_FORMAT, "%s: tensor \"%.250s\" is %s; a floating type is needed", t->file, t->name,
                        lk_dtype_name(t->type));
-    if (t->n_dims == 2 && t->n_elements > 0) return LK_OK;
-    return lk_fail(err, LK_ERR_FORMAT, "%s: tensor \"%.250s\" must be a matrix that is not empty", t->file, t->name);
+    if (t->n_dims == n_dims && t->n_elements > 0) return LK_OK;
+    return lk_fail(err, LK_ERR_FORMAT, "%s: tensor \"%.250s\" must be a %s that is not empty", t->file, t->name,
+                   n_dims == 2 ? "matrix" : "vector");
 }
 
-static int compare_modules(const void *x, const void *y)
-{
-    const lk_peft_module *a = x, *b = y;
-    return strcmp(a->name, b->name);
-}
+static bool is_vector(part p) { return p == PART_B_BIAS || p == PART_MAGNITUDE || p == PART_BASE_BIAS || p == PART_BIAS; }
 
-/* In the order of names a module's A comes right before its B. */
-static lk_status collect_modules(lk_peft *p, lk_error *err)
+static lk_status piece_of(lk_peft *p, const lk_st_tensor *t, piece *out, lk_error *err)
 {
-    int64_t n = lk_safetensors_count(p->st);
-    p->modules = calloc((size_t)n / 2 + 1, sizeof *p->modules);
-    if (!p->modules) return lk_fail(err, LK_ERR_MEMORY, "no memory for an adapter of %" PRId64 " tensors", n);
-    lk_peft_module open = {0}; /* has its A, waits for its B */
-    for (int64_t i = 0; i < n; i++) {
-        const lk_st_tensor *t = lk_safetensors_at(p->st, i);
-        char which = 0;
-        const char *name = module_of(&p->arena, t, &which);
-        if (!name) return refuse_tensor(t, err);
-        LK_TRY(check_factor(t, err));
-        bool mate = open.a && !strcmp(open.name, name);
-        if (which == 'b' && !mate) return lk_fail(err, LK_ERR_FORMAT, "%s: \"%.250s\" has no lora_A beside it", t->file, t->name);
-        if (which == 'a' && open.a) break;
-        if (which == 'a') {
-            open = (lk_peft_module){.name = name, .a = t};
-            continue;
-        }
-        open.b = t;
-        p->modules[p->n_modules++] = open;
-        open = (lk_peft_module){0};
+    static const char prefix[] = "base_model.model.";
+    size_t head = sizeof prefix - 1, n = strlen(t->name);
+    if (strncmp(t->name, prefix, head) || strstr(t->name, ".default.")) return not_a_factor(t, err);
+    for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
+        size_t tail = strlen(suffixes[i].suffix);
+        if (!ends_with(t->name, suffixes[i].suffix)) continue;
+        if (n <= head + tail) return not_a_factor(t, err);
+        *out = (piece){lk_arena_strndup(&p->arena, t->name + head, n - head - tail), suffixes[i].part, t};
+        if (!out->module) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", t->file);
+        return check_tensor(t, is_vector(out->part) ? 1 : 2, err);
     }
-    if (open.a) return lk_fail(err, LK_ERR_FORMAT, "%s: \"%.250s\" has no lora_B beside it", open.a->file, open.a->name);
-    if (!p->n_modules) return lk_fail(err, LK_ERR_FORMAT, "the adapter holds no LoRA factors");
-    qsort(p->modules, (size_t)p->n_modules, sizeof *p->modules, compare_modules);
+    return not_a_factor(t, err);
+}
+
+static int compare_pieces(const void *x, const void *y)
+{
+    const piece *a = x, *b = y;
+    int names = strcmp(a->module, b->module);
+    return names ? names : (int)a->part - (int)b->part;
+}
+
+static void put_value(lk_peft *p, lk_peft_kind kind, const piece *x, const int32_t *ids)
+{
+    p->values[p->n_values++] = (lk_peft_value){kind, x->module, x->tensor, ids};
+}
+
+/* A part that the config does not announce: PEFT would drop it. */
+static lk_status unannounced(const piece *x, const char *field, lk_error *err)
+{
+    return lk_fail(err, LK_ERR_FORMAT, "%s: tensor \"%.250s\" is there, but adapter_config.json has no %s for it", x->tensor->file,
+                   x->tensor->name, field);
+}
+
+static lk_status place_tokens(lk_peft *p, const lk_peft_config *c, const piece *x, lk_error *err)
+{
+    const cJSON *tokens = lk_peft_config_tokens(c, x->module), *item;
+    if (!tokens) return unannounced(x, "trainable_token_indices", err);
+    int64_t n = cJSON_GetArraySize(tokens);
+    if (n != x->tensor->shape[0])
+        return lk_fail(err, LK_ERR_MISMATCH, "%s: tensor \"%.250s\" has %" PRId64 " rows, trainable_token_indices names %" PRId64 " tokens",
+                       x->tensor->file, x->tensor->name, x->tensor->shape[0], n);
+    int32_t *ids = lk_arena_alloc(&p->arena, (size_t)n * sizeof *ids);
+    if (!ids) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", c->where);
+    int64_t i = 0;
+    cJSON_ArrayForEach(item, tokens) ids[i++] = (int32_t)item->valuedouble;
+    put_value(p, LK_PEFT_TOKENS, x, ids);
     return LK_OK;
+}
+
+/* .weight and .bias of the module itself. */
+static lk_status place_own(lk_peft *p, const lk_peft_config *c, const piece *x, lk_error *err)
+{
+    bool saved;
+    LK_TRY(lk_peft_config_saved(c, x->module, &saved, err));
+    if (x->part == PART_WEIGHT && !saved)
+        return strstr(x->module, ".lora_") || !c->saved.n ? not_a_factor(x->tensor, err) : unannounced(x, "modules_to_save", err);
+    if (x->part == PART_BIAS && !saved && c->bias == LK_PEFT_BIAS_NONE) return unannounced(x, "bias", err);
+    put_value(p, x->part == PART_WEIGHT ? LK_PEFT_WEIGHT : LK_PEFT_BIAS, x, NULL);
+    return LK_OK;
+}
+
+static lk_status expect_length(const lk_st_tensor *t, int64_t n, const char *module, lk_error *err)
+{
+    if (t->shape[0] == n) return LK_OK;
+    return lk_fail(err, LK_ERR_MISMATCH, "%s: tensor \"%.250s\" has %" PRId64 " elements; %.200s gives %" PRId64, t->file, t->name,
+                   t->shape[0], module, n);
 }
 
 /* Rank and scale from the config, and that the shapes agree with them. */
-static lk_status settle_module(lk_peft_module *m, const config *c, lk_error *err)
+static lk_status settle_module(lk_peft_module *m, const lk_peft_config *c, lk_error *err)
 {
-    double rank = (double)c->r, alpha = c->alpha;
-    LK_TRY(check_target(c, m->name, err));
-    LK_TRY(pattern_list_value(&c->ranks, m->name, &rank, c->where, err));
-    LK_TRY(pattern_list_value(&c->alphas, m->name, &alpha, c->where, err));
-    if (!(rank >= 1 && rank <= MAX_RANK) || rank != floor(rank))
-        return lk_fail(err, LK_ERR_FORMAT, "%s: rank_pattern gives %.250s the rank %g; it must be a whole number, 1 to %d", c->where,
-                       m->name, rank, MAX_RANK);
-    m->rank = (int32_t)rank;
-    m->alpha = alpha;
-    m->scale = c->rslora ? alpha / sqrt(rank) : alpha / rank;
-    if (m->a->shape[0] != m->rank)
+    LK_TRY(lk_peft_config_check_target(c, m->name, err));
+    LK_TRY(lk_peft_config_scale(c, m->name, &m->rank, &m->alpha, &m->scale, err));
+    const lk_st_tensor *wrong = m->a->shape[0] != m->rank ? m->a : m->b->shape[1] != m->rank ? m->b : NULL;
+    if (wrong)
         return lk_fail(err, LK_ERR_MISMATCH, "%s: tensor \"%.250s\" has shape [%" PRId64 ", %" PRId64 "], the config gives it rank %d",
-                       m->a->file, m->a->name, m->a->shape[0], m->a->shape[1], m->rank);
-    if (m->b->shape[1] != m->rank)
-        return lk_fail(err, LK_ERR_MISMATCH, "%s: tensor \"%.250s\" has shape [%" PRId64 ", %" PRId64 "], the config gives it rank %d",
-                       m->b->file, m->b->name, m->b->shape[0], m->b->shape[1], m->rank);
+                       wrong->file, wrong->name, wrong->shape[0], wrong->shape[1], m->rank);
+    if (c->dora && !m->magnitude)
+        return lk_fail(err, LK_ERR_FORMAT, "%s: use_dora is true, but %.250s has no lora_magnitude_vector", m->a->file, m->name);
+    if (c->lora_bias && !m->bias && !m->embedding)
+        return lk_fail(err, LK_ERR_FORMAT, "%s: lora_bias is true, but %.250s has no lora_B.bias", m->a->file, m->name);
+    if (m->magnitude) LK_TRY(expect_length(m->magnitude, m->b->shape[0], m->name, err));
+    return m->bias ? expect_length(m->bias, m->b->shape[0], m->name, err) : LK_OK;
+}
+
+/* pieces[0..n): all of one module. */
+static lk_status gather_module(lk_peft *p, const lk_peft_config *c, const piece *pieces, int64_t n, lk_error *err)
+{
+    const piece *at[N_PARTS] = {0};
+    for (int64_t i = 0; i < n; i++) at[pieces[i].part] = &pieces[i];
+    lk_peft_module m = {.name = pieces[0].module};
+    m.embedding = at[PART_EMBEDDING_A] || at[PART_EMBEDDING_B];
+    const piece *a = at[m.embedding ? PART_EMBEDDING_A : PART_A], *b = at[m.embedding ? PART_EMBEDDING_B : PART_B];
+    if (m.embedding && (at[PART_A] || at[PART_B])) return not_a_factor((at[PART_A] ? at[PART_A] : at[PART_B])->tensor, err);
+    if (a && !b) return lk_fail(err, LK_ERR_FORMAT, "%s: \"%.250s\" has no lora_B beside it", a->tensor->file, a->tensor->name);
+    if (b && !a) return lk_fail(err, LK_ERR_FORMAT, "%s: \"%.250s\" has no lora_A beside it", b->tensor->file, b->tensor->name);
+    if (at[PART_MAGNITUDE] && (!a || !c->dora)) return unannounced(at[PART_MAGNITUDE], "use_dora", err);
+    if (at[PART_B_BIAS] && (!a || !c->lora_bias)) return unannounced(at[PART_B_BIAS], "lora_bias", err);
+    if (at[PART_BASE_BIAS] && (!a || c->bias == LK_PEFT_BIAS_NONE)) return unannounced(at[PART_BASE_BIAS], "bias", err);
+    if (at[PART_BASE_WEIGHT] && !a) return not_a_factor(at[PART_BASE_WEIGHT]->tensor, err);
+    if (at[PART_BASE_WEIGHT]) put_value(p, LK_PEFT_BASE, at[PART_BASE_WEIGHT], NULL);
+    if (at[PART_BASE_BIAS]) put_value(p, LK_PEFT_BIAS, at[PART_BASE_BIAS], NULL);
+    if (at[PART_WEIGHT]) LK_TRY(place_own(p, c, at[PART_WEIGHT], err));
+    if (at[PART_BIAS]) LK_TRY(place_own(p, c, at[PART_BIAS], err));
+    if (at[PART_TOKENS]) LK_TRY(place_tokens(p, c, at[PART_TOKENS], err));
+    if (!a) return LK_OK;
+    m.a = a->tensor;
+    m.b = b->tensor;
+    m.magnitude = at[PART_MAGNITUDE] ? at[PART_MAGNITUDE]->tensor : NULL;
+    m.bias = at[PART_B_BIAS] ? at[PART_B_BIAS]->tensor : NULL;
+    LK_TRY(settle_module(&m, c, err));
+    p->modules[p->n_modules++] = m;
     return LK_OK;
 }
+
+static lk_status gather(lk_peft *p, const lk_peft_config *c, lk_error *err)
+{
+    int64_t n = lk_safetensors_count(p->st);
+    piece *pieces = calloc((size_t)n + 1, sizeof *pieces);
+    p->modules = calloc((size_t)n + 1, sizeof *p->modules);
+    p->values = calloc((size_t)n + 1, sizeof *p->values);
+    lk_status status = LK_OK;
+    if (!pieces || !p->modules || !p->values) status = lk_fail(err, LK_ERR_MEMORY, "no memory for an adapter of %" PRId64 " tensors", n);
+    for (int64_t i = 0; i < n && !status; i++) status = piece_of(p, lk_safetensors_at(p->st, i), &pieces[i], err);
+    if (!status) qsort(pieces, (size_t)n, sizeof *pieces, compare_pieces);
+    for (int64_t i = 0, end; i < n && !status; i = end) {
+        for (end = i + 1; end < n && !strcmp(pieces[end].module, pieces[i].module);) end++;
+        status = gather_module(p, c, &pieces[i], end - i, err);
+    }
+    free(pieces);
+    if (!status && p->n_modules + p->n_values == 0) status = lk_fail(err, LK_ERR_FORMAT, "%s: the adapter holds no LoRA factors", c->where);
+    return status;
+}
+
+/* ---- the digest ---- */
 
 static void hash_number(lk_sha256 *hash, uint64_t value)
 {
@@ -375,13 +247,13 @@ static void hash_number(lk_sha256 *hash, uint64_t value)
     lk_sha256_update(hash, bytes, 8);
 }
 
-/* Hashes the factor as fp32, so that storing it in another type that holds it exactly changes nothing, and refuses NaN and Inf. */
-static lk_status hash_factor(lk_sha256 *hash, const lk_st_tensor *t, lk_error *err)
+/* Hashes the tensor as fp32, so that storing it in another type that holds it exactly changes nothing, and refuses NaN and Inf. */
+static lk_status hash_tensor(lk_sha256 *hash, const lk_st_tensor *t, lk_error *err)
 {
     enum { CHUNK = 4096 };
     float values[CHUNK];
-    hash_number(hash, (uint64_t)t->shape[0]);
-    hash_number(hash, (uint64_t)t->shape[1]);
+    int64_t columns = t->n_dims > 1 ? t->shape[1] : t->shape[0];
+    for (int i = 0; i < t->n_dims; i++) hash_number(hash, (uint64_t)t->shape[i]);
     for (int64_t i = 0; i < t->n_elements; i += CHUNK) {
         int64_t n = t->n_elements - i < CHUNK ? t->n_elements - i : CHUNK;
         LK_TRY(lk_st_read_f32(t, i, n, values, err));
@@ -389,70 +261,143 @@ static lk_status hash_factor(lk_sha256 *hash, const lk_st_tensor *t, lk_error *e
             if (!isfinite(values[j]))
                 return lk_fail(err, LK_ERR_FORMAT,
                                "%s: tensor \"%.250s\" holds %s at [%" PRId64 ", %" PRId64 "]; the training that made it diverged", t->file,
-                               t->name, isnan(values[j]) ? "NaN" : "an infinity", (i + j) / t->shape[1], (i + j) % t->shape[1]);
+                               t->name, isnan(values[j]) ? "NaN" : "an infinity", t->n_dims > 1 ? (i + j) / columns : 0, (i + j) % columns);
         lk_sha256_update(hash, values, (size_t)n * sizeof *values);
     }
     return LK_OK;
 }
 
-static lk_status digest_modules(lk_peft *p, lk_error *err)
+static void hash_text(lk_sha256 *hash, const char *text) { lk_sha256_update(hash, text, strlen(text) + 1); }
+
+static lk_status hash_module(lk_sha256 *hash, const lk_peft_module *m, lk_error *err)
+{
+    uint64_t scale;
+    memcpy(&scale, &m->scale, 8);
+    hash_text(hash, m->name);
+    hash_number(hash, (uint64_t)m->rank);
+    hash_number(hash, scale);
+    LK_TRY(hash_tensor(hash, m->a, err));
+    LK_TRY(hash_tensor(hash, m->b, err));
+    if (m->magnitude) {
+        hash_text(hash, "magnitude");
+        LK_TRY(hash_tensor(hash, m->magnitude, err));
+    }
+    if (!m->bias) return LK_OK;
+    hash_text(hash, "bias");
+    return hash_tensor(hash, m->bias, err);
+}
+
+static lk_status hash_value(lk_sha256 *hash, const lk_peft_value *v, lk_error *err)
+{
+    static const char *const kinds[] = {"weight", "bias", "tokens", "base"};
+    hash_text(hash, kinds[v->kind]);
+    hash_text(hash, v->name);
+    if (v->ids)
+        for (int64_t i = 0; i < v->tensor->shape[0]; i++) hash_number(hash, (uint64_t)v->ids[i]);
+    return hash_tensor(hash, v->tensor, err);
+}
+
+static lk_status digest_all(lk_peft *p, lk_error *err)
 {
     lk_sha256 hash;
     lk_sha256_init(&hash);
     lk_status status = LK_OK;
-    for (int64_t i = 0; i < p->n_modules && !status; i++) {
-        const lk_peft_module *m = &p->modules[i];
-        uint64_t scale;
-        memcpy(&scale, &m->scale, 8);
-        lk_sha256_update(&hash, m->name, strlen(m->name) + 1);
-        hash_number(&hash, (uint64_t)m->rank);
-        hash_number(&hash, scale);
-        status = hash_factor(&hash, m->a, err);
-        if (!status) status = hash_factor(&hash, m->b, err);
-    }
+    for (int64_t i = 0; i < p->n_modules && !status; i++) status = hash_module(&hash, &p->modules[i], err);
+    for (int64_t i = 0; i < p->n_values && !status; i++) status = hash_value(&hash, &p->values[i], err);
+    if (p->tie_tables) hash_text(&hash, "tied");
     lk_sha256_final(&hash, p->digest);
     return status;
 }
 
 /* ---- public ---- */
 
+/* The config first: what it says is more telling than what else is missing. weights NULL: those of the folder. */
+static lk_status read_all(lk_peft *p, const cJSON *root, const char *where, const char *weights_path, const void *weights, size_t size,
+                          lk_error *err)
+{
+    lk_peft_config c;
+    const char *base = "";
+    lk_status status = lk_peft_config_parse(&c, root, where, err);
+    if (!status) status = lk_json_opt_string(root, "base_model_name_or_path", &base, where, err);
+    if (!status && !weights && !lk_path_exists(weights_path))
+        status = lk_fail(err, LK_ERR_NOT_FOUND, "%s is missing (adapter_model.bin is not read: save with safe_serialization=True)",
+                         weights_path);
+    if (!status)
+        status =
+            weights ? lk_safetensors_open_memory(&p->st, weights, size, weights_path, err) : lk_safetensors_open(&p->st, weights_path, err);
+    if (!status) {
+        p->base = lk_arena_strdup(&p->arena, base);
+        p->rslora = c.rslora;
+        p->tie_tables = c.tie_tables;
+        status = gather(p, &c, err);
+    }
+    lk_peft_config_free(&c);
+    return status ? status : digest_all(p, err);
+}
+
 static lk_status open_folder(lk_peft *p, const char *folder, lk_error *err)
 {
-    char config_path[4096], weights[4096];
+    char config[4096], weights[4096];
     cJSON *root = NULL;
-    config c = {.where = config_path};
-    LK_TRY(lk_path_join(config_path, sizeof config_path, folder, "adapter_config.json", err));
+    LK_TRY(lk_path_join(config, sizeof config, folder, "adapter_config.json", err));
     LK_TRY(lk_path_join(weights, sizeof weights, folder, "adapter_model.safetensors", err));
-    if (!lk_path_exists(config_path)) return lk_fail(err, LK_ERR_NOT_FOUND, "%s is not an adapter: adapter_config.json is missing", folder);
-    LK_TRY(lk_json_read(&root, config_path, MAX_CONFIG_BYTES, err));
-    lk_status status = parse_config(&c, root, err);
-    if (status) goto out;
-    const char *base = "";
-    if ((status = lk_json_opt_string(root, "base_model_name_or_path", &base, c.where, err))) goto out;
-    p->base = lk_arena_strdup(&p->arena, base);
-    if (!lk_path_exists(weights)) {
-        status =
-            lk_fail(err, LK_ERR_NOT_FOUND, "%s is missing (adapter_model.bin is not read: save with safe_serialization=True)", weights);
-        goto out;
-    }
-    if ((status = lk_safetensors_open(&p->st, weights, err))) goto out;
-    if ((status = collect_modules(p, err))) goto out;
-    for (int64_t i = 0; i < p->n_modules && !status; i++) status = settle_module(&p->modules[i], &c, err);
-    if (!status) status = digest_modules(p, err);
-out:
-    pattern_list_free(&c.ranks);
-    pattern_list_free(&c.alphas);
-    pattern_list_free(&c.target);
+    if (!lk_path_exists(config)) return lk_fail(err, LK_ERR_NOT_FOUND, "%s is not an adapter: adapter_config.json is missing", folder);
+    LK_TRY(lk_json_read(&root, config, MAX_CONFIG_BYTES, err));
+    lk_status status = read_all(p, root, config, weights, NULL, 0, err);
     cJSON_Delete(root);
     return status;
 }
 
-lk_status lk_peft_open(lk_peft **peft, const char *folder, lk_error *err)
+static lk_status open_memory(lk_peft *p, const char *name, const char *config, size_t config_bytes, const void *weights,
+                             size_t weights_bytes, lk_error *err)
+{
+    char where[600], file[600];
+    cJSON *root = NULL;
+    snprintf(where, sizeof where, "%.500s: adapter_config.json", name);
+    snprintf(file, sizeof file, "%.500s: adapter_model.safetensors", name);
+    LK_TRY(lk_json_parse(&root, config, config_bytes, where, err));
+    lk_status status = read_all(p, root, where, file, weights, weights_bytes, err);
+    cJSON_Delete(root);
+    return status;
+}
+
+static lk_status open_bundle(lk_peft *p, const char *path, const lk_bundle_keys *keys, lk_error *err)
+{
+    LK_TRY(lk_bundle_open(&p->bundle, path, keys, err));
+    const lk_bundle_member *config = lk_bundle_find(p->bundle, "adapter_config.json"),
+                           *weights = lk_bundle_find(p->bundle, "adapter_model.safetensors");
+    if (!config || !weights)
+        return lk_fail(err, LK_ERR_FORMAT, "%s: the bundle holds no adapter (%s is missing)", path,
+                       config ? "adapter_model.safetensors" : "adapter_config.json");
+    return open_memory(p, path, config->bytes, config->size, weights->bytes, weights->size, err);
+}
+
+lk_status lk_peft_open(lk_peft **peft, const char *path, const lk_bundle_keys *keys, lk_error *err)
 {
     *peft = NULL;
     lk_peft *fresh = calloc(1, sizeof *fresh);
-    if (!fresh) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", folder);
-    lk_status status = open_folder(fresh, folder, err);
+    if (!fresh) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
+    bool bundle = lk_path_exists(path) && !lk_path_is_folder(path);
+    lk_status status;
+    if (keys && !bundle)
+        status = lk_fail(err, LK_ERR_MISMATCH, "%s is no bundle: where keys are trusted, only bundles that they signed are loaded", path);
+    else
+        status = bundle ? open_bundle(fresh, path, keys, err) : open_folder(fresh, path, err);
+    if (status) {
+        lk_peft_close(fresh);
+        return status;
+    }
+    *peft = fresh;
+    return LK_OK;
+}
+
+lk_status lk_peft_open_memory(lk_peft **peft, const char *name, const char *config, size_t config_bytes, const void *weights,
+                              size_t weights_bytes, lk_error *err)
+{
+    *peft = NULL;
+    lk_peft *fresh = calloc(1, sizeof *fresh);
+    if (!fresh) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", name);
+    lk_status status = open_memory(fresh, name, config, config_bytes, weights, weights_bytes, err);
     if (status) {
         lk_peft_close(fresh);
         return status;
@@ -465,13 +410,19 @@ void lk_peft_close(lk_peft *peft)
 {
     if (!peft) return;
     lk_safetensors_close(peft->st);
+    lk_bundle_close(peft->bundle);
     free(peft->modules);
+    free(peft->values);
     lk_arena_free(&peft->arena);
     free(peft);
 }
 
 int64_t lk_peft_count(const lk_peft *peft) { return peft->n_modules; }
 const lk_peft_module *lk_peft_at(const lk_peft *peft, int64_t index) { return &peft->modules[index]; }
+int64_t lk_peft_n_values(const lk_peft *peft) { return peft->n_values; }
+const lk_peft_value *lk_peft_value_at(const lk_peft *peft, int64_t index) { return &peft->values[index]; }
+bool lk_peft_use_rslora(const lk_peft *peft) { return peft->rslora; }
+bool lk_peft_ties_tables(const lk_peft *peft) { return peft->tie_tables; }
 const char *lk_peft_base(const lk_peft *peft) { return peft->base; }
 const char *lk_peft_digest(const lk_peft *peft) { return peft->digest; }
 const char *lk_peft_metadata(const lk_peft *peft, const char *key) { return lk_safetensors_metadata(peft->st, key); }

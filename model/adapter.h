@@ -12,6 +12,8 @@
 
 #include "model/model.h"
 
+struct lk_bundle_keys;
+
 typedef struct lk_adapter_site {
     int32_t rank; /* 0: not adapted */
     float alpha, scale;
@@ -59,9 +61,12 @@ lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec
 /* Init as PEFT: A uniform in +-1/sqrt(K) (kaiming_uniform with a = sqrt 5) drawn by Philox from the seed, B zero. */
 lk_status lk_adapter_create(lk_adapter **a, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err);
 
-/* From a PEFT folder. Refuses an adapter whose layers or shapes are not the model's, and one stamped for another base (identity);
- * another quantisation of the same base is only logged. type: F32 or BF16 in memory. */
-lk_status lk_adapter_load(lk_adapter **a, const lk_model *model, const char *folder, lk_dtype type, lk_error *err);
+/* From a PEFT folder or a bundle. Refuses an adapter whose layers or shapes are not the model's, and one stamped for another base
+ * (identity); another quantisation of the same base is only logged. type: F32 or BF16 in memory. */
+lk_status lk_adapter_load(lk_adapter **a, const lk_model *model, const char *path, lk_dtype type, lk_error *err);
+/* The same, but only from a bundle that one of the keys signed (data/bundle.h). keys NULL: anything. */
+lk_status lk_adapter_load_trusted(lk_adapter **a, const lk_model *model, const char *path, lk_dtype type, const struct lk_bundle_keys *keys,
+                                  lk_error *err);
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
 size_t lk_adapter_bytes(const lk_adapter *a);

@@ -2,6 +2,7 @@
 #ifndef LK_MODEL_ADAPTER_INTERNAL_H
 #define LK_MODEL_ADAPTER_INTERNAL_H
 
+#include "data/peft.h"
 #include "model/adapter.h"
 
 /* Ranks above this are a mistake or an attack on memory; the kernels are tested up to it. */
@@ -12,6 +13,7 @@ lk_status lk_adapter_alloc(lk_adapter **a, const lk_model *model, lk_error *err)
 void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params, int32_t *max_rank);
 /* Takes n_params fp32 values in the flat layout into backend memory, and updates the digest. */
 lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err);
+lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err);
 float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "data/bundle.h"
 #include "data/peft.h"
 #include "model/adapter_internal.h"
 
@@ -54,14 +55,38 @@ static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, float *h
     return LK_OK;
 }
 
-lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *folder, lk_dtype type, lk_error *err)
+/* What a plain pair of factors does not say is refused by the name of its field. */
+lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err)
+{
+    static const char *const kinds[] = {"modules_to_save", "bias", "trainable_token_indices", "an adapted embedding's base_layer"};
+    const char *what = NULL, *name = NULL;
+    for (int64_t i = 0; i < lk_peft_count(peft) && !what; i++) {
+        const lk_peft_module *m = lk_peft_at(peft, i);
+        name = m->name;
+        what = m->embedding ? "adapted embeddings" : m->magnitude ? "use_dora" : m->bias ? "lora_bias" : NULL;
+    }
+    if (!what && lk_peft_n_values(peft)) {
+        name = lk_peft_value_at(peft, 0)->name;
+        what = kinds[lk_peft_value_at(peft, 0)->kind];
+    }
+    return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) is not supported", path, what, name) : LK_OK;
+}
+
+lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *path, lk_dtype type, lk_error *err)
+{
+    return lk_adapter_load_trusted(out, model, path, type, NULL, err);
+}
+
+lk_status lk_adapter_load_trusted(lk_adapter **out, const lk_model *model, const char *folder, lk_dtype type, const lk_bundle_keys *keys,
+                                  lk_error *err)
 {
     *out = NULL;
     lk_peft *peft = NULL;
     lk_adapter *a = NULL;
     float *host = NULL;
     lk_status status;
-    if ((status = lk_peft_open(&peft, folder, err))) goto out;
+    if ((status = lk_peft_open(&peft, folder, keys, err))) goto out;
+    if ((status = lk_adapter_check_plain(peft, folder, err))) goto out;
     if ((status = check_base(peft, model, folder, err))) goto out;
     if ((status = lk_adapter_alloc(&a, model, err))) goto out;
     a->type = type;

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "data/peft.h"
 #include "kernels/nf4.h"
+#include "model/adapter_internal.h"
 #include "model/bnb.h"
 #include "model/folder.h"
 #include "model/weights.h"
@@ -188,7 +189,8 @@ lk_status lk_model_merge(const char *base, const char *adapter, const char *out,
     if ((status = lk_config_read(&g.config, base, err))) goto out;
     if ((status = lk_safetensors_open(&g.st, base, err))) goto out;
     if ((status = lk_weights_check_names(g.st, &g.config, err))) goto out;
-    if ((status = lk_peft_open(&g.peft, adapter, err))) goto out;
+    if ((status = lk_peft_open(&g.peft, adapter, NULL, err))) goto out;
+    if ((status = lk_adapter_check_plain(g.peft, adapter, err))) goto out;
     if ((status = lk_pool_create(&g.pool, options->threads, err))) goto out;
     if ((status = resolve_into(&g, options->into, base))) goto out;
     if ((status = check_adapter(&g, base))) goto out;

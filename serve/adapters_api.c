@@ -64,7 +64,7 @@ lk_status lk_adapters_unknown(lk_server *server, const char *model, lk_api_error
 
 /* ------------------------------------------------------------------------------------------------ on demand */
 
-/* A name that is one plain folder of adapters_dir: nothing in it can lead elsewhere. */
+/* A name that is one plain folder, or one bundle NAME.tar.zst, of adapters_dir: nothing in it can lead elsewhere. */
 static bool plain_name(const char *name)
 {
     size_t n = strlen(name);
@@ -82,7 +82,9 @@ static bool folder_of(const lk_server *server, const char *name, char *path, siz
     if (!server->adapters_dir || !plain_name(name)) return false;
     if (lk_path_join(path, size, server->adapters_dir, name, NULL)) return false;
     if (lk_path_join(config, sizeof config, path, "adapter_config.json", NULL)) return false;
-    return lk_path_exists(config);
+    if (lk_path_exists(config)) return true;
+    snprintf(config, sizeof config, "%s.tar.zst", name);
+    return !lk_path_join(path, size, server->adapters_dir, config, NULL) && lk_path_exists(path);
 }
 
 /* Two requests for one new adapter must not read it twice: loads on demand go one by one, and each looks first. */

@@ -398,7 +398,11 @@ static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_erro
     int32_t n_sites = lk_sites(&e->model->config);
     int32_t most = o->max_running < o->max_resident_adapters ? o->max_running : o->max_resident_adapters;
     lk_batch_limits batch = {o->token_budget, o->max_running, most, n_sites};
-    lk_registry_options registry = {o->max_resident_adapters, o->max_rank, adapters_changed, e};
+    lk_registry_options registry = {.max_resident = o->max_resident_adapters,
+                                    .max_rank = o->max_rank,
+                                    .trusted_keys = o->trusted_keys,
+                                    .changed = adapters_changed,
+                                    .context = e};
     e->sampling = calloc((size_t)o->max_running, sizeof *e->sampling);
     e->results = calloc((size_t)o->max_running, sizeof *e->results);
     for (int i = 0; i < 2; i++) e->flights[i].requests = calloc((size_t)o->max_running, sizeof *e->flights[i].requests);

@@ -33,6 +33,7 @@ typedef struct lk_engine_options {
     int32_t max_resident_adapters; /* versions in memory at once; loading one more puts an idle one out (it stays known, and its next
                                       request brings it back), else LK_ERR_BUSY */
     int32_t max_rank;              /* adapters of a larger rank are refused at load */
+    const struct lk_bundle_keys *trusted_keys; /* only bundles that these signed are loaded; NULL: anything. Borrowed until stop */
 } lk_engine_options;
 
 void lk_engine_options_default(lk_engine_options *options);

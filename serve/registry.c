@@ -203,8 +203,9 @@ static lk_status check_name(const lk_registry *reg, const char *name, lk_error *
 static lk_status read_adapter(lk_registry *reg, const char *name, const char *path, lk_adapter **adapter, lk_error *err)
 {
     if (!lk_path_exists(path))
-        return lk_fail(err, LK_ERR_NOT_FOUND, "adapter '%s': nothing at %s; give the path of a PEFT folder", name, path);
-    lk_status status = lk_adapter_load(adapter, &reg->model, path, lk_backend_compute(reg->model.be), err);
+        return lk_fail(err, LK_ERR_NOT_FOUND, "adapter '%s': nothing at %s; give the path of a PEFT folder or a bundle", name, path);
+    lk_status status =
+        lk_adapter_load_trusted(adapter, &reg->model, path, lk_backend_compute(reg->model.be), reg->options.trusted_keys, err);
     if (status) return lk_error_prefix(err, status, "adapter '%s'", name);
     int32_t rank = (*adapter)->max_rank;
     if (rank <= reg->options.max_rank) return LK_OK;

@@ -53,7 +53,8 @@ typedef struct lk_version {
 
 typedef struct lk_registry_options {
     int32_t max_resident, max_rank;
-    void (*changed)(void *context); /* called by the registry's thread when a wanted version has arrived or failed */
+    const struct lk_bundle_keys *trusted_keys; /* only bundles that these signed are loaded; NULL: anything. Borrowed until close */
+    void (*changed)(void *context);            /* called by the registry's thread when a wanted version has arrived or failed */
     void *context;
 } lk_registry_options;
 

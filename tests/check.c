@@ -1,6 +1,8 @@
 #include "tests/check.h"
 
 #include <math.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,4 +111,21 @@ char *check_shared(const char *name)
     printf("skipped: %s is not here (set LK_SHARED)\n", path);
     free(path);
     return NULL;
+}
+
+void check_make_key(const char *folder, const char *name, char *private_path, char *public_path)
+{
+    EVP_PKEY *key = NULL;
+    EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_id(EVP_PKEY_ED25519, NULL);
+    assert_true(EVP_PKEY_keygen_init(context) == 1 && EVP_PKEY_keygen(context, &key) == 1);
+    snprintf(private_path, 4200, "%s/%s.pem", folder, name);
+    snprintf(public_path, 4200, "%s/%s.pub", folder, name);
+    FILE *f = fopen(private_path, "w");
+    assert_true(f && PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL) == 1);
+    fclose(f);
+    f = fopen(public_path, "w");
+    assert_true(f && PEM_write_PUBKEY(f, key) == 1);
+    fclose(f);
+    EVP_PKEY_free(key);
+    EVP_PKEY_CTX_free(context);
 }

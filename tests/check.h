@@ -47,6 +47,9 @@ const char *check_build_folder(void);
 char *check_temporary(const char *name);
 void check_write_file(const char *path, const void *bytes, size_t size);
 
+/* NAME.pem and NAME.pub of a new Ed25519 key in the folder; their paths, of at most 4200 bytes, into the last two. */
+void check_make_key(const char *folder, const char *name, char *private_path, char *public_path);
+
 /* tests/golden/NAME; the caller frees. */
 char *check_golden(const char *name);
 /* A file of the shared data (LK_SHARED or ../shared), or NULL after printing that the test is skipped without it. */

@@ -16,7 +16,7 @@ static lk_peft *open_golden(const char *name)
     char relative[100];
     snprintf(relative, sizeof relative, "adapters/%s", name);
     char *path = check_golden(relative);
-    CHECK_OK(lk_peft_open(&p, path, &err), &err);
+    CHECK_OK(lk_peft_open(&p, path, NULL, &err), &err);
     free(path);
     return p;
 }
@@ -93,7 +93,7 @@ static void write_rows(const char *folder, const row *rows, int n, const lk_peft
     }
     CHECK_OK(lk_peft_write(folder, modules, n, options, &err), &err);
     lk_peft *p;
-    CHECK_OK(lk_peft_open(&p, folder, &err), &err);
+    CHECK_OK(lk_peft_open(&p, folder, NULL, &err), &err);
     assert_int_equal(lk_peft_count(p), n);
     for (int i = 0; i < n; i++) {
         const lk_peft_module *m = module_named(p, rows[i].name);
@@ -136,7 +136,7 @@ static void test_write(void **state)
     assert_non_null(strstr(text, "0.05,"));
     free(text);
     lk_peft *p;
-    CHECK_OK(lk_peft_open(&p, folder, &err), &err);
+    CHECK_OK(lk_peft_open(&p, folder, NULL, &err), &err);
     assert_string_equal(lk_peft_metadata(p, "lorikeet.base_digest"), "abc");
     assert_string_equal(lk_peft_metadata(p, "lorikeet.quantization"), "nf4");
     assert_string_equal(lk_peft_base(p), "llama");
@@ -181,7 +181,7 @@ static void test_rewrite(void **state)
         char *folder = check_temporary(names[k]);
         const lk_peft_write_options options = {.base = lk_peft_base(p), .use_rslora = k == 1};
         CHECK_OK(lk_peft_write(folder, modules, n, &options, &err), &err);
-        CHECK_OK(lk_peft_open(&q, folder, &err), &err);
+        CHECK_OK(lk_peft_open(&q, folder, NULL, &err), &err);
         assert_string_equal(lk_peft_digest(p), lk_peft_digest(q));
         for (int64_t i = 0; i < n; i++) {
             free((void *)(uintptr_t)modules[i].a);
@@ -211,7 +211,7 @@ static void test_write_refused(void **state)
     m.name = "a(b";
     CHECK_FAILS(lk_peft_write(folder, &m, 1, &options, &err), LK_ERR_ARGUMENT, "path", &err);
     lk_peft *p;
-    CHECK_FAILS(lk_peft_open(&p, folder, &err), LK_ERR_NOT_FOUND, "adapter_config.json", &err);
+    CHECK_FAILS(lk_peft_open(&p, folder, NULL, &err), LK_ERR_NOT_FOUND, "adapter_config.json", &err);
     free(folder);
 }
 
@@ -223,7 +223,7 @@ static lk_status open_with(const char *folder, const char *config, lk_error *err
     lk_peft *p;
     assert_int_equal(lk_path_join(path, sizeof path, folder, "adapter_config.json", NULL), LK_OK);
     check_write_file(path, config, strlen(config));
-    lk_status status = lk_peft_open(&p, folder, err);
+    lk_status status = lk_peft_open(&p, folder, NULL, err);
     if (!status)
         lk_peft_close(p);
     else
@@ -250,16 +250,40 @@ static void test_configs(void **state)
         {"{\"peft_type\":\"LORA\"}", "rank 8", LK_ERR_MISMATCH},
         {"{\"peft_type\":\"LORA\",\"r\":0}", "r must", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":\"8\"}", "lora_alpha", LK_ERR_FORMAT},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"use_dora\":true}", "use_dora", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_bias\":true}", "lora_bias", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"bias\":\"all\"}", "bias", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"fan_in_fan_out\":true}", "fan_in_fan_out", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":[\"lm_head\"]}", "modules_to_save", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"trainable_token_indices\":[1]}", "trainable_token_indices", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_parameters\":[\"x\"]}", "target_parameters", LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"use_dora\":true}",
+         "use_dora is true, but model.layers.0.mlp.down_proj has no lora_magnitude_vector", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_bias\":true}", "lora_bias is true, but model.layers.0.mlp.down_proj has no lora_B.bias",
+         LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"bias\":\"all\"}", NULL, LK_OK},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"bias\":\"some\"}", "bias is \"some\"", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"fan_in_fan_out\":true}", NULL, LK_OK},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":[\"lm_head\"]}", NULL, LK_OK},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":[\"q_proj\"]}", "which modules_to_save replaces", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":\"lm_head\"}", "must be a list", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"trainable_token_indices\":[1.5]}", "token numbers", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_parameters\":[\"x\"]}", "target_parameters is set: factors on whole parameters",
+         LK_ERR_UNSUPPORTED},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"alora_invocation_tokens\":[1]}", "alora_invocation_tokens", LK_ERR_UNSUPPORTED},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"some_future_field\":3}", "some_future_field", LK_ERR_UNSUPPORTED},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"init_lora_weights\":\"pissa_niter_4\"}", "pissa", LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"init_lora_weights\":\"pissa_niter_4\"}", "path_initial_model_for_weight_conversion",
+         LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"layer_replication\":[[0,2]]}", "layer_replication is set: a base with repeated layers",
+         LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"loftq_config\":{\"loftq_bits\":4}}", "loftq_config is set: LoftQ", LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"use_qalora\":true}", "use_qalora is set", LK_ERR_UNSUPPORTED},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"exclude_modules\":[\"down_proj\"]}", "down_proj, which exclude_modules leaves out",
+         LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"exclude_modules\":\".*q_proj\"}", "q_proj, which exclude_modules leaves out", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"exclude_modules\":[\"k_proj\"]}", NULL, LK_OK},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":[\"q_proj\",\"down_proj\"],\"layers_to_transform\":[1]}",
+         "layers.0.mlp.down_proj, which layers_to_transform", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":[\"q_proj\",\"down_proj\"],\"layers_to_transform\":[0,1],\"layers_pattern\":"
+         "\"layers\"}",
+         NULL, LK_OK},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":[\"q_proj\",\"down_proj\"],\"layers_to_transform\":[0,1],\"layers_pattern\":["
+         "\"h\"]}",
+         "layers_to_transform", LK_ERR_FORMAT},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"layers_to_transform\":\"all\"}", "a layer number or a list", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":[\"q_proj\"]}", "down_proj, which target_modules", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":[\"proj\",\"_proj\"]}", "target_modules", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"target_modules\":\"q_proj\"}", "target_modules", LK_ERR_FORMAT}, /* full match, as in PEFT */
@@ -329,7 +353,7 @@ static void test_tensors(void **state)
         {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}}, "no lora_B", LK_ERR_FORMAT},
         {{{KEY("lora_B.weight"), LK_F32, 2, {5, 2}}}, "no lora_A", LK_ERR_FORMAT},
         {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {"base_model.model.n.lora_A.weight", LK_F32, 2, {2, 5}}}, "no lora_B", LK_ERR_FORMAT},
-        {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {"base_model.model.n.lora_B.weight", LK_F32, 2, {2, 5}}}, "no lora_A", LK_ERR_FORMAT},
+        {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {"base_model.model.n.lora_B.weight", LK_F32, 2, {2, 5}}}, "no lora_B", LK_ERR_FORMAT},
         {{{KEY("lora_A.weight"), LK_F32, 2, {5, 2}}, {KEY("lora_B.weight"), LK_F32, 2, {3, 2}}}, "rank 2", LK_ERR_MISMATCH},
         {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {KEY("lora_B.weight"), LK_F32, 2, {2, 3}}}, "rank 2", LK_ERR_MISMATCH},
         {{{KEY("lora_A.weight"), LK_F32, 1, {10}}, {KEY("lora_B.weight"), LK_F32, 2, {3, 2}}}, "matrix", LK_ERR_FORMAT},
@@ -342,14 +366,22 @@ static void test_tensors(void **state)
          "lora_B.weight\" holds an infinity",
          LK_ERR_FORMAT},
         {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {KEY("lora_B.bias"), LK_F32, 1, {3}}, {KEY("lora_B.weight"), LK_F32, 2, {3, 2}}},
-         "lora_bias",
-         LK_ERR_UNSUPPORTED},
+         "has no lora_bias for it",
+         LK_ERR_FORMAT},
         {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}},
           {KEY("lora_B.weight"), LK_F32, 2, {3, 2}},
           {KEY("lora_magnitude_vector"), LK_F32, 1, {3}}},
-         "DoRA",
-         LK_ERR_UNSUPPORTED},
-        {{{"base_model.model.e.lora_embedding_A", LK_F32, 2, {2, 5}}}, "embeddings", LK_ERR_UNSUPPORTED},
+         "has no use_dora for it",
+         LK_ERR_FORMAT},
+        {{{"base_model.model.e.lora_embedding_A", LK_F32, 2, {2, 5}}, {"base_model.model.e.lora_embedding_B", LK_F32, 2, {3, 2}}},
+         NULL,
+         LK_OK},
+        {{{"base_model.model.e.lora_embedding_A", LK_F32, 2, {2, 5}}}, "no lora_B", LK_ERR_FORMAT},
+        {{{KEY("lora_A.weight"), LK_F32, 2, {2, 5}}, {KEY("lora_B.weight"), LK_F32, 2, {3, 2}}, {KEY("bias"), LK_F32, 1, {3}}},
+         "has no bias for it",
+         LK_ERR_FORMAT},
+        {{{KEY("token_adapter.trainable_tokens_delta"), LK_F32, 2, {2, 5}}}, "has no trainable_token_indices for it", LK_ERR_FORMAT},
+        {{{KEY("base_layer.weight"), LK_F32, 2, {2, 5}}}, "not a LoRA factor", LK_ERR_FORMAT},
         {{{"base_model.model.lm_head.weight", LK_F32, 2, {2, 5}}}, "not a LoRA factor", LK_ERR_FORMAT},
         {{{"base_model.model..lora_A.weight", LK_F32, 2, {2, 5}}}, "not a LoRA factor", LK_ERR_FORMAT},
         {{{"base_model.model.lora_A.weight", LK_F32, 2, {2, 5}}}, "not a LoRA factor", LK_ERR_FORMAT},
@@ -386,7 +418,7 @@ static void test_digest(void **state)
         lk_peft *p;
         put_tensors(folder, sets[i % 3]);
         CHECK_OK(open_with(folder, config, &err), &err);
-        CHECK_OK(lk_peft_open(&p, folder, &err), &err);
+        CHECK_OK(lk_peft_open(&p, folder, NULL, &err), &err);
         memcpy(digests[i], lk_peft_digest(p), 65);
         lk_peft_close(p);
     }

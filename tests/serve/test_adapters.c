@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "data/bundle.h"
 #include "tests/engine.h"
 
 enum { N_FOLDERS = 6 };
@@ -475,6 +476,40 @@ static void test_churn(void **state)
     lk_engine_stop(engine);
 }
 
+/* A bundle is an adapter like its folder; where keys are trusted, only what they signed is loaded. */
+static void test_bundles(void **state)
+{
+    fixture *f = *state;
+    lk_error err = {0};
+    char bundle[4300], unsigned_bundle[4300], private_key[4300], public_key[4300];
+    check_make_key(f->folder, "key", private_key, public_key);
+    snprintf(bundle, sizeof bundle, "%s/signed.tar.zst", f->folder);
+    snprintf(unsigned_bundle, sizeof unsigned_bundle, "%s/plain.tar.zst", f->folder);
+    CHECK_OK(lk_bundle_adapter(bundle, f->paths[2], NULL, private_key, &err), &err);
+    CHECK_OK(lk_bundle_adapter(unsigned_bundle, f->paths[2], NULL, NULL, &err), &err);
+    lk_engine_options o;
+    lk_engine_options_default(&o);
+    o.max_rank = 24;
+    lk_bundle_keys *keys;
+    CHECK_OK(lk_bundle_keys_read(&keys, public_key, &err), &err);
+    for (int trusting = 0; trusting < 2; trusting++) {
+        o.trusted_keys = trusting ? keys : NULL;
+        lk_engine *engine;
+        CHECK_OK(lk_engine_start(&engine, f->m.model, &o, &err), &err);
+        CHECK_OK(lk_engine_load_adapter(engine, "acme", bundle, true, NULL, &err), &err);
+        collect(f, submit(f, engine, "acme"), 2);
+        if (trusting) {
+            CHECK_FAILS(lk_engine_load_adapter(engine, "b", unsigned_bundle, true, NULL, &err), LK_ERR_MISMATCH, "is not signed", &err);
+            CHECK_FAILS(lk_engine_load_adapter(engine, "b", f->paths[2], true, NULL, &err), LK_ERR_MISMATCH, "is no bundle", &err);
+        } else {
+            CHECK_OK(lk_engine_load_adapter(engine, "b", unsigned_bundle, true, NULL, &err), &err);
+            collect(f, submit(f, engine, "b"), 2);
+        }
+        lk_engine_stop(engine);
+    }
+    lk_bundle_keys_free(keys);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -487,6 +522,7 @@ int main(void)
         cmocka_unit_test(test_folder_changed_behind_our_back),
         cmocka_unit_test(test_broken_weights_end_only_their_requests),
         cmocka_unit_test(test_churn),
+        cmocka_unit_test(test_bundles),
     };
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }

@@ -1,0 +1,60 @@
+/* lorikeet export: a table of targets, one file each. */
+#include "cli/export.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "data/bundle.h"
+
+/* PATH is an adapter folder. */
+static lk_status to_bundle(const cli_export *e, lk_error *err)
+{
+    if (e->n_paths != 1) return lk_fail(err, LK_ERR_ARGUMENT, "a bundle is made of one adapter folder, not of %d paths", e->n_paths);
+    LK_TRY(lk_bundle_adapter(e->out, e->paths[0], e->recipe, e->sign, err));
+    lk_bundle *bundle;
+    LK_TRY(lk_bundle_open(&bundle, e->out, NULL, err));
+    printf("%s: %d files of %s", e->out, lk_bundle_count(bundle), e->paths[0]);
+    const char *signer = lk_bundle_signer(bundle);
+    if (signer)
+        printf(", signed by %s\n", signer);
+    else
+        printf(", not signed\n");
+    lk_bundle_close(bundle);
+    return LK_OK;
+}
+
+static const struct {
+    const char *name;
+    lk_status (*run)(const cli_export *e, lk_error *err);
+} targets[] = {
+    {"bundle", to_bundle},
+};
+enum { N_TARGETS = sizeof targets / sizeof targets[0] };
+
+static int run(const cli_command *self, int argc, char **argv)
+{
+    cli_common common;
+    cli_export e = {0};
+    const char *to = NULL;
+    const cli_option options[] = {{"-o", CLI_STRING, &e.out, "OUT", "what to write (required)"},
+                                  {"--to", CLI_STRING, &to, "bundle", "the kind of export (required)"},
+                                  {"--recipe", CLI_STRING, &e.recipe, "FILE", "bundle: the recipe that made the adapter"},
+                                  {"--sign", CLI_STRING, &e.sign, "KEY.pem", "bundle: sign with this Ed25519 private key"},
+                                  {0}};
+    int rc = cli_parse(self, options, &common, argc, argv, e.paths, 1, 2, &e.n_paths);
+    if (rc >= 0) return rc;
+    if (!e.out || !to) return cli_fail(self, CLI_USAGE, "-o OUT and --to are required");
+    for (int i = 0; i < N_TARGETS; i++) {
+        lk_error err = {0};
+        if (strcmp(targets[i].name, to)) continue;
+        return targets[i].run(&e, &err) ? cli_fail(self, CLI_FAILED, "%s", err.message) : CLI_DONE;
+    }
+    return cli_fail(self, CLI_USAGE, "--to is bundle, not '%s'", to);
+}
+
+const cli_command cli_export_command = {
+    "export", "PATH -o OUT --to bundle", "write an adapter in a form to hand on",
+    "bundle: one file (tar.zst) with the adapter, run.json and metrics.jsonl of its run where they are, digests of all, and with --sign a\n"
+    "signature. serve, generate, eval, logits and merge take it in place of an adapter folder.",
+    run};
