@@ -86,6 +86,12 @@ static const lk_merge *find_merge(const lk_bpe *bpe, int32_t left, int32_t right
     return m->pair == UINT64_MAX ? NULL : m;
 }
 
+int32_t lk_bpe_joined(const lk_bpe *bpe, int32_t left, int32_t right)
+{
+    const lk_merge *m = find_merge(bpe, left, right);
+    return m ? m->id : -1;
+}
+
 /* ---- reading ---- */
 
 static uint32_t join_hash(uint32_t last, uint32_t first)
@@ -106,33 +112,12 @@ static uint32_t last_char(const lk_bpe *bpe, const lk_piece *k)
     return first_char(bpe, &(lk_piece){k->p + i, k->n - (uint32_t)i});
 }
 
-/* The two parts of a merge, "a b" or ["a", "b"]; they point into the tree. */
-static bool merge_parts(const cJSON *node, lk_piece *left, lk_piece *right)
-{
-    if (cJSON_IsString(node)) {
-        const char *text = node->valuestring, *space = strchr(text, ' ');
-        if (!space || strchr(space + 1, ' ')) return false;
-        *left = (lk_piece){text, (uint32_t)(space - text)};
-        *right = (lk_piece){space + 1, (uint32_t)strlen(space + 1)};
-    } else {
-        if (cJSON_GetArraySize(node) != 2 || !cJSON_IsArray(node) || !cJSON_IsString(node->child) || !cJSON_IsString(node->child->next))
-            return false;
-        *left = (lk_piece){node->child->valuestring, (uint32_t)strlen(node->child->valuestring)};
-        *right = (lk_piece){node->child->next->valuestring, (uint32_t)strlen(node->child->next->valuestring)};
-    }
-    /* an empty part would make a token out of itself */
-    return left->n && right->n;
-}
-
 static int shown(uint32_t n) { return n < 80 ? (int)n : 80; }
 
-static lk_status add_merge(lk_tokenizer *tk, const cJSON *node, uint32_t rank, lk_text *joined, lk_error *err)
+static lk_status add_merge(lk_tokenizer *tk, const struct lk_vocab_merge *merge, uint32_t rank, lk_text *joined, lk_error *err)
 {
     lk_bpe *bpe = &tk->bpe;
-    lk_piece left, right;
-    if (!merge_parts(node, &left, &right))
-        return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges[%u] must be \"a b\" or [\"a\", \"b\"] with two non-empty parts", tk->where,
-                       rank);
+    lk_piece left = merge->left, right = merge->right;
     joined->n = 0;
     LK_TRY(lk_text_add(joined, left.p, left.n, 0, err));
     LK_TRY(lk_text_add(joined, right.p, right.n, 0, err));
@@ -145,6 +130,8 @@ static lk_status add_merge(lk_tokenizer *tk, const cJSON *node, uint32_t rank, l
     }
     lk_merge *m = merge_slot(bpe, pair_of(a, b));
     *m = (lk_merge){pair_of(a, b), rank, id}; /* of two equal entries the later counts, as in the library */
+    tk->ranks[rank] = (struct lk_rank){a, b};
+    if (tk->scores[id] == 0) tk->scores[id] = -(double)rank - 1;
     const lk_piece *l = &bpe->keys[a], *r = &bpe->keys[b];
     if (l->p && r->p) {
         uint32_t bit = join_hash(last_char(bpe, l), first_char(bpe, r));
@@ -153,47 +140,36 @@ static lk_status add_merge(lk_tokenizer *tk, const cJSON *node, uint32_t rank, l
     return LK_OK;
 }
 
-static lk_status read_merges(lk_tokenizer *tk, const cJSON *list, lk_error *err)
+static lk_status read_merges(lk_tokenizer *tk, const lk_vocab *v, lk_error *err)
 {
     lk_bpe *bpe = &tk->bpe;
-    if (!cJSON_IsArray(list)) return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges must be a list", tk->where);
-    size_t n = 0, slots = 16;
-    const cJSON *node;
-    cJSON_ArrayForEach(node, list) n++;
+    size_t n = v->n_merges, slots = 16;
     while (slots < n * 2) slots *= 2;
     bpe->merges = lk_arena_alloc(&tk->arena, slots * sizeof *bpe->merges);
     bpe->joins = lk_arena_alloc(&tk->arena, (1u << JOIN_BITS) / 8);
-    if (!bpe->merges || !bpe->joins || n > UINT32_MAX / 2) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %zu merges", tk->where, n);
+    tk->ranks = lk_arena_alloc(&tk->arena, n * sizeof *tk->ranks);
+    tk->n_ranks = (int64_t)n;
+    if (!bpe->merges || !bpe->joins || !tk->ranks || n > UINT32_MAX / 2)
+        return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %zu merges", tk->where, n);
     for (size_t i = 0; i < slots; i++) bpe->merges[i].pair = UINT64_MAX;
     bpe->merge_mask = slots - 1;
     lk_text joined = {0};
     lk_status status = LK_OK;
-    uint32_t rank = 0;
-    cJSON_ArrayForEach(node, list)
-    {
-        if ((status = add_merge(tk, node, rank++, &joined, err))) break;
-    }
+    for (size_t i = 0; i < n && !status; i++) status = add_merge(tk, &v->merges[i], (uint32_t)i, &joined, err);
     lk_text_free(&joined);
     return status;
 }
 
-static lk_status read_vocab(lk_tokenizer *tk, const cJSON *vocab, lk_error *err)
+/* What the encoder sees of each piece: the piece, or the bytes it stands for. */
+static lk_status read_keys(lk_tokenizer *tk, const lk_vocab *v, lk_error *err)
 {
     lk_bpe *bpe = &tk->bpe;
-    const cJSON *node;
     char bytes[512];
-    cJSON_ArrayForEach(node, vocab)
-    {
-        int32_t id = (int32_t)node->valuedouble; /* checked when the ids were counted */
-        size_t n = strlen(node->string), size = 0;
-        lk_piece *piece = &tk->pieces[id], *key = &bpe->keys[id];
-        if (piece->p)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: \"%.100s\" and \"%.100s\" both have id %d", tk->where, piece->p,
-                           node->string, id);
-        piece->p = lk_arena_strndup(&tk->arena, node->string, n);
-        piece->n = (uint32_t)n;
-        if (!piece->p) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
-        lk_piece_table_insert(&tk->contents, id);
+    for (size_t i = 0; i < v->n; i++) {
+        int32_t id = v->ids[i];
+        const lk_piece *piece = &tk->pieces[id];
+        lk_piece *key = &bpe->keys[id];
+        size_t n = piece->n, size = 0;
         if (n == 0) continue;
         *key = *piece;
         if (bpe->byte_level) {
@@ -215,11 +191,8 @@ static lk_status read_vocab(lk_tokenizer *tk, const cJSON *vocab, lk_error *err)
 static lk_status read_options(lk_tokenizer *tk, const cJSON *model, const char **unk, lk_error *err)
 {
     lk_bpe *bpe = &tk->bpe;
-    const char *where = tk->where, *type = "BPE", *prefix = "", *suffix = "";
+    const char *where = tk->where, *prefix = "", *suffix = "";
     double dropout = 0;
-    if (!cJSON_IsObject(model)) return lk_fail(err, LK_ERR_FORMAT, "%s: model must be an object", where);
-    LK_TRY(lk_json_opt_string(model, "type", &type, where, err));
-    if (strcmp(type, "BPE")) return lk_refuse(where, "model", type, "BPE", err);
     LK_TRY(lk_only_keys(model,
                         (const char *const[]){"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
                                               "byte_fallback", "ignore_merges", "vocab", "merges", NULL},
@@ -237,38 +210,19 @@ static lk_status read_options(lk_tokenizer *tk, const cJSON *model, const char *
     return LK_OK;
 }
 
-lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, lk_error *err)
+lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, const lk_vocab *v, lk_error *err)
 {
     lk_bpe *bpe = &tk->bpe;
     const char *unk = NULL, *where = tk->where;
     LK_TRY(read_options(tk, model, &unk, err));
-    const cJSON *vocab = lk_json_get(model, "vocab"), *node;
-    if (!cJSON_IsObject(vocab)) return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab must be an object", where);
-    size_t count = (size_t)tk->n_added;
-    for (int32_t i = 0; i < tk->n_added; i++)
-        if (tk->added[i].id >= tk->n_ids) tk->n_ids = tk->added[i].id + 1;
-    cJSON_ArrayForEach(node, vocab)
-    {
-        double id = node->valuedouble;
-        if (!cJSON_IsNumber(node) || !(id >= 0 && id < LK_TK_MAX_IDS) || id != (double)(int32_t)id)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: the id of \"%.100s\" must be a whole number from 0 to %d", where,
-                           node->string, LK_TK_MAX_IDS - 1);
-        if ((int32_t)id >= tk->n_ids) tk->n_ids = (int32_t)id + 1;
-        count++;
-    }
-    size_t n = (size_t)tk->n_ids;
-    tk->pieces = lk_arena_alloc(&tk->arena, n * sizeof *tk->pieces);
-    tk->forms = lk_arena_alloc(&tk->arena, n * sizeof *tk->forms);
-    tk->bytes = lk_arena_alloc(&tk->arena, n * sizeof *tk->bytes);
-    tk->special = lk_arena_alloc(&tk->arena, n);
-    bpe->keys = lk_arena_alloc(&tk->arena, n * sizeof *bpe->keys);
-    if (!tk->pieces || !tk->forms || !tk->bytes || !tk->special || !bpe->keys)
-        return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %zu ids", where, n);
-    LK_TRY(lk_piece_table_init(&tk->contents, &tk->arena, tk->pieces, count, err));
-    LK_TRY(lk_piece_table_init(&bpe->table, &tk->arena, bpe->keys, count, err));
+    LK_TRY(lk_vocab_place(tk, v, err));
+    memset(tk->scores, 0, (size_t)tk->n_ids * sizeof *tk->scores); /* they are in the merges now, whatever scale they had */
+    bpe->keys = lk_arena_alloc(&tk->arena, (size_t)tk->n_ids * sizeof *bpe->keys);
+    if (!bpe->keys) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory for %d ids", where, tk->n_ids);
+    LK_TRY(lk_piece_table_init(&bpe->table, &tk->arena, bpe->keys, v->n, err));
     memset(bpe->single, 0xff, sizeof bpe->single);
-    LK_TRY(read_vocab(tk, vocab, err));
-    LK_TRY(read_merges(tk, lk_json_get(model, "merges"), err));
+    LK_TRY(read_keys(tk, v, err));
+    LK_TRY(read_merges(tk, v, err));
     bpe->unk = unk ? lk_piece_table_find(&tk->contents, unk, strlen(unk)) : -1;
     if (unk && bpe->unk < 0) return lk_fail(err, LK_ERR_FORMAT, "%s: model.unk_token \"%.100s\" is not in the vocabulary", where, unk);
     for (int b = 0; b < 256; b++) {

@@ -12,11 +12,13 @@
 #include "base/arena.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokenizer/utf8.h"
+#include "data/tokenizer/vocabulary.h"
 
 enum {
-    LK_TK_MAX_IDS = 1 << 22,  /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
-    LK_TK_MAX_STEPS = 16,     /* components in one Sequence */
-    LK_TK_MAX_TEXT = 1 << 30, /* bytes in one call: symbols are counted in 32 bits */
+    LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
+    LK_TK_MAX_STEPS = 16,      /* components in one Sequence */
+    LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
+    LK_TK_MAX_PIECE = 1 << 20, /* bytes of one token in formats that say lengths */
 };
 
 /* ---- text.c: texts that remember where their bytes came from (and what utf8.h declares) ---- */
@@ -98,6 +100,30 @@ lk_status lk_piece_table_init(lk_piece_table *table, lk_arena *arena, const lk_p
 int32_t lk_piece_table_insert(lk_piece_table *table, int32_t id);
 int32_t lk_piece_table_find(const lk_piece_table *table, const char *p, size_t n);
 
+/* ---- vocab.c: a vocabulary as every source gives it (tokenizer.json, vocab.json and merges.txt, .model, GGUF) ---- */
+
+typedef struct lk_vocab {
+    lk_piece *pieces;     /* [n]; they point into whatever was read, which must live until the tokenizer is built */
+    int32_t *ids;         /* [n] */
+    double *scores;       /* [n], or NULL */
+    size_t n, n_joinable; /* merges may be derived of the first n_joinable */
+    struct lk_vocab_merge {
+        lk_piece left, right;
+    } * merges; /* [n_merges] by rank */
+    size_t n_merges;
+    lk_arena arena; /* owns the arrays */
+} lk_vocab;
+
+lk_status lk_vocab_alloc(lk_vocab *v, size_t n, size_t n_merges, bool scored, const char *where, lk_error *err);
+void lk_vocab_free(lk_vocab *v);
+/* The model object of a tokenizer.json: BPE's vocab and merges, Unigram's list of [piece, score]. */
+lk_status lk_vocab_from_json(lk_vocab *v, const cJSON *model, bool unigram, const char *where, lk_error *err);
+/* The merges that a SentencePiece vocabulary implies: every way to cut a piece into two others. Best score first, where there are
+ * scores; else in the order of the ids, as transformers has it. Of one piece those with the shorter left part first. */
+lk_status lk_vocab_derive_merges(lk_vocab *v, const char *where, lk_error *err);
+/* Fills pieces, contents, scores and the other tables by id. */
+lk_status lk_vocab_place(lk_tokenizer *tk, const lk_vocab *v, lk_error *err);
+
 /* ---- bpe.c ---- */
 
 typedef struct lk_merge {
@@ -119,8 +145,22 @@ typedef struct lk_bpe {
 } lk_bpe;
 
 typedef struct lk_encoder lk_encoder;
-lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, lk_error *err);
+lk_status lk_bpe_read(lk_tokenizer *tk, const cJSON *model, const lk_vocab *vocab, lk_error *err);
 lk_status lk_bpe_encode(lk_encoder *e, lk_view word);
+int32_t lk_bpe_joined(const lk_bpe *bpe, int32_t left, int32_t right); /* the id that the merge of these gives; -1: there is none */
+
+/* ---- unigram.c ---- */
+
+typedef struct lk_unigram {
+    int32_t *sorted; /* [n] ids by the bytes of their pieces */
+    int32_t n, first[257];
+    double unk_score;
+    int32_t unk; /* -1 when there is none */
+    bool byte_fallback, fuse_unk;
+} lk_unigram;
+
+lk_status lk_unigram_read(lk_tokenizer *tk, const cJSON *model, const lk_vocab *vocab, lk_error *err);
+lk_status lk_unigram_encode(lk_encoder *e, lk_view word);
 
 /* ---- normalizer.c ---- */
 
@@ -142,13 +182,21 @@ typedef struct lk_pre_step {
     enum { LK_PREPEND_NEVER, LK_PREPEND_ALWAYS, LK_PREPEND_FIRST } prepend; /* of a space or of the replacement */
     bool invert, split;
     lk_regex *regex;
+    const char *pattern; /* what regex was compiled from */
     const char *literal; /* Split's string, Metaspace's replacement */
     size_t literal_size;
 } lk_pre_step;
 
 lk_status lk_pretokenizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err);
-lk_status lk_pretokenize(lk_encoder *e, lk_view text); /* hands every word to lk_bpe_encode */
+lk_status lk_pretokenize(lk_encoder *e, lk_view text); /* hands every word to the model */
 lk_status lk_read_metaspace(const cJSON *node, const char **replacement, int *prepend, bool *split, const char *where, lk_error *err);
+
+/* ---- named.c: pre-tokenisers that go by llama.cpp's names ---- */
+
+/* NULL when tk's is none of them. */
+const char *lk_pretokenizer_name_of(const lk_tokenizer *tk);
+/* Adds normalizer, pre_tokenizer and the model's options to the tree of a tokenizer.json. */
+lk_status lk_pretokenizer_named(cJSON *root, cJSON *model, const char *name, const char *where, lk_error *err);
 
 /* ---- added.c ---- */
 
@@ -205,8 +253,16 @@ struct lk_tokenizer {
     lk_piece *forms;         /* [n_ids] what decoding starts from: the piece, normalised for added tokens that are */
     lk_piece *bytes;         /* [n_ids] decoded on their own */
     uint8_t *special;        /* [n_ids] */
+    uint8_t *added_ids;      /* [n_ids] 1: an added token */
+    double *scores;          /* [n_ids] */
     lk_piece_table contents; /* pieces to ids */
+    lk_tokenizer_model model;
     lk_bpe bpe;
+    lk_unigram unigram;
+    struct lk_rank {
+        int32_t left, right;
+    } * ranks; /* [n_ranks] the merges in order */
+    int64_t n_ranks;
     lk_added *added;
     int32_t n_added;
     lk_added_set raw, normalized;
@@ -218,10 +274,16 @@ struct lk_tokenizer {
     int n_post;
     bool needs_sources; /* Metaspace "first" asks whether a piece stands at the start of the original text */
     bool no_decoder;    /* tokens are joined by spaces */
-    int32_t bos, eos;
+    int32_t bos, eos, pad;
     char *chat_template;
     char digest[65];
 };
+
+/* The tree of a tokenizer.json into a tokenizer; with `vocab` the model's vocabulary and merges are that, and the tree's model has the
+ * options only. The digest is left to the caller. */
+lk_status lk_tokenizer_build(lk_tokenizer **tk, const cJSON *root, const lk_vocab *vocab, const char *where, lk_error *err);
+/* Makes the post-processor add exactly these; -1 for none. */
+lk_status lk_tokenizer_set_post(lk_tokenizer *tk, int32_t before, int32_t after, lk_error *err);
 
 /* ---- encode.c: the state of one call ---- */
 

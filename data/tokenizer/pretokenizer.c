@@ -1,6 +1,6 @@
 /* Pre-tokenisers: Sequence, Split (a string or a regular expression, every behaviour, inverted or not), Digits, Metaspace, ByteLevel.
  *
- * A Sequence is a chain: each step cuts its piece and hands every part to the next step, the last to BPE, so no list of words is
+ * A Sequence is a chain: each step cuts its piece and hands every part to the next step, the last to the model, so no list of words is
  * ever built. ByteLevel ends the chain: its byte alphabet is never materialised, BPE works on the bytes themselves (bpe.c). */
 #include <string.h>
 
@@ -29,6 +29,13 @@ static lk_status keep(lk_tokenizer *tk, lk_pre_step *step, const char *literal, 
     return step->literal ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
 }
 
+static lk_status compile(lk_tokenizer *tk, lk_pre_step *step, const char *pattern, lk_error *err)
+{
+    step->pattern = lk_arena_strdup(&tk->arena, pattern);
+    if (!step->pattern) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
+    return lk_regex_compile(&step->regex, pattern, tk->where, err);
+}
+
 static lk_status read_split(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
@@ -50,7 +57,7 @@ static lk_status read_split(lk_tokenizer *tk, const cJSON *node, lk_error *err)
     if (cJSON_IsObject(pattern) && lk_json_get(pattern, "Regex")) {
         step->kind = LK_PRE_REGEX;
         LK_TRY(lk_json_string(pattern, "Regex", &text, where, err));
-        return lk_regex_compile(&step->regex, text, where, err);
+        return compile(tk, step, text, err);
     }
     if (!cJSON_IsObject(pattern) || !lk_json_get(pattern, "String"))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: the pattern must be {\"String\": ...} or {\"Regex\": ...}",
@@ -75,7 +82,7 @@ static lk_status read_byte_level(lk_tokenizer *tk, const cJSON *node, lk_error *
     LK_TRY(lk_json_opt_bool(node, "trim_offsets", &trim, where, err)); /* offsets only: we give none */
     step->prepend = add_prefix_space ? LK_PREPEND_ALWAYS : LK_PREPEND_NEVER;
     step->behavior = LK_SPLIT_ISOLATED;
-    return use_regex ? lk_regex_compile(&step->regex, GPT2_PATTERN, where, err) : LK_OK;
+    return use_regex ? compile(tk, step, GPT2_PATTERN, err) : LK_OK;
 }
 
 lk_status lk_read_metaspace(const cJSON *node, const char **replacement, int *prepend, bool *split, const char *where, lk_error *err)
@@ -295,7 +302,7 @@ static lk_status run_step(lk_encoder *e, int step, lk_view text)
 {
     const lk_tokenizer *tk = e->tk;
     if (text.n == 0) return LK_OK;
-    if (step == tk->n_pre) return lk_bpe_encode(e, text);
+    if (step == tk->n_pre) return tk->model == LK_TK_UNIGRAM ? lk_unigram_encode(e, text) : lk_bpe_encode(e, text);
     const lk_pre_step *s = &tk->pre[step];
     if (s->kind == LK_PRE_BYTE_LEVEL && s->prepend == LK_PREPEND_ALWAYS) LK_TRY(with_space(e, step, &text));
     if (s->kind == LK_PRE_METASPACE) LK_TRY(metaspace(e, step, &text));

@@ -123,6 +123,7 @@ static lk_status place_added(lk_tokenizer *tk, lk_error *err)
             return lk_fail(err, LK_ERR_FORMAT, "%s: added_tokens[%d] \"%.100s\" has id %d, but elsewhere in the file id %d", tk->where, i,
                            a->match, a->id, other);
         tk->special[a->id] |= a->special;
+        tk->added_ids[a->id] = 1;
         if (piece->p) continue;
         *piece = (lk_piece){a->match, a->match_size};
         lk_piece_table_insert(&tk->contents, a->id);
@@ -133,7 +134,24 @@ static lk_status place_added(lk_tokenizer *tk, lk_error *err)
     return LK_OK;
 }
 
-static lk_status read_tokenizer(lk_tokenizer *tk, const cJSON *root, lk_error *err)
+/* The model by its type; files from before the library wrote types are BPE. */
+static lk_status read_model(lk_tokenizer *tk, const cJSON *model, const lk_vocab *vocab, lk_error *err)
+{
+    const char *type = "BPE";
+    if (!cJSON_IsObject(model)) return lk_fail(err, LK_ERR_FORMAT, "%s: model must be an object", tk->where);
+    LK_TRY(lk_json_opt_string(model, "type", &type, tk->where, err));
+    bool unigram = !strcmp(type, "Unigram");
+    if (!unigram && strcmp(type, "BPE")) return lk_refuse(tk->where, "model", type, "BPE, Unigram", err);
+    tk->bpe.byte_level = tk->n_pre > 0 && tk->pre[tk->n_pre - 1].kind == LK_PRE_BYTE_LEVEL;
+    tk->model = unigram ? LK_TK_UNIGRAM : tk->bpe.byte_level ? LK_TK_BYTE_BPE : LK_TK_SPM_BPE;
+    lk_vocab own = {0};
+    lk_status status = vocab ? LK_OK : lk_vocab_from_json(&own, model, unigram, tk->where, err);
+    if (!status) status = (unigram ? lk_unigram_read : lk_bpe_read)(tk, model, vocab ? vocab : &own, err);
+    lk_vocab_free(&own);
+    return status;
+}
+
+static lk_status read_tokenizer(lk_tokenizer *tk, const cJSON *root, const lk_vocab *vocab, lk_error *err)
 {
     if (!cJSON_IsObject(root)) return lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", tk->where);
     const cJSON *model = lk_json_get(root, "model");
@@ -141,13 +159,38 @@ static lk_status read_tokenizer(lk_tokenizer *tk, const cJSON *root, lk_error *e
     LK_TRY(lk_added_read(tk, lk_json_get(root, "added_tokens"), err));
     LK_TRY(lk_normalizer_read(tk, lk_json_get(root, "normalizer"), err));
     LK_TRY(lk_pretokenizer_read(tk, lk_json_get(root, "pre_tokenizer"), err));
-    tk->bpe.byte_level = tk->n_pre > 0 && tk->pre[tk->n_pre - 1].kind == LK_PRE_BYTE_LEVEL;
-    LK_TRY(lk_bpe_read(tk, model, err));
+    LK_TRY(read_model(tk, model, vocab, err));
     LK_TRY(place_added(tk, err));
     LK_TRY(lk_added_finish(tk, err));
     LK_TRY(read_post_processor(tk, lk_json_get(root, "post_processor"), err));
     LK_TRY(lk_decoder_read(tk, lk_json_get(root, "decoder"), err));
     return lk_decoder_bytes(tk, err);
+}
+
+lk_status lk_tokenizer_set_post(lk_tokenizer *tk, int32_t before, int32_t after, lk_error *err)
+{
+    tk->n_post = 0;
+    tk->post = lk_arena_alloc(&tk->arena, 3 * sizeof *tk->post);
+    if (!tk->post) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
+    if (before >= 0) tk->post[tk->n_post++].id = before;
+    tk->post[tk->n_post++].id = -1;
+    if (after >= 0) tk->post[tk->n_post++].id = after;
+    return LK_OK;
+}
+
+lk_status lk_tokenizer_build(lk_tokenizer **out, const cJSON *root, const lk_vocab *vocab, const char *where, lk_error *err)
+{
+    *out = NULL;
+    lk_tokenizer *tk = calloc(1, sizeof *tk);
+    if (!tk) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
+    tk->bos = tk->eos = tk->pad = tk->bpe.unk = tk->unigram.unk = -1;
+    tk->where = lk_arena_strdup(&tk->arena, where);
+    lk_status status = tk->where ? read_tokenizer(tk, root, vocab, err) : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
+    if (status)
+        lk_tokenizer_close(tk);
+    else
+        *out = tk;
+    return status;
 }
 
 /* SHA-256 of tokenizer.json's bytes and the chat template's, a zero byte between. */
@@ -163,21 +206,12 @@ static void digest(lk_tokenizer *tk, const char *json, size_t size)
 
 static lk_status parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
 {
+    cJSON *root;
     *out = NULL;
-    lk_tokenizer *tk = calloc(1, sizeof *tk);
-    if (!tk) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    cJSON *root = NULL;
-    tk->bos = tk->eos = -1;
-    tk->where = lk_arena_strdup(&tk->arena, where);
-    lk_status status = tk->where ? lk_json_parse(&root, json, size, where, err) : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    if (!status) status = read_tokenizer(tk, root, err);
+    LK_TRY(lk_json_parse(&root, json, size, where, err));
+    lk_status status = lk_tokenizer_build(out, root, NULL, where, err);
     cJSON_Delete(root);
-    if (status) {
-        lk_tokenizer_close(tk);
-        return status;
-    }
-    *out = tk;
-    return LK_OK;
+    return status;
 }
 
 lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)

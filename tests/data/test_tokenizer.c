@@ -805,7 +805,8 @@ static void test_hostile(void **state)
             fail_msg("row %zu (%s%s): %s: %s; want \"%s\"", i, rows[i].model, rows[i].rest, lk_status_name(got), err.message, rows[i].says);
         assert_null(tk);
     }
-    CHECK_FAILS(lk_tokenizer_parse(&tk, "{\"model\":{\"type\":\"Unigram\"}}", 28, "f", &err), LK_ERR_UNSUPPORTED, "Unigram", &err);
+    CHECK_FAILS(lk_tokenizer_parse(&tk, "{\"model\":{\"type\":\"WordPiece\"}}", 30, "f", &err), LK_ERR_UNSUPPORTED, "WordPiece", &err);
+    CHECK_FAILS(lk_tokenizer_parse(&tk, "{\"model\":{\"type\":\"Unigram\"}}", 28, "f", &err), LK_ERR_FORMAT, "[piece, score]", &err);
     CHECK_FAILS(lk_tokenizer_parse(&tk, "{}", 2, "f", &err), LK_ERR_FORMAT, "model", &err);
     CHECK_FAILS(lk_tokenizer_parse(&tk, "[]", 2, "f", &err), LK_ERR_FORMAT, "object", &err);
     CHECK_FAILS(lk_tokenizer_parse(&tk, "", 0, "f", &err), LK_ERR_FORMAT, "f", &err);
