@@ -69,6 +69,14 @@ bool lk_backend_ahead(const lk_backend *be) { return be->ops->sample_begin != NU
 bool lk_backend_records(const lk_backend *be) { return be->ops->step_begin != NULL; }
 lk_status lk_backend_use(lk_backend *be) { return be->ops->use ? be->ops->use(be) : LK_OK; }
 
+lk_status lk_loader_open(lk_backend **loader, lk_backend *be, lk_error *err)
+{
+    *loader = NULL;
+    return be->ops->loader_open(loader, be, err);
+}
+
+lk_status lk_loader_after(lk_backend *loader, lk_backend *be) { return be->ops->loader_after ? be->ops->loader_after(loader, be) : LK_OK; }
+
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out)
 {
     *out = NULL;

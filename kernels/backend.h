@@ -15,6 +15,8 @@
 typedef struct lk_ops {
     void (*close)(lk_backend *be);
     lk_status (*use)(lk_backend *be); /* may be empty: any thread will do */
+    lk_status (*loader_open)(lk_backend **loader, lk_backend *be, lk_error *err);
+    lk_status (*loader_after)(lk_backend *loader, lk_backend *be); /* of be's table; may be empty: nothing is ever queued */
     lk_status (*alloc)(lk_backend *be, size_t bytes, void **out);
     void (*free)(lk_backend *be, void *p);
     lk_status (*upload)(lk_backend *be, void *device, const void *host, size_t bytes);

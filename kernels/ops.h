@@ -73,6 +73,19 @@ lk_dtype lk_backend_act(const lk_backend *be);
 bool lk_backend_serves(const lk_backend *be); /* it has what serving needs: pages of keys and values, attention over them, sampling */
 bool lk_backend_ahead(const lk_backend *be);  /* it has lk_sample_begin: a step can be queued before the one before it is done */
 
+/* A loader: a second, light backend on the device of `be`, for one other thread that brings data in while `be` computes. It has memory,
+ * copies and lk_sync, on a queue of its own, and no operations that compute; its copies from memory of lk_host_alloc run beside the
+ * computing. Closed before `be`.
+ *
+ *     LK_TRY(lk_loader_open(&loader, be, err));
+ *     LK_TRY(lk_loader_after(loader, be));              -- the thread that drives be: this memory is yours, once be is done with it
+ *     LK_TRY(lk_upload(loader, memory, host, bytes));   -- the loader's thread; on return it is there for whatever be queues later
+ *
+ * lk_loader_after: what the loader queues from now on runs behind all that is queued on `be` so far. It is called by the thread that
+ * drives `be`, at any time, and reports there; the caller waits for nothing. */
+lk_status lk_loader_open(lk_backend **loader, lk_backend *be, lk_error *err);
+lk_status lk_loader_after(lk_backend *loader, lk_backend *be);
+
 /* 64-byte aligned memory of the backend, zeroed. LK_ERR_MEMORY leaves *out NULL. */
 lk_status lk_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_free(lk_backend *be, void *p); /* NULL is fine */

@@ -214,12 +214,26 @@ lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err)
 void lk_adapter_destroy(lk_adapter *a)
 {
     if (!a) return;
-    lk_free(a->model->be, a->weights);
+    if (!a->lent) lk_free(a->model->be, a->weights);
     free(a->sites);
     free(a);
 }
 
 size_t lk_adapter_bytes(const lk_adapter *a) { return (size_t)a->n_params * (size_t)lk_dtype_size(a->type); }
+
+void lk_adapter_digest(lk_adapter *a, const void *values)
+{
+    lk_sha256 hash;
+    lk_sha256_init(&hash);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        char text[64];
+        int n = snprintf(text, sizeof text, "%d %d %.9g;", s, site->rank, (double)site->scale);
+        lk_sha256_update(&hash, text, (size_t)n);
+    }
+    lk_sha256_update(&hash, values, lk_adapter_bytes(a));
+    lk_sha256_final(&hash, a->digest);
+}
 
 lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
 {
@@ -231,16 +245,7 @@ lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
         free(host);
         return lk_backend_fail(a->model->be, status, err);
     }
-    lk_sha256 hash;
-    lk_sha256_init(&hash);
-    for (int32_t s = 0; s < a->n_sites; s++) {
-        const lk_adapter_site *site = &a->sites[s];
-        char text[64];
-        int n = snprintf(text, sizeof text, "%d %d %.9g;", s, site->rank, (double)site->scale);
-        lk_sha256_update(&hash, text, (size_t)n);
-    }
-    lk_sha256_update(&hash, host, bytes);
-    lk_sha256_final(&hash, a->digest);
+    lk_adapter_digest(a, host);
     free(host);
     return LK_OK;
 }

@@ -30,6 +30,7 @@ typedef struct lk_adapter {
     lk_dtype type;   /* of the weights: F32, or BF16 for serving in BF16 compute */
     void *weights;   /* [n_params], backend memory; every A and B starts at a multiple of LK_ADAMW8_BLOCK elements */
     char digest[65]; /* SHA-256 of content: names, ranks, scales, factors */
+    bool lent;       /* the weights' memory is not the adapter's own: lk_adapter_read */
     bool use_rslora;
     double dropout;
 } lk_adapter;
@@ -67,6 +68,16 @@ lk_status lk_adapter_load(lk_adapter **a, const lk_model *model, const char *pat
 /* The same, but only from a bundle that one of the keys signed (data/bundle.h). keys NULL: anything. */
 lk_status lk_adapter_load_trusted(lk_adapter **a, const lk_model *model, const char *path, lk_dtype type, const struct lk_bundle_keys *keys,
                                   lk_error *err);
+/* In two halves, for who has memory of their own (serving): the values come into host memory that `take` gives, laid out as the backend is
+ * to have them and digested; they take lk_adapter_bytes(a). take returns NULL when it has none. a->weights is NULL until the caller has
+ * copied the values to the backend and points it there; that memory stays the caller's. On failure *values may be set, for the caller to
+ * give back. */
+typedef struct lk_host_memory {
+    void *(*take)(void *context, size_t bytes);
+    void *context;
+} lk_host_memory;
+lk_status lk_adapter_read(lk_adapter **a, void **values, const lk_model *model, const char *path, lk_dtype type,
+                          const struct lk_bundle_keys *keys, const lk_host_memory *memory, lk_error *err);
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
 size_t lk_adapter_bytes(const lk_adapter *a);

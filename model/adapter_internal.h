@@ -14,6 +14,7 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
 /* Takes n_params fp32 values in the flat layout into backend memory, and updates the digest. */
 lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err);
 lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err);
+void lk_adapter_digest(lk_adapter *a, const void *values); /* of these weights, in host memory */
 float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora);
 
 #endif

@@ -44,15 +44,32 @@ static lk_status place_sites(lk_adapter *a, const lk_peft *peft, const char *fol
     return LK_OK;
 }
 
-static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, float *host, lk_error *err)
+/* One factor to its place among the values, by way of fp32. */
+static lk_status read_factor(const lk_adapter *a, const lk_st_tensor *t, int64_t at, int64_t n, float *wide, char *values, lk_error *err)
 {
-    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
+    LK_TRY(lk_st_read_f32(t, 0, n, wide, err));
+    lk_from_f32(values + at * lk_dtype_size(a->type), a->type, wide, n);
+    return LK_OK;
+}
+
+static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, char *values, lk_error *err)
+{
+    int64_t most = 1;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        int64_t wider = a->sites[s].n > a->sites[s].k ? a->sites[s].n : a->sites[s].k;
+        if (a->sites[s].rank * wider > most) most = a->sites[s].rank * wider;
+    }
+    float *wide = malloc((size_t)most * sizeof *wide);
+    if (!wide) return lk_fail(err, LK_ERR_MEMORY, "no memory for a factor of %lld values", (long long)most);
+    lk_status status = LK_OK;
+    for (int64_t i = 0; i < lk_peft_count(peft) && !status; i++) {
         const lk_peft_module *m = lk_peft_at(peft, i);
         const lk_adapter_site *site = &a->sites[lk_site_find(&a->model->config, m->name)]; /* place_sites found it */
-        LK_TRY(lk_st_read_f32(m->a, 0, site->rank * site->k, host + site->a, err));
-        LK_TRY(lk_st_read_f32(m->b, 0, site->rank * site->n, host + site->b, err));
+        status = read_factor(a, m->a, site->a, site->rank * site->k, wide, values, err);
+        if (!status) status = read_factor(a, m->b, site->b, site->rank * site->n, wide, values, err);
     }
-    return LK_OK;
+    free(wide);
+    return status;
 }
 
 /* What a plain pair of factors does not say is refused by the name of its field. */
@@ -72,45 +89,73 @@ lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error
     return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) is not supported", path, what, name) : LK_OK;
 }
 
-lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *path, lk_dtype type, lk_error *err)
-{
-    return lk_adapter_load_trusted(out, model, path, type, NULL, err);
-}
-
-lk_status lk_adapter_load_trusted(lk_adapter **out, const lk_model *model, const char *folder, lk_dtype type, const lk_bundle_keys *keys,
-                                  lk_error *err)
+lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model, const char *path, lk_dtype type,
+                          const lk_bundle_keys *keys, const lk_host_memory *memory, lk_error *err)
 {
     *out = NULL;
+    *values = NULL;
     lk_peft *peft = NULL;
     lk_adapter *a = NULL;
-    float *host = NULL;
     lk_status status;
-    if ((status = lk_peft_open(&peft, folder, keys, err))) goto out;
-    if ((status = lk_adapter_check_plain(peft, folder, err))) goto out;
-    if ((status = check_base(peft, model, folder, err))) goto out;
+    if ((status = lk_peft_open(&peft, path, keys, err))) goto out;
+    if ((status = lk_adapter_check_plain(peft, path, err))) goto out;
+    if ((status = check_base(peft, model, path, err))) goto out;
     if ((status = lk_adapter_alloc(&a, model, err))) goto out;
     a->type = type;
+    a->lent = true;
     for (int32_t s = 0; s < a->n_sites; s++) {
         lk_site site = lk_site_at(&model->config, s);
         a->sites[s].n = site.n;
         a->sites[s].k = site.k;
     }
-    if ((status = place_sites(a, peft, folder, err))) goto out;
+    if ((status = place_sites(a, peft, path, err))) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
-    host = calloc((size_t)a->n_params + 1, sizeof *host);
-    if (!host) {
-        status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, folder);
+    if (!(*values = memory->take(memory->context, lk_adapter_bytes(a)))) {
+        status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, path);
         goto out;
     }
-    if ((status = read_factors(a, peft, host, err))) goto out;
-    status = lk_adapter_set(a, host, err);
+    memset(*values, 0, lk_adapter_bytes(a)); /* between the factors */
+    if ((status = read_factors(a, peft, *values, err))) goto out;
+    lk_adapter_digest(a, *values);
 out:
-    free(host);
     lk_peft_close(peft);
     if (status)
         lk_adapter_destroy(a);
     else
         *out = a;
+    return status;
+}
+
+lk_status lk_adapter_load(lk_adapter **out, const lk_model *model, const char *path, lk_dtype type, lk_error *err)
+{
+    return lk_adapter_load_trusted(out, model, path, type, NULL, err);
+}
+
+static void *from_heap(void *context, size_t bytes)
+{
+    (void)context;
+    return malloc(bytes + 1);
+}
+
+lk_status lk_adapter_load_trusted(lk_adapter **out, const lk_model *model, const char *path, lk_dtype type, const lk_bundle_keys *keys,
+                                  lk_error *err)
+{
+    *out = NULL;
+    lk_backend *be = model->be;
+    lk_adapter *a = NULL;
+    void *values;
+    lk_host_memory heap = {from_heap, NULL};
+    lk_status status = lk_adapter_read(&a, &values, model, path, type, keys, &heap, err);
+    if (status) goto out;
+    a->lent = false;
+    if ((status = lk_alloc(be, lk_adapter_bytes(a), &a->weights)) || (status = lk_upload(be, a->weights, values, lk_adapter_bytes(a)))) {
+        lk_backend_fail(be, status, err);
+        lk_adapter_destroy(a);
+        goto out;
+    }
+    *out = a;
+out:
+    free(values);
     return status;
 }
 

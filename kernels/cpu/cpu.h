@@ -35,6 +35,7 @@ lk_status lk_cpu_scratch(lk_backend *be, const char *op, size_t bytes, void **ou
 
 /* Entries that both tables share (kernels/cpu/memory.c). */
 void lk_cpu_close(lk_backend *be);
+lk_status lk_cpu_loader_open(lk_backend **loader, lk_backend *be, lk_error *err);
 lk_status lk_cpu_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cpu_free(lk_backend *be, void *p);
 lk_status lk_cpu_upload(lk_backend *be, void *device, const void *host, size_t bytes);

@@ -16,6 +16,7 @@ static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 
 const lk_ops lk_cpu_ops = {
     .close = lk_cpu_close,
+    .loader_open = lk_cpu_loader_open,
     .alloc = lk_cpu_alloc,
     .free = lk_cpu_free,
     .upload = lk_cpu_upload,

@@ -115,6 +115,8 @@ static inline lk_status lk_cuda_multiply(lk_backend *be, const lk_gemm *g)
 /* ---- table entries */
 
 void lk_cuda_close(lk_backend *be);
+lk_status lk_cuda_loader_open(lk_backend **loader, lk_backend *be, lk_error *err);
+lk_status lk_cuda_loader_after(lk_backend *loader, lk_backend *be);
 lk_status lk_cuda_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cuda_free(lk_backend *be, void *p);
 lk_status lk_cuda_upload(lk_backend *be, void *device, const void *host, size_t bytes);

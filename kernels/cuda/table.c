@@ -3,6 +3,8 @@
 
 const lk_ops lk_cuda_ops = {
     .close = lk_cuda_close,
+    .loader_open = lk_cuda_loader_open,
+    .loader_after = lk_cuda_loader_after,
     .alloc = lk_cuda_alloc,
     .free = lk_cuda_free,
     .upload = lk_cuda_upload,

@@ -1,5 +1,7 @@
 /* Models on the CUDA backend take exactly what lk_model_bytes says, whether they come in 16 bits, are quantised at loading, or are a
- * bitsandbytes folder, whose nested scales stay nested. */
+ * bitsandbytes folder, whose nested scales stay nested. A loader brings data in from a thread of its own. */
+#include <pthread.h>
+
 #include "model/model.h"
 #include "tests/cuda/cuda_check.h"
 #include "tests/model.h"
@@ -33,8 +35,62 @@ static void test_bytes(void **state)
         }
 }
 
+typedef struct upload {
+    lk_backend *loader;
+    void *device;
+    const char *host;
+    size_t bytes;
+    lk_status status;
+} upload;
+
+static void *bring(void *context)
+{
+    upload *u = context;
+    u->status = lk_backend_use(u->loader);
+    for (size_t at = 0; at < u->bytes && !u->status; at += 64 << 10)
+        u->status = lk_upload(u->loader, (char *)u->device + at, u->host + at, 64 << 10);
+    return NULL;
+}
+
+static void test_loader(void **state)
+{
+    (void)state;
+    enum { BYTES = 1 << 20 };
+    lk_error err = {0};
+    const lk_limits none = {0};
+    lk_backend *be = open_cuda(&none), *loader;
+    CHECK_OK(lk_loader_open(&loader, be, &err), &err);
+    void *host, *device, *copy;
+    OP(be, lk_alloc(be, BYTES, &device));
+    OP(be, lk_alloc(be, BYTES, &copy));
+    OP(loader, lk_host_alloc(loader, BYTES, &host));
+    char *back = malloc(BYTES);
+    for (int round = 0; round < 3; round++) {
+        memset(host, 17 + round, BYTES);
+        OP(be, lk_copy(be, copy, device, BYTES)); /* still reads what was there before */
+        OP(be, lk_loader_after(loader, be));
+        upload u = {loader, device, host, BYTES, LK_OK};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, bring, &u), 0);
+        pthread_join(thread, NULL);
+        OP(loader, u.status);
+        OP(be, lk_download(be, back, device, BYTES));
+        assert_memory_equal(back, host, BYTES);
+        OP(be, lk_download(be, back, copy, BYTES));
+        assert_int_equal(back[BYTES / 2], round ? 16 + round : 0);
+    }
+    lk_tensor t = lk_tensor_make(device, LK_BF16, 2, 8);
+    assert_int_equal(lk_add(loader, &t, &t), LK_ERR_UNSUPPORTED); /* it computes nothing */
+    lk_host_free(loader, host);
+    lk_backend_close(loader);
+    lk_free(be, copy);
+    lk_free(be, device);
+    free(back);
+    lk_backend_close(be);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_loader)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
