@@ -47,7 +47,7 @@ static int serve(const cli_command *self, const cli_session *s, lk_engine *engin
 static int run(const cli_command *self, int argc, char **argv)
 {
     cli_common common;
-    const char *base, *quant = "nf4", *trusted_keys = NULL;
+    const char *base, *quant = "nf4", *kv_dtype = "auto", *trusted_keys = NULL;
     static cli_list adapters;
     lk_engine_options engine_options;
     lk_server_options server_options;
@@ -67,6 +67,7 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--model-name", CLI_STRING, &server_options.model_name, "NAME", "the base's name in the API (the folder's name)"},
         {"--max-model-len", CLI_INT, &engine_options.max_model_len, "N", "longest prompt and answer together"},
         {"--kv-memory", CLI_BYTES, &kv_memory, "BYTES", "memory for keys and values: 2G"},
+        {"--kv-dtype", CLI_STRING, &kv_dtype, "auto|int8", "keys and values as computed, or in 8 bits: twice the context"},
         {"--max-resident-adapters", CLI_INT, &max_resident, "N", "adapters in memory at once"},
         {"--max-rank", CLI_INT, &max_rank, "R", "largest rank of an adapter"},
         {"--max-running", CLI_INT, &max_running, "N", "requests in one batch"},
@@ -81,6 +82,9 @@ static int run(const cli_command *self, int argc, char **argv)
         max_running > 4096 || max_waiting > 1 << 20 || budget > 1 << 20 || max_rank > 512)
         return cli_fail(self, CLI_USAGE,
                         "a limit is out of range: adapters, running (to 4096), waiting, token budget and rank (to 512) start at 1");
+    engine_options.kv_8bit = !strcmp(kv_dtype, "int8");
+    if (!engine_options.kv_8bit && strcmp(kv_dtype, "auto"))
+        return cli_fail(self, CLI_USAGE, "--kv-dtype is auto or int8, not '%s'", kv_dtype);
     engine_options.kv_bytes = (size_t)kv_memory;
     engine_options.max_resident_adapters = (int32_t)max_resident;
     engine_options.max_running = (int32_t)max_running;

@@ -391,7 +391,8 @@ static lk_status check_kv_shape(lk_backend *be, const lk_kv_shape *s)
     if (s->n_layers < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->n_pages < 1) return bad(be, "kv_create", "an empty cache");
     if (s->page_tokens < 16 || s->page_tokens > 256 || (s->page_tokens & (s->page_tokens - 1)))
         return lk_fail(&be->error, LK_ERR_INTERNAL, "kv_create: pages of %d tokens; a power of two in 16..256 is wanted", s->page_tokens);
-    if (s->type != LK_F32 && s->type != LK_BF16) return bad(be, "kv_create", "keys and values are kept in f32 or bf16");
+    if (s->type != LK_F32 && s->type != LK_BF16 && s->type != LK_I8)
+        return bad(be, "kv_create", "keys and values are kept in f32, bf16 or 8 bits");
     return LK_OK;
 }
 

@@ -340,7 +340,9 @@ lk_status lk_attention_backward(lk_backend *be, const lk_batch *batch, const lk_
                                 const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 
 /* The cache of keys and values in fixed pages: page p of layer l holds page_tokens positions of all key/value heads. The backend
- * chooses the layout inside; callers only deal in page numbers. Values are kept in `type` (F32 or BF16). */
+ * chooses the layout inside; callers only deal in page numbers. Values are kept in `type`: F32, BF16, or I8, where each key and each
+ * value of a head at a position has a scale of its own: scale = max|x| / 127, code = x * (127 / max|x|) to the nearest even, and what is
+ * read is code * scale. */
 typedef struct lk_kv_shape {
     int32_t n_layers, kv_heads, head_dim;
     int32_t page_tokens; /* a power of two, 16..256 */

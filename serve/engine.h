@@ -27,6 +27,7 @@ typedef struct lk_engine_options {
     int64_t max_model_len;         /* prompt and output together; 0: the model's max_positions, at most 8192 */
     size_t kv_bytes;               /* memory for KV pages; 0: enough for max_running requests of max_model_len, at most 1 GiB */
     int32_t page_tokens;           /* 16 */
+    bool kv_8bit;                  /* keys and values in 8 bits (lk_kv_shape): twice the context in the same memory */
     int32_t max_running;           /* requests in one batch */
     int32_t max_waiting;           /* queue length; more are refused with LK_ERR_BUSY */
     int32_t token_budget;          /* tokens of one forward */

@@ -42,6 +42,7 @@ lk_status lk_engine_options_resolve(lk_engine_options *o, const lk_model *model,
     if (o->max_running > o->token_budget) o->max_running = o->token_budget; /* every decode must fit */
 
     *shape = lk_infer_kv_shape(model, o->page_tokens, 1);
+    if (o->kv_8bit) shape->type = LK_I8;
     size_t page = lk_kv_page_bytes(model->be, shape);
     int64_t useful = o->max_running * ((o->max_model_len + o->page_tokens - 1) / o->page_tokens);
     if (o->kv_bytes == 0) {

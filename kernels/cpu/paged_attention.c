@@ -61,10 +61,10 @@ static lk_page_block block_at(const paged_args *a, const item *it, int64_t j, in
     for (int t = 0; t < 4; t++) {
         int64_t position = j * BLOCK + t * LK_KV_LANES, inside = position % s->page_tokens;
         if (position + LK_KV_LANES <= begin || position >= end) continue;
-        const char *tile =
-            (const char *)a->kv->data + lk_kv_tile(s, it->sequence->pages[position / s->page_tokens], a->layer, it->kv_head) * size;
+        char *tile = lk_kv_tile(a->kv, it->sequence->pages[position / s->page_tokens], a->layer, it->kv_head);
         b.keys[t] = tile + lk_kv_key_at(s, inside, 0) * size;
         b.values[t] = tile + lk_kv_value_at(s, inside, 0) * size;
+        for (int which = 0; s->type == LK_I8 && which < 2; which++) b.scales[which][t] = lk_kv_scales(s, tile, which) + inside;
     }
     return b;
 }

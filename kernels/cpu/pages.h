@@ -11,8 +11,9 @@ enum { LK_QUERIES = 8 }; /* that go through together */
 /* The 64 keys and values of one block: four tiles of sixteen positions, each wherever its page is. Tiles without a visible key are
  * NULL. */
 typedef struct lk_page_block {
-    const void *keys[4];   /* [D][16] */
-    const void *values[4]; /* [16][D] */
+    const void *keys[4];       /* [D][16] */
+    const void *values[4];     /* [16][D] */
+    const float *scales[2][4]; /* 8 bits: [16] of the keys, of the values */
     lk_dtype type;
     int64_t head_dim;
 } lk_page_block;

@@ -6,6 +6,7 @@ enum { TILE = LK_KV_LANES, ACROSS = LK_KV_LANES / LK_LANES, BLOCK_KEYS = 64 };
 
 LK_INLINE vf load_cached(const void *data, int64_t at, lk_dtype type)
 {
+    if (type == LK_I8) return vf_load_i8((const int8_t *)data + at);
     return type == LK_F32 ? vf_load((const float *)data + at) : vf_load_bf16((const uint16_t *)data + at);
 }
 
@@ -25,7 +26,11 @@ LK_INLINE void score_tiles(float *s, const float *q, const lk_page_block *b, int
                 }
             }
     for (int r = 0; r < count; r++)
-        for (int i = 0; i < tiles * ACROSS; i++) vf_store(s + r * BLOCK_KEYS + tile * TILE + i * LK_LANES, sum[r * tiles * ACROSS + i]);
+        for (int i = 0; i < tiles * ACROSS; i++) {
+            vf score = sum[r * tiles * ACROSS + i];
+            if (type == LK_I8) score = vf_mul(score, vf_load(b->scales[0][tile + i / ACROSS] + i % ACROSS * LK_LANES));
+            vf_store(s + r * BLOCK_KEYS + tile * TILE + i * LK_LANES, score);
+        }
 }
 
 /* Accumulators in registers at once: enough chains to hide the latency of each. */
@@ -54,8 +59,16 @@ LK_TARGET static void scores(float *s, const float *q, int n, const lk_page_bloc
 {
     if (b->type == LK_F32)
         scores_of(s, q, n, b, LK_F32);
+    else if (b->type == LK_I8)
+        scores_of(s, q, n, b, LK_I8);
     else
         scores_of(s, q, n, b, LK_BF16);
+}
+
+/* What value j is multiplied by. */
+LK_INLINE float weight_of(const float *p, const lk_page_block *b, int j, lk_dtype type)
+{
+    return type == LK_I8 ? p[j] * b->scales[1][j / TILE][j % TILE] : p[j];
 }
 
 /* Keys [from, to) for `count` queries, `vectors` vectors of d from `at`; count and vectors are constants. */
@@ -72,7 +85,8 @@ LK_INLINE void weigh_part(float *o, const float *p, const lk_page_block *b, int 
         for (int j = begin; j < end; j++, row += D)
             for (int i = 0; i < vectors; i++) {
                 vf value = load_cached(b->values[tile], row + i * LK_LANES, type);
-                for (int r = 0; r < count; r++) sum[r * vectors + i] = vf_fma(vf_set(p[r * BLOCK_KEYS + j]), value, sum[r * vectors + i]);
+                for (int r = 0; r < count; r++)
+                    sum[r * vectors + i] = vf_fma(vf_set(weight_of(p + r * BLOCK_KEYS, b, j, type)), value, sum[r * vectors + i]);
             }
     }
     for (int r = 0; r < count; r++)
@@ -86,8 +100,12 @@ LK_INLINE void weigh_rest(float *o, const float *p, const lk_page_block *b, int 
     vf sum = vf_load_part(o + at, left);
     for (int j = from; j < to; j++) {
         float value[LK_LANES] = {0};
-        lk_to_f32(value, (const char *)b->values[j / TILE] + ((int64_t)(j % TILE) * D + at) * lk_dtype_size(type), type, left);
-        sum = vf_fma(vf_set(p[j]), vf_load(value), sum);
+        int64_t row = (int64_t)(j % TILE) * D + at;
+        if (type == LK_I8)
+            for (int64_t i = 0; i < left; i++) value[i] = (float)((const int8_t *)b->values[j / TILE])[row + i];
+        else
+            lk_to_f32(value, (const char *)b->values[j / TILE] + row * lk_dtype_size(type), type, left);
+        sum = vf_fma(vf_set(weight_of(p, b, j, type)), vf_load(value), sum);
     }
     vf_store_part(o + at, sum, left);
 }
@@ -136,6 +154,8 @@ LK_TARGET static void weigh(float *o, const float *p, int n, const int *first, c
 {
     if (b->type == LK_F32)
         weigh_of(o, p, n, first, last, b, LK_F32);
+    else if (b->type == LK_I8)
+        weigh_of(o, p, n, first, last, b, LK_I8);
     else
         weigh_of(o, p, n, first, last, b, LK_BF16);
 }

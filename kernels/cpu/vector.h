@@ -32,6 +32,10 @@ LK_INLINE vf vf_load_bf16(const uint16_t *p)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p)), 16));
 }
+LK_INLINE vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 LK_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 LK_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 LK_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
@@ -61,6 +65,10 @@ LK_INLINE void vf_store_part(float *p, vf x, int64_t n) { _mm256_maskstore_ps(p,
 LK_INLINE vf vf_load_bf16(const uint16_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 16));
+}
+LK_INLINE vf vf_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }
 LK_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 LK_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
@@ -108,6 +116,7 @@ LK_INLINE vf vf_load_bf16(const uint16_t *p)
     return (vf)x;
 }
 LK_INLINE vf vf_choose(vf_bits which, vf a, vf b) { return (vf)((which & (vf_bits)a) | (~which & (vf_bits)b)); }
+LK_INLINE vf vf_load_i8(const int8_t *p) { return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]}; }
 LK_INLINE vf vf_add(vf a, vf b) { return a + b; }
 LK_INLINE vf vf_sub(vf a, vf b) { return a - b; }
 LK_INLINE vf vf_mul(vf a, vf b) { return a * b; }

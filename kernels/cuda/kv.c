@@ -17,6 +17,7 @@ lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **out, const lk_kv_shape *shap
     int64_t positions = (int64_t)shape->n_pages * shape->page_tokens;
     if (positions > INT32_MAX)
         return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "a cache of %lld positions; at most %d", (long long)positions, INT32_MAX);
+    if (shape->type == LK_I8) return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "keys and values in 8 bits are not there on CUDA");
     lk_status status = LK_ERR_MEMORY;
     void *data = NULL, *tables = NULL;
     lk_cuda_kv *kv = calloc(1, sizeof *kv);

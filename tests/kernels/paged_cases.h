@@ -24,6 +24,8 @@ static const paged_case paged_cases[] = {
     {{530, 7}, 2, 6, 2, 40, 0, 64, LK_BF16},
     {{40, 290}, 2, 3, 1, 256, 270, 32, LK_BF16},
     {{90}, 1, 20, 1, 96, 0, 16, LK_BF16},
+    {{70, 16, 1}, 3, 4, 2, 33, 0, 16, LK_I8},
+    {{300, 7}, 2, 8, 2, 128, 200, 64, LK_I8},
 };
 enum { N_PAGED_CASES = sizeof paged_cases / sizeof *paged_cases, LAYERS = 2, LAYER = 1, N_PAGES = 31 };
 

@@ -148,6 +148,37 @@ static void test_against_training(void **state)
     }
 }
 
+/* What 8 bits keep is what ops.h says: a query that sees one position gets its value back, code * scale. */
+static void test_8_bits(void **state)
+{
+    (void)state;
+    const paged_case *c = &paged_cases[N_PAGED_CASES - 2];
+    assert_int_equal(c->type, LK_I8);
+    paged_inputs in = paged_inputs_make(c);
+    int64_t D = c->head_dim, narrow = c->kv_heads * D, group = c->heads / c->kv_heads;
+    memset(in.v, 0, (size_t)D * 4); /* a value of zeros */
+    in.v[D + 1] = 40.0f;            /* and one with an outlier */
+    for (int tier = 0; tier < N_TIERS; tier++) {
+        lk_backend *be = open_tier(all_tiers[tier], 2, LK_F32);
+        if (!be) continue;
+        float *out = run(be, c, &in, 0, 0, -1);
+        int64_t row = 0;
+        for (int64_t s = 0; s < c->sequences; row += c->lengths[s++])
+            for (int64_t h = 0; h < c->heads; h++) {
+                const float *value = in.v + row * narrow + h / group * D;
+                float most = 0.0f;
+                for (int64_t d = 0; d < D; d++) most = fmaxf(most, fabsf(value[d]));
+                for (int64_t d = 0; d < D; d++) {
+                    float want = most > 0.0f ? rintf(value[d] * (127.0f / most)) * (most / 127.0f) : 0.0f;
+                    assert_float_equal(out[(row * c->heads + h) * D + d], want, 1e-6 * (double)most);
+                }
+            }
+        free(out);
+        lk_backend_close(be);
+    }
+    paged_inputs_free(&in);
+}
+
 static void test_page_bytes(void **state)
 {
     (void)state;
@@ -156,6 +187,9 @@ static void test_page_bytes(void **state)
     lk_kv *kv;
     size_t before = lk_allocated(be);
     assert_int_equal(lk_kv_page_bytes(be, &shape), 2 * 3 * 2 * 40 * 32 * 2);
+    lk_kv_shape small = shape;
+    small.type = LK_I8; /* a float for each key and each value on top */
+    assert_int_equal(lk_kv_page_bytes(be, &small), 3 * 2 * (2 * 40 * 32 + 2 * 32 * 4));
     OP(be, lk_kv_create(be, &kv, &shape));
     assert_int_equal(lk_allocated(be) - before, 5 * lk_kv_page_bytes(be, &shape));
     lk_kv_destroy(be, kv);
@@ -166,6 +200,6 @@ static void test_page_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_against_training),
-                                       cmocka_unit_test(test_page_bytes)};
+                                       cmocka_unit_test(test_8_bits), cmocka_unit_test(test_page_bytes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

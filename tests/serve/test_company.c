@@ -72,15 +72,16 @@ typedef struct scene {
     const char *name;
     int32_t token_budget, n_pages, max_running, max_resident;
     bool preempts;
+    bool kv_8bit;
 } scene;
 
 static const scene SCENES[] = {
-    {"all at once", 2048, 256, 16, 8, false},
-    {"chunked", 19, 256, 16, 8, false},
-    {"few pages", 2048, 24, 16, 8, true},
-    {"chunked, few pages", 23, 24, 16, 8, true},
-    {"chunks of one page at most, barely any pages", 16, 14, 16, 8, true},
-    {"two places in memory", 64, 256, 16, 2, false},
+    {"all at once", 2048, 256, 16, 8, false, false},
+    {"chunked", 19, 256, 16, 8, false, false},
+    {"few pages", 2048, 24, 16, 8, true, false},
+    {"chunked, few pages", 23, 24, 16, 8, true, false},
+    {"chunks of one page at most, barely any pages", 16, 14, 16, 8, true, false},
+    {"two places in memory", 64, 256, 16, 2, false, false},
 };
 
 static lk_engine *start(lk_model *model, const scene *s, const char *folder, int n_adapters)
@@ -89,6 +90,8 @@ static lk_engine *start(lk_model *model, const scene *s, const char *folder, int
     lk_engine_options o;
     lk_engine_options_default(&o);
     lk_kv_shape page = lk_infer_kv_shape(model, 16, 1);
+    o.kv_8bit = s->kv_8bit;
+    if (o.kv_8bit) page.type = LK_I8;
     o.token_budget = s->token_budget;
     o.kv_bytes = (size_t)s->n_pages * lk_kv_page_bytes(model->be, &page);
     o.max_running = s->max_running;
@@ -132,7 +135,7 @@ static void run_scene(lk_model *model, const scene *s, const char *folder, const
     lk_engine_stop(engine);
 }
 
-static void run(const char *model_name, lk_quant quant, lk_dtype compute, int threads, bool ahead)
+static void run(const char *model_name, lk_quant quant, lk_dtype compute, int threads, bool ahead, bool kv_8bit)
 {
     lk_log_set_level(LK_LOG_WARN);
     char *golden = check_golden(model_name), *folder = check_temporary("company");
@@ -145,7 +148,7 @@ static void run(const char *model_name, lk_quant quant, lk_dtype compute, int th
     asked *q = calloc(N, sizeof *q);
     make_requests(q, m.model->config.vocab);
     check_answer *alone[N];
-    lk_engine *engine = start(m.model, &(scene){"alone", 512, 64, 4, 8, false}, folder, ADAPTERS);
+    lk_engine *engine = start(m.model, &(scene){"alone", 512, 64, 4, 8, false, kv_8bit}, folder, ADAPTERS);
     for (int i = 0; i < N; i++) alone[i] = check_ask(engine, &q[i].spec);
     /* An adapter must make a difference, or the comparison would mean little. */
     lk_request_spec base = q[1].spec;
@@ -157,7 +160,11 @@ static void run(const char *model_name, lk_quant quant, lk_dtype compute, int th
 
     check_queued queued;
     if (ahead) check_queued_make(&queued, m.be);
-    for (size_t s = 0; s < sizeof SCENES / sizeof *SCENES; s++) run_scene(m.model, &SCENES[s], folder, q, alone);
+    for (size_t s = 0; s < sizeof SCENES / sizeof *SCENES; s++) {
+        scene now = SCENES[s];
+        now.kv_8bit = kv_8bit;
+        run_scene(m.model, &now, folder, q, alone);
+    }
     if (ahead) {
         assert_int_equal(queued.most_under_way, 2);
         assert_int_equal(queued.begun, queued.ended);
@@ -173,19 +180,25 @@ static void run(const char *model_name, lk_quant quant, lk_dtype compute, int th
 static void test_nf4_bf16(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, false);
+    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, false, false);
 }
 
 static void test_f32_one_thread(void **state)
 {
     (void)state;
-    run("models/qwen3-tiny", LK_QUANT_NONE, LK_F32, 1, false);
+    run("models/qwen3-tiny", LK_QUANT_NONE, LK_F32, 1, false, false);
 }
 
 static void test_ahead(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true);
+    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true, false);
+}
+
+static void test_8bit_keys_and_values(void **state)
+{
+    (void)state;
+    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true, true);
 }
 
 int main(void)
@@ -194,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_nf4_bf16),
         cmocka_unit_test(test_f32_one_thread),
         cmocka_unit_test(test_ahead),
+        cmocka_unit_test(test_8bit_keys_and_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,9 +4,11 @@
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/reference/reference.h"
 
-static double cached(const lk_kv *kv, int64_t at)
+static double cached(const lk_kv_shape *s, char *tile, int64_t at, int which, int64_t inside)
 {
-    return kv->shape.type == LK_F32 ? (double)((const float *)kv->data)[at] : (double)lk_bf16_to_f32(((const uint16_t *)kv->data)[at]);
+    if (s->type == LK_F32) return (double)((const float *)(void *)tile)[at];
+    if (s->type == LK_BF16) return (double)lk_bf16_to_f32(((const uint16_t *)(void *)tile)[at]);
+    return (double)((const int8_t *)tile)[at] * (double)lk_kv_scales(s, tile, which)[inside];
 }
 
 /* One query head of the token at `position`. */
@@ -17,9 +19,10 @@ static void row(const lk_attention_shape *s, const lk_kv *kv, int32_t layer, con
     int64_t first = s->window > 0 && position - s->window + 1 > 0 ? position - s->window + 1 : 0;
     double top = -INFINITY, sum = 0.0;
     for (int64_t j = first; j <= position; j++) {
-        int64_t tile = lk_kv_tile(shape, pages[j / shape->page_tokens], layer, kv_head);
+        char *tile = lk_kv_tile(kv, pages[j / shape->page_tokens], layer, kv_head);
+        int64_t inside = j % shape->page_tokens;
         double score = 0.0;
-        for (int64_t d = 0; d < s->head_dim; d++) score += (double)q[d] * cached(kv, tile + lk_kv_key_at(shape, j % shape->page_tokens, d));
+        for (int64_t d = 0; d < s->head_dim; d++) score += (double)q[d] * cached(shape, tile, lk_kv_key_at(shape, inside, d), 0, inside);
         p[j] = score * (double)s->scale;
         if (p[j] > top) top = p[j];
     }
@@ -27,8 +30,9 @@ static void row(const lk_attention_shape *s, const lk_kv *kv, int32_t layer, con
     for (int64_t d = 0; d < s->head_dim; d++) {
         double out = 0.0;
         for (int64_t j = first; j <= position; j++) {
-            int64_t tile = lk_kv_tile(shape, pages[j / shape->page_tokens], layer, kv_head);
-            out += p[j] * cached(kv, tile + lk_kv_value_at(shape, j % shape->page_tokens, d));
+            int64_t inside = j % shape->page_tokens;
+            out += p[j] * cached(shape, lk_kv_tile(kv, pages[j / shape->page_tokens], layer, kv_head), lk_kv_value_at(shape, inside, d), 1,
+                                 inside);
         }
         o[d] = (float)(out / sum);
     }
