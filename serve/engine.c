@@ -166,8 +166,20 @@ static void leave_flight(flight *f, const lk_request *r)
         if (f->requests[i] == r) f->requests[i] = NULL;
 }
 
-/* Gives back pages, place and pin before the client hears of the end. Steps that are queued may still write to the pages: whatever gets
- * them next is queued behind those. */
+static void publish(lk_engine *e)
+{
+    lk_engine_stats *stats = &e->stats.mine;
+    stats->running = e->scheduler.n_running;
+    stats->waiting = e->scheduler.n_preempted; /* those never admitted are counted where they queue, lk_engine_get_stats adds them */
+    stats->pages_total = e->pages.n_pages;
+    stats->pages_used = e->pages.n_pages - e->pages.n_free;
+    stats->page_tokens = e->pages.page_tokens;
+    stats->preemptions = e->scheduler.preemptions;
+    lk_stats_publish(&e->stats);
+}
+
+/* Gives back pages, place and pin, and counts, before the client hears of the end. Steps that are queued may still write to the pages:
+ * whatever gets them next is queued behind those. */
 static void end_request(lk_engine *e, lk_request *r, lk_finish finish, const lk_error *error)
 {
     for (int i = 0; i < 2; i++) leave_flight(&e->flights[i], r);
@@ -176,6 +188,7 @@ static void end_request(lk_engine *e, lk_request *r, lk_finish finish, const lk_
     if (r->version) lk_registry_unpin(e->registry, r->version);
     r->version = NULL;
     count_finish(&e->stats.mine, r, finish);
+    publish(e);
     lk_request_end(r, finish, error);
     lk_request_unref(r);
 }
@@ -314,18 +327,6 @@ static void step(lk_engine *e, const lk_plan *plan)
         fail_batch(e, plan, &err);
     else
         take_off(e);
-}
-
-static void publish(lk_engine *e)
-{
-    lk_engine_stats *stats = &e->stats.mine;
-    stats->running = e->scheduler.n_running;
-    stats->waiting = e->scheduler.n_preempted; /* those never admitted are counted where they queue, lk_engine_get_stats adds them */
-    stats->pages_total = e->pages.n_pages;
-    stats->pages_used = e->pages.n_pages - e->pages.n_free;
-    stats->page_tokens = e->pages.page_tokens;
-    stats->preemptions = e->scheduler.preemptions;
-    lk_stats_publish(&e->stats);
 }
 
 static void *engine_run(void *context)
