@@ -1,8 +1,8 @@
-/* See adapters.h. Sizes come from the limits: sites * adapters entries of 32 bytes (0.23 MB for 32 adapters of a model of 32 layers) and,
- * at worst, a tile a token.
+/* See adapters.h. Sizes come from the limits: sites * adapters entries of 32 bytes (0.23 MB for 32 adapters of a model of 32 layers).
+ * Comparing the batch's table with the one that was sent reads 48 bytes an entry on the host: some 20 us for those 7168.
  *
- * Rejected: factors handed to each launch by value or through the staging ring: 448 small copies a step, and a captured graph would hold
- * the adapters of the step it was captured in. */
+ * Rejected: factors handed to each launch by value or through the staging ring: 448 small copies a step, and a recorded step would hold
+ * the adapters of the step it was recorded in. */
 #include "kernels/cuda/adapters.h"
 
 #include <stdlib.h>
@@ -10,100 +10,100 @@
 
 #include "kernels/cuda/cuda.h"
 
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t entries_for(const lk_limits *l) { return l->sites * l->adapters; }
-static int64_t tiles_for(const lk_limits *l) { return entries_for(l) ? l->tokens : 0; }
 
-size_t lk_cuda_adapters_bytes(const lk_limits *l)
-{
-    return (size_t)entries_for(l) * sizeof(lk_cuda_adapter) + (size_t)tiles_for(l) * sizeof(lk_cuda_tokens);
-}
+size_t lk_cuda_adapters_bytes(const lk_limits *l) { return (size_t)entries_for(l) * sizeof(lk_cuda_adapter); }
+
+size_t lk_cuda_adapters_entries_bytes(lk_backend *be) { return (size_t)lk_cuda_of(be)->adapters.room * sizeof(lk_cuda_adapter); }
 
 void lk_cuda_adapters_unreserve(lk_backend *be)
 {
     lk_cuda_adapters *t = &lk_cuda_of(be)->adapters;
     if (t->entries) lk_cuda_free(be, t->entries);
-    if (t->tiles) lk_cuda_free(be, t->tiles);
-    free(t->sent_entries);
-    free(t->sent_tiles);
+    free(t->sent);
+    free(t->site_ranks);
     *t = (lk_cuda_adapters){0};
 }
 
 lk_status lk_cuda_adapters_reserve(lk_backend *be, const lk_limits *limits)
 {
     lk_cuda_adapters *t = &lk_cuda_of(be)->adapters;
-    int64_t entries = entries_for(limits), tiles = tiles_for(limits);
-    if (entries <= t->entries_room && tiles <= t->tiles_room) return LK_OK;
-    entries = larger(entries, t->entries_room);
-    tiles = larger(tiles, t->tiles_room);
+    int64_t room = entries_for(limits);
+    if (room <= t->room) return LK_OK;
     lk_cuda_adapters_unreserve(be);
     void *p;
-    LK_TRY(lk_cuda_alloc(be, (size_t)entries * sizeof *t->entries, &p));
+    LK_TRY(lk_cuda_alloc(be, (size_t)room * sizeof *t->entries, &p));
     t->entries = p;
-    LK_TRY(lk_cuda_alloc(be, (size_t)tiles * sizeof *t->tiles, &p));
-    t->tiles = p;
-    t->sent_entries = calloc((size_t)entries, sizeof *t->entries);
-    t->sent_tiles = calloc((size_t)tiles, sizeof *t->tiles);
-    if (!t->sent_entries || !t->sent_tiles)
-        return lk_fail(&be->error, LK_ERR_MEMORY, "no host memory for a table of %lld adapted layers", (long long)entries);
-    t->entries_room = entries;
-    t->tiles_room = tiles;
+    t->sent = calloc((size_t)room, sizeof *t->sent);
+    t->site_ranks = calloc((size_t)room, sizeof *t->site_ranks);
+    if (!t->sent || !t->site_ranks)
+        return lk_fail(&be->error, LK_ERR_MEMORY, "no host memory for a table of %lld adapted layers", (long long)room);
+    t->room = room;
     return LK_OK;
 }
 
-/* Replaces *kept where it differs. */
-static bool renew(void *kept, const void *now, size_t size)
+static bool same_lora(const lk_lora *a, const lk_lora *b)
 {
-    if (memcmp(kept, now, size) == 0) return false;
-    memcpy(kept, now, size);
+    return a->a == b->a && a->b == b->b && a->rank == b->rank && a->type == b->type && a->scale == b->scale;
+}
+
+static bool sent_already(const lk_cuda_adapters *t, const lk_batch *batch, int64_t n)
+{
+    if (t->n_sites != batch->n_sites || t->n_adapters != batch->n_adapters) return false;
+    for (int64_t i = 0; i < n; i++)
+        if (!same_lora(&t->sent[i], &batch->lora[i])) return false;
     return true;
 }
 
-static bool renew_entries(lk_cuda_adapters *t, const lk_batch *batch, int64_t n)
+static void note_ranks(lk_cuda_adapters *t, const lk_batch *batch)
 {
-    bool changed = n > t->n_entries;
-    for (int64_t i = 0; i < n; i++) {
-        const lk_lora *l = &batch->lora[i];
-        lk_cuda_adapter e = {.a = l->a, .b = l->b, .rank = l->rank, .is_bf16 = l->type == LK_BF16, .scale = l->scale};
-        changed |= renew(&t->sent_entries[i], &e, sizeof e);
-    }
-    t->n_entries = n;
-    return changed;
-}
-
-static bool renew_tiles(lk_cuda_adapters *t, const lk_batch *batch)
-{
-    int64_t n = 0, before = t->n_tiles;
-    bool changed = false;
-    for (int64_t s = 0; s < batch->n_segments; s++) {
-        const lk_segment *g = &batch->segments[s];
-        for (int64_t first = g->begin; g->adapter >= 0 && first < g->end; first += LK_CUDA_TILE_TOKENS) {
-            int64_t count = g->end - first < LK_CUDA_TILE_TOKENS ? g->end - first : LK_CUDA_TILE_TOKENS;
-            lk_cuda_tokens tile = {.first = (int32_t)first, .count = (int32_t)count, .adapter = g->adapter};
-            changed |= renew(&t->sent_tiles[n++], &tile, sizeof tile);
+    t->ranks = 14695981039346656037u; /* FNV-1a */
+    for (int32_t site = 0; site < batch->n_sites; site++) {
+        int32_t most = 0;
+        for (int32_t i = 0; i < batch->n_adapters; i++) {
+            int32_t rank = batch->lora[(int64_t)site * batch->n_adapters + i].rank;
+            if (rank > most) most = rank;
         }
+        t->site_ranks[site] = lk_cuda_rank_class(most);
+        t->ranks = (t->ranks ^ (uint64_t)t->site_ranks[site]) * 1099511628211u;
     }
-    t->n_tiles = n;
-    return changed || n > before;
 }
 
-lk_status lk_cuda_adapters_begin(lk_backend *be, const lk_batch *batch)
+lk_status lk_cuda_adapters_begin(lk_backend *be, const lk_batch *batch, void *pinned)
 {
     lk_cuda *cu = lk_cuda_of(be);
     lk_cuda_adapters *t = &cu->adapters;
-    int64_t entries = batch->n_segments ? (int64_t)batch->n_sites * batch->n_adapters : 0;
-    if (entries == 0) {
-        t->n_tiles = 0;
-        return LK_OK;
-    }
-    if (entries > t->entries_room || batch->n_tokens > t->tiles_room)
+    int64_t n = batch->n_segments ? (int64_t)batch->n_sites * batch->n_adapters : 0;
+    if (n == 0) return LK_OK;
+    if (n > t->room)
         return lk_fail(&be->error, LK_ERR_INTERNAL,
-                       "batch_begin: %d adapters of %d sites over %lld tokens are more than lk_reserve made room for: limits.adapters, "
-                       "limits.sites and limits.tokens",
-                       batch->n_adapters, batch->n_sites, (long long)batch->n_tokens);
-    if (renew_entries(t, batch, entries))
-        LK_TRY(lk_rt_copy(t->entries, t->sent_entries, (size_t)entries * sizeof *t->entries, cu->stream, &be->error));
-    if (renew_tiles(t, batch) && t->n_tiles)
-        LK_TRY(lk_rt_copy(t->tiles, t->sent_tiles, (size_t)t->n_tiles * sizeof *t->tiles, cu->stream, &be->error));
+                       "batch_begin: %d adapters of %d sites are more than lk_reserve made room for: limits.adapters and limits.sites",
+                       batch->n_adapters, batch->n_sites);
+    if (sent_already(t, batch, n)) return LK_OK;
+    lk_cuda_adapter *entry = pinned;
+    for (int32_t i = 0; i < batch->n_adapters; i++)
+        for (int32_t site = 0; site < batch->n_sites; site++) {
+            const lk_lora *l = &batch->lora[(int64_t)site * batch->n_adapters + i];
+            *entry++ = (lk_cuda_adapter){.a = l->a, .b = l->b, .rank = l->rank, .is_bf16 = l->type == LK_BF16, .scale = l->scale};
+        }
+    t->n_sites = 0; /* nothing is known of the device's table until it is sent */
+    LK_TRY(lk_rt_copy(t->entries, pinned, (size_t)n * sizeof *t->entries, cu->stream, &be->error));
+    memcpy(t->sent, batch->lora, (size_t)n * sizeof *t->sent);
+    note_ranks(t, batch);
+    t->n_sites = batch->n_sites;
+    t->n_adapters = batch->n_adapters;
     return LK_OK;
+}
+
+int64_t lk_cuda_adapters_tiles(const lk_batch *batch, lk_cuda_tokens *tiles)
+{
+    int64_t n = 0;
+    for (int64_t s = 0; s < batch->n_segments; s++) {
+        const lk_segment *g = &batch->segments[s];
+        for (int64_t first = g->begin; g->adapter >= 0 && first < g->end; first += LK_CUDA_TILE_TOKENS, n++) {
+            int64_t count = g->end - first < LK_CUDA_TILE_TOKENS ? g->end - first : LK_CUDA_TILE_TOKENS;
+            if (tiles) tiles[n] = (lk_cuda_tokens){.first = (int32_t)first, .count = (int32_t)count, .adapter = g->adapter};
+        }
+    }
+    return n;
 }

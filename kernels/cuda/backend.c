@@ -111,6 +111,7 @@ void lk_cuda_close(lk_backend *be)
     if (cu->stream) (void)lk_rt_stream_sync(cu->stream, &ignored); /* what failed has been reported, or nobody asked */
     if (cu->beside) (void)lk_rt_stream_sync(cu->beside, &ignored);
     lk_cuda_unreserve(be);
+    lk_cuda_tables_unreserve(be);
     lk_cuda_adapters_unreserve(be);
     if (cu->constants) lk_cuda_free(be, cu->constants);
     lk_collective_destroy(cu->collective);

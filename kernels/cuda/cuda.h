@@ -14,7 +14,8 @@
  * Scratch: one block, which each operation has to itself until it returns (what it queues runs before what comes later). An operation that
  * wants some states how much in an entry of lk_cuda_scratch_needs (scratch.c) and takes it by lk_cuda_scratch.
  *
- * Host arrays of a call (ids, labels, rows, starts) come to the device through lk_cuda_stage. */
+ * What a serving batch brings along is on the device since lk_batch_begin (tables.h); other host arrays of a call (labels, starts) come
+ * there through lk_cuda_stage. */
 #ifndef LK_KERNELS_CUDA_CUDA_H
 #define LK_KERNELS_CUDA_CUDA_H
 
@@ -24,6 +25,7 @@ extern "C" {
 
 #include "kernels/backend.h"
 #include "kernels/cuda/adapters.h"
+#include "kernels/cuda/tables.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/collective.h"
 #include "kernels/cuda/runtime.h"
@@ -43,7 +45,6 @@ typedef struct lk_cuda {
     lk_rt_event reached;                    /* the queue, when a transfer began */
     lk_rt_event arrived[LK_TRANSFER_SLOTS]; /* the end of each slot's transfer */
     bool under_way[LK_TRANSFER_SLOTS];
-    uint64_t batches; /* begun so far: tables of a batch are kept until the next */
     /* memory */
     struct lk_cuda_block *blocks; /* what lk_cuda_alloc handed out and how much each is (memory.c) */
     size_t n_blocks, blocks_room;
@@ -51,9 +52,16 @@ typedef struct lk_cuda {
     size_t scratch_bytes;
     void *staging; /* where host arrays arrive on the device, a ring */
     size_t staging_bytes, staging_at;
-    lk_cuda_adapters adapters; /* of the serving batch at hand */
+    /* serving */
+    lk_cuda_adapters adapters; /* of the batch at hand */
+    lk_cuda_tables tables;     /* the same */
     bool serving;              /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
-    float *constants;          /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
+    bool recording;            /* the stream captures a step */
+    const lk_kv *kv;           /* the cache that was made or used last, of n_kvs */
+    int32_t n_kvs;
+    size_t drawn_bytes;
+    int32_t *drawn;   /* [rows] tokens of the sampling before: what negative ids name (lk_drawn) */
+    float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
 
 enum { LK_CUDA_HOST_PIECE = 1 << 20 }; /* floats */

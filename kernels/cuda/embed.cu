@@ -4,22 +4,33 @@
 
 enum { THREADS = 256 };
 
-LK_KERNEL void embed_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, int64_t ld, const int32_t *ids, int64_t k)
+/* The token of a row; the host may know it only as what the sampling before drew (lk_drawn), which is -1 where that found no finite
+ * logit: that row's result is thrown away. */
+LK_DEVICE int64_t token_at(const int32_t *ids, const int32_t *drawn, int64_t row)
 {
-    const uint4 *from = (const uint4 *)(table + ids[blockIdx.x] * ld);
+    int32_t id = ids[row];
+    if (id < 0) id = drawn[-1 - id];
+    return id < 0 ? 0 : id;
+}
+
+LK_KERNEL void embed_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, int64_t ld, const int32_t *ids, const int32_t *drawn,
+                            int64_t k)
+{
+    const uint4 *from = (const uint4 *)(table + token_at(ids, drawn, blockIdx.x) * ld);
     uint4 *to = (uint4 *)(y + blockIdx.x * y_stride);
     for (int64_t i = threadIdx.x; i < k / 8; i += THREADS) to[i] = from[i];
 }
 
-LK_KERNEL void embed_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, int64_t ld, const int32_t *ids, int64_t k)
+LK_KERNEL void embed_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, int64_t ld, const int32_t *ids, const int32_t *drawn,
+                          int64_t k)
 {
-    const lk_bf16 *from = table + ids[blockIdx.x] * ld;
+    const lk_bf16 *from = table + token_at(ids, drawn, blockIdx.x) * ld;
     for (int64_t i = threadIdx.x; i < k; i += THREADS) y[blockIdx.x * y_stride + i] = from[i];
 }
 
-LK_KERNEL void embed_nf4(lk_bf16 *y, int64_t y_stride, lk_cuda_nf4 w, const int32_t *ids, int64_t k)
+LK_KERNEL void embed_nf4(lk_bf16 *y, int64_t y_stride, lk_cuda_nf4 w, const int32_t *ids, const int32_t *drawn, int64_t k)
 {
-    int64_t row = ids[blockIdx.x], along = k / LK_CUDA_TILE_DEPTH;
+    int64_t row = token_at(ids, drawn, blockIdx.x), along = k / LK_CUDA_TILE_DEPTH;
     const unsigned char *tiles = (const unsigned char *)w.tiles;
     for (int64_t i = threadIdx.x; i < k; i += THREADS) {
         /* matrix.h, read backwards: which lane's which byte holds (row, i) */
@@ -37,17 +48,16 @@ extern "C" lk_status lk_cuda_embed(lk_backend *be, const lk_tensor *y, const lk_
     lk_cuda *cu = lk_cuda_of(be);
     const lk_cuda_matrix *w = lk_cuda_matrix_of(table);
     if (y->rows == 0) return LK_OK;
-    void *staged;
-    LK_TRY(lk_cuda_stage(be, &staged, ids, (size_t)y->rows * sizeof *ids));
-    const int32_t *device_ids = (const int32_t *)staged;
+    const int32_t *device_ids;
+    LK_TRY(lk_cuda_array(be, &device_ids, ids, y->rows));
     lk_bf16 *to = (lk_bf16 *)y->data;
     const lk_bf16 *rows = (const lk_bf16 *)w->memory;
     dim3 blocks((unsigned)y->rows), threads(THREADS);
     if (w->storage == LK_NF4)
-        LK_LAUNCH("embed_nf4", embed_nf4, blocks, threads, 0, cu->stream, to, y->stride, w->nf4, device_ids, y->cols);
+        LK_LAUNCH("embed_nf4", embed_nf4, blocks, threads, 0, cu->stream, to, y->stride, w->nf4, device_ids, cu->drawn, y->cols);
     else if (lk_cuda_eights(y))
-        LK_LAUNCH("embed_eights", embed_eights, blocks, threads, 0, cu->stream, to, y->stride, rows, w->ld, device_ids, y->cols);
+        LK_LAUNCH("embed_eights", embed_eights, blocks, threads, 0, cu->stream, to, y->stride, rows, w->ld, device_ids, cu->drawn, y->cols);
     else
-        LK_LAUNCH("embed_ones", embed_ones, blocks, threads, 0, cu->stream, to, y->stride, rows, w->ld, device_ids, y->cols);
+        LK_LAUNCH("embed_ones", embed_ones, blocks, threads, 0, cu->stream, to, y->stride, rows, w->ld, device_ids, cu->drawn, y->cols);
     return lk_rt_launched("embed", &be->error);
 }

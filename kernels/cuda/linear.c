@@ -13,16 +13,6 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/product.h"
 
-/* What a batch is decides which products its operations use. Of its arrays only the adapters of serving go to the device here; the others
- * do with the operations that read them. */
-lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
-{
-    lk_cuda *cu = lk_cuda_of(be);
-    cu->serving = batch->n_sequences > 0;
-    cu->batches++; /* tables kept of the batch before are old (kv.h) */
-    return cu->serving ? lk_cuda_adapters_begin(be, batch) : LK_OK;
-}
-
 /* Rows of w that the scratch takes as bf16 at a time. It takes none where the limits were those of a server. */
 static lk_status workspace_rows(lk_backend *be, const char *op, const lk_matrix *w, int64_t *rows)
 {

@@ -30,7 +30,7 @@ static_assert(GROUPS == WARPS, "in shrink a warp has eight tokens");
 
 /* One of the layers that share x. */
 typedef struct lora_part {
-    const lk_cuda_adapter *adapters; /* of the site */
+    const lk_cuda_adapter *adapters; /* of the site: an adapter every n_sites */
     float *h, *totals;               /* what the caller gets; [token][ranks], what expand reads when `summed` */
     int64_t ldh;
     void *y;
@@ -40,7 +40,8 @@ typedef struct lora_part {
 } lora_part;
 
 typedef struct lora_args {
-    const lk_cuda_tokens *tiles;
+    const lk_cuda_tokens *tiles; /* empty ones at the end */
+    int32_t n_sites;
     const lk_bf16 *x;
     int64_t ldx;
     int32_t k, rank_tiles; /* rank_tiles: blocks of shrink for the ranks of a part */
@@ -52,6 +53,11 @@ typedef struct lora_args {
     int64_t tokens;
     lora_part parts[LK_MOST_PARTS];
 } lora_args;
+
+LK_DEVICE const lk_cuda_adapter &adapter_of(const lora_args &p, int32_t of, const lk_cuda_tokens &tile)
+{
+    return p.parts[of].adapters[(int64_t)tile.adapter * p.n_sites];
+}
 
 /* ---------------------------------------------------------------------------------------------- shrink */
 
@@ -137,8 +143,9 @@ LK_KERNEL void __launch_bounds__(THREADS) shrink_kernel(lora_args p)
     LK_SHARED(unsigned char, x, TOKENS *ROW_BYTES);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const lk_cuda_tokens tile = p.tiles[blockIdx.z];
+    if (tile.count == 0) return;
     int32_t of = (int32_t)blockIdx.y / p.rank_tiles, rank0 = (int32_t)blockIdx.y % p.rank_tiles * 16;
-    const lk_cuda_adapter adapter = p.parts[of].adapters[tile.adapter];
+    const lk_cuda_adapter adapter = adapter_of(p, of, tile);
     int32_t ranks = adapter.rank - rank0 < 16 ? adapter.rank - rank0 : 16;
     if (ranks <= 0) return;
     bool eights = p.k % 8 == 0 && (uintptr_t)adapter.a % 16 == 0;
@@ -186,7 +193,8 @@ LK_DEVICE float joined(const lora_args &p, int32_t of, int64_t token, int32_t r)
 LK_KERNEL void lora_join_kernel(lora_args p)
 {
     const lk_cuda_tokens tile = p.tiles[blockIdx.x];
-    int32_t of = (int32_t)blockIdx.y, rank = p.parts[of].adapters[tile.adapter].rank;
+    if (tile.count == 0) return;
+    int32_t of = (int32_t)blockIdx.y, rank = adapter_of(p, of, tile).rank;
     for (int32_t i = (int32_t)threadIdx.x; i < tile.count * rank; i += THREADS) {
         int64_t token = tile.first + i / rank;
         write_total(p, of, token, i % rank, joined(p, of, token, i % rank));
@@ -218,8 +226,8 @@ LK_DEVICE void add_to(const lora_part &p, int64_t token, int32_t column, float s
 }
 
 /* Ranks [from, from + RANKS) of every token of the tile as bf16(scale * h), zeros beyond a token or a rank. */
-LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_args &p, int32_t of, bool writes, const lk_cuda_tokens &tile,
-                            int32_t rank, float scale, int32_t from)
+LK_DEVICE void stage_hidden(unsigned char *hidden, int hidden_bytes, const lora_args &p, int32_t of, bool writes,
+                            const lk_cuda_tokens &tile, int32_t rank, float scale, int32_t from)
 {
     int32_t left = (rank - from + 15) / 16 * 16, ranks = left < RANKS ? left : (int32_t)RANKS, rows = (tile.count + 7) / 8 * 8;
     for (int32_t i = (int32_t)threadIdx.x; i < rows * ranks; i += THREADS) {
@@ -271,9 +279,10 @@ LK_KERNEL void __launch_bounds__(THREADS, 4) expand_kernel(lora_args p)
     LK_SHARED(unsigned char, hidden, TOKENS *(RANKS + 16) * 2);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const lk_cuda_tokens tile = p.tiles[blockIdx.y];
+    if (tile.count == 0) return;
     int32_t of = 0, block = (int32_t)blockIdx.x;
     while (block >= p.parts[of].blocks) block -= p.parts[of++].blocks;
-    const lk_cuda_adapter adapter = p.parts[of].adapters[tile.adapter];
+    const lk_cuda_adapter adapter = adapter_of(p, of, tile);
     int32_t n = p.parts[of].n, column0 = block * COLUMNS + warp * COLUMN_TILES * 16;
     int steps = ((adapter.rank < RANKS ? adapter.rank : (int)RANKS) + 15) / 16;
     int hidden_bytes = (steps | 1) * 32; /* an odd number of 32 bytes: four rows then lie in different banks */
@@ -305,9 +314,8 @@ static size_t totals_bytes(int64_t tokens, int64_t ranks) { return lk_cuda_carve
 extern "C" size_t lk_cuda_lora_serve_scratch(const lk_limits *l)
 {
     if (!l->adapters) return 0;
-    int64_t tokens = l->tokens < JOIN ? l->tokens : (int64_t)JOIN;
-    return LK_MOST_PARTS *
-           (totals_bytes(l->tokens, l->rank) + lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * l->rank) * sizeof(float)));
+    int64_t tokens = l->tokens < JOIN ? l->tokens : (int64_t)JOIN, rank = lk_cuda_rank_class(l->rank);
+    return LK_MOST_PARTS * (totals_bytes(l->tokens, rank) + lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * rank) * sizeof(float)));
 }
 
 static lk_status launch(lk_backend *be, const lora_args *p, unsigned n, unsigned tiles)
@@ -328,30 +336,22 @@ static lk_status launch(lk_backend *be, const lora_args *p, unsigned n, unsigned
     return lk_rt_launched("lora_expand", &be->error);
 }
 
-static int32_t largest_rank(const lk_batch *batch, int32_t site)
-{
-    int32_t most = 0;
-    for (int32_t i = 0; i < batch->n_adapters; i++) {
-        int32_t rank = batch->lora[(int64_t)site * batch->n_adapters + i].rank;
-        if (rank > most) most = rank;
-    }
-    return most;
-}
-
 extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
 {
     lk_cuda *cu = lk_cuda_of(be);
     lora_args p = {};
     unsigned used = 0;
+    int64_t n_tiles = cu->tables.bounds.tiles;
+    if (n_tiles == 0) return LK_OK;
     for (int i = 0; i < n; i++) { /* parts that no adapter touches drop out */
         const lk_part *from = &parts[i];
-        int32_t rank = largest_rank(batch, from->site);
+        int32_t rank = cu->adapters.site_ranks[from->site];
         if (rank == 0) continue;
         if (rank > p.ranks) p.ranks = rank;
         if (from->y.cols > INT32_MAX / 2)
             return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld columns", (long long)from->y.cols);
         lora_part *to = &p.parts[used++];
-        to->adapters = cu->adapters.entries + (int64_t)from->site * batch->n_adapters;
+        to->adapters = cu->adapters.entries + from->site;
         to->h = (float *)from->h.data;
         to->ldh = from->h.stride;
         to->y = from->y.data;
@@ -360,19 +360,19 @@ extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, c
         to->n = (int32_t)from->y.cols;
         to->blocks = (to->n + COLUMNS - 1) / COLUMNS;
     }
-    int64_t n_tiles = cu->adapters.n_tiles;
-    if (used == 0 || n_tiles == 0) return LK_OK;
+    if (used == 0) return LK_OK;
     if (n_tiles > 65535 || p.ranks > 65535 || x->cols > INT32_MAX / 2)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld tiles of tokens at rank %d are more than the kernels count",
                        (long long)n_tiles, p.ranks);
-    p.tiles = cu->adapters.tiles;
+    p.tiles = cu->tables.tiles;
+    p.n_sites = batch->n_sites;
     p.x = (const lk_bf16 *)x->data;
     p.ldx = x->stride;
     p.k = (int32_t)x->cols;
     p.rank_tiles = (p.ranks + 15) / 16;
     p.x_eights = lk_cuda_eights(x);
     p.pieces = (int32_t)pieces_of(x->cols);
-    p.tokens = batch->n_tokens;
+    p.tokens = x->rows;
     size_t totals = used * totals_bytes(p.tokens, p.ranks), sums = (size_t)(used * p.pieces * p.tokens * p.ranks) * sizeof(float);
     void *rest;
     LK_TRY(lk_cuda_scratch(be, "lora_forward", totals, &rest));

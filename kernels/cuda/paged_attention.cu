@@ -122,6 +122,7 @@ template <int DP> LK_KERNEL void paged_few_kernel(paged_args a)
     lk_bf16 *streams = q_tile + 16 * DP; /* two buffers of keys, then values */
     float *scores = (float *)(streams + 4 * STEP * DP);
     const lk_cuda_kv_split item = a.t.splits[blockIdx.x];
+    if (item.sequence < 0) return;
     const lk_cuda_kv_sequence s = a.t.sequences[item.sequence];
     int kv_head = (int)blockIdx.y, warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int64_t to_values = (int64_t)a.kv.page_tokens * a.kv.pitch;
@@ -239,7 +240,9 @@ template <int DP> LK_KERNEL void paged_many_kernel(paged_args a)
     LK_SHARED_DYNAMIC(lk_bf16, q_tile);
     lk_bf16 *k_tile = q_tile + ROWS * DP, *v_tile = k_tile + STEP * DP;
     float4 *whole = (float4 *)(v_tile + STEP * DP) + threadIdx.x; /* each thread's own: the splits joined so far, laid out as acc */
-    const lk_cuda_kv_sequence s = a.t.sequences[a.t.many[blockIdx.z]];
+    int number = a.t.many[blockIdx.z];
+    if (number < 0) return;
+    const lk_cuda_kv_sequence s = a.t.sequences[number];
     int rows = s.count * a.group, first = (int)blockIdx.x * ROWS, kv_head = (int)blockIdx.y;
     if (first >= rows) return;
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, row0 = first + 16 * warp;
@@ -321,8 +324,7 @@ template <int DP> LK_KERNEL void paged_many_kernel(paged_args a)
 
 /* ---------------------------------------------------------------------------------------------- launches */
 
-/* Results of a split for every key/value head, when sequences have up to `rows` rows. */
-static size_t split_bytes(int64_t kv_heads, int64_t rows, int64_t head_dim)
+extern "C" size_t lk_cuda_paged_split_bytes(int64_t kv_heads, int64_t rows, int64_t head_dim)
 {
     return (size_t)(kv_heads * rows * (lk_cuda_padded(head_dim) + PARTIAL_EXTRA)) * sizeof(float);
 }
@@ -332,7 +334,7 @@ static size_t split_bytes(int64_t kv_heads, int64_t rows, int64_t head_dim)
 size_t lk_cuda_paged_scratch(const lk_limits *l)
 {
     if (l->training || l->kv_heads < 1 || l->head_dim < 1 || l->context < 1) return 0;
-    size_t split = split_bytes(l->kv_heads, LK_KV_FEW, l->head_dim), longest = (size_t)(l->context / LK_KV_SPLIT + 1) * split;
+    size_t split = lk_cuda_paged_split_bytes(l->kv_heads, LK_KV_FEW, l->head_dim), longest = (size_t)(l->context / LK_KV_SPLIT + 1) * split;
     size_t all = (size_t)l->tokens * longest, enough = (size_t)64 << 20;
     if (all > enough) all = enough;
     return all > longest ? all : longest;
@@ -398,9 +400,9 @@ lk_status lk_cuda_paged_attention(lk_backend *be, const lk_batch *batch, const l
     a.vector = lk_cuda_eights(q) && lk_cuda_eights(o) && shape->head_dim % 8 == 0;
     a.scale_log2 = shape->scale * 1.44269504088896340736f;
     a.partial = (float *)cu->scratch;
-    int64_t most = (int64_t)(cu->scratch_bytes / split_bytes(shape->kv_heads, LK_KV_FEW, shape->head_dim));
     do {
-        LK_TRY(lk_cuda_kv_prepare(be, kv, batch, a.group, most < INT32_MAX ? most : INT32_MAX, &a.t));
+        LK_TRY(lk_cuda_tables_for(be, batch, kv, a.group, a.t.next));
+        a.t = cu->tables.kv;
         LK_TRY(launch_any(be, &a));
     } while (a.t.next < batch->n_sequences);
     return LK_OK;

@@ -26,10 +26,10 @@ extern "C" lk_status lk_cuda_rope_table(lk_backend *be, const lk_tensor *cos_sin
 {
     int64_t half = cos_sin->cols / 2;
     if (cos_sin->rows == 0 || half == 0) return LK_OK;
-    void *staged;
-    LK_TRY(lk_cuda_stage(be, &staged, positions, (size_t)cos_sin->rows * sizeof *positions));
+    const int32_t *device_positions;
+    LK_TRY(lk_cuda_array(be, &device_positions, positions, cos_sin->rows));
     LK_LAUNCH("rope_angles", rope_angles, dim3((unsigned)cos_sin->rows), dim3(threads_for(half)), 0, lk_cuda_of(be)->stream,
-              (float *)cos_sin->data, cos_sin->stride, (const int32_t *)staged, inv_freq, factor, half);
+              (float *)cos_sin->data, cos_sin->stride, device_positions, inv_freq, factor, half);
     return lk_rt_launched("rope_table", &be->error);
 }
 

@@ -73,9 +73,8 @@ extern "C" lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, con
 {
     lk_rt_stream stream = lk_cuda_of(be)->stream;
     if (y->rows == 0 || y->cols == 0) return LK_OK;
-    void *staged;
-    LK_TRY(lk_cuda_stage(be, &staged, rows, (size_t)y->rows * sizeof *rows));
-    const int32_t *numbers = (const int32_t *)staged;
+    const int32_t *numbers;
+    LK_TRY(lk_cuda_array(be, &numbers, rows, y->rows));
     lk_bf16 *to = (lk_bf16 *)y->data;
     const lk_bf16 *from = (const lk_bf16 *)x->data;
     if (lk_cuda_eights(y) && lk_cuda_eights(x))

@@ -12,6 +12,9 @@ enum { STAGING_BASE = 64 << 10, SCRATCH_BASE = 64 << 10 };
 /* Twice what an operation may stage, so that what it staged first survives the ring's turn; a bias is 2 bytes a column. */
 static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens * 8 + l->width * 2 + STAGING_BASE); }
 
+/* A token a row of logits. */
+static size_t drawn_bytes(const lk_limits *l) { return (size_t)l->tokens * sizeof(int32_t); }
+
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 {
     bool training = !l->serving; /* batches of documents, which go to cuBLASLt */
@@ -35,7 +38,8 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 
 size_t lk_cuda_scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
-    return lk_cuda_scratch_needs((const lk_cuda *)be, limits) + staging_needs(limits) + lk_cuda_adapters_bytes(limits);
+    return lk_cuda_scratch_needs((const lk_cuda *)be, limits) + staging_needs(limits) + lk_cuda_adapters_bytes(limits) +
+           lk_cuda_tables_bytes(limits) + drawn_bytes(limits);
 }
 
 void lk_cuda_unreserve(lk_backend *be)
@@ -43,8 +47,10 @@ void lk_cuda_unreserve(lk_backend *be)
     lk_cuda *cu = lk_cuda_of(be);
     if (cu->scratch) lk_cuda_free(be, cu->scratch);
     if (cu->staging) lk_cuda_free(be, cu->staging);
+    if (cu->drawn) lk_cuda_free(be, cu->drawn);
     cu->scratch = cu->staging = NULL;
-    cu->scratch_bytes = cu->staging_bytes = cu->staging_at = 0;
+    cu->drawn = NULL;
+    cu->drawn_bytes = cu->scratch_bytes = cu->staging_bytes = cu->staging_at = 0;
 }
 
 /* What is too small goes before its successor comes: the plan has room for one of them. */
@@ -52,8 +58,10 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
 {
     lk_cuda *cu = lk_cuda_of(be);
     LK_TRY(lk_cuda_adapters_reserve(be, limits));
-    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits);
-    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes) return LK_OK;
+    LK_TRY(lk_cuda_tables_reserve(be, limits));
+    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits), drawn = drawn_bytes(limits);
+    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes && drawn <= cu->drawn_bytes) return LK_OK;
+    if (drawn < cu->drawn_bytes) drawn = cu->drawn_bytes;
     if (scratch < cu->scratch_bytes) scratch = cu->scratch_bytes;
     if (staging < cu->staging_bytes) staging = cu->staging_bytes;
     lk_cuda_unreserve(be);
@@ -61,6 +69,10 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
     cu->scratch_bytes = scratch;
     LK_TRY(lk_cuda_alloc(be, staging, &cu->staging));
     cu->staging_bytes = staging;
+    void *p;
+    LK_TRY(lk_cuda_alloc(be, drawn, &p));
+    cu->drawn = p;
+    cu->drawn_bytes = drawn;
     return LK_OK;
 }
 
@@ -89,6 +101,8 @@ lk_status lk_cuda_ring(lk_backend *be, void **device, size_t bytes)
 
 lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t bytes)
 {
+    if (lk_cuda_of(be)->recording)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "a recorded step brings a host array that lk_batch_begin was not given");
     LK_TRY(lk_cuda_ring(be, device, bytes));
     return lk_rt_copy(*device, host, bytes, lk_cuda_of(be)->stream, &be->error);
 }
