@@ -71,53 +71,50 @@ static float *run(lk_backend *be, const paged_case *c, const paged_inputs *in, i
     return out;
 }
 
-static void run_tiers(lk_dtype compute, double tolerance)
+/* One case on one tier, whole and in chunks, on other threads and pages, and each of its sequences alone. */
+static void run_tier(const paged_case *c, const paged_inputs *in, const char *tier, lk_dtype compute, const float *want, double tolerance)
 {
-    lk_backend *reference = open_tier("reference", 1, compute);
-    for (int tier = 1; tier < N_TIERS; tier++) {
-        lk_backend *one = open_tier(all_tiers[tier], 1, compute), *two = open_tier(all_tiers[tier], 2, compute),
-                   *three = open_tier(all_tiers[tier], 3, compute);
-        for (int i = 0; i < N_PAGED_CASES && one; i++) {
-            const paged_case *c = &paged_cases[i];
-            paged_inputs in = paged_inputs_make(c);
-            size_t bytes = (size_t)(in.rows * c->heads * c->head_dim) * 4;
-            float *want = run(reference, c, &in, 0, 0, -1), *whole = run(one, c, &in, 0, 0, -1);
-            check_close("paged attention", whole, want, in.rows * c->heads * c->head_dim, tolerance, tolerance);
-            const int64_t chunks[] = {1, 3, 16, 50, 64};
-            for (int j = 0; j < 5; j++) {
-                float *cut = run(j % 2 ? two : three, c, &in, chunks[j], 13 * j, -1);
-                check_same_bits("paged attention in chunks, other threads, other pages", cut, whole, bytes);
-                free(cut);
-            }
-            int64_t row = 0;
-            for (int64_t s = 0; s < c->sequences; s++) {
-                float *alone = run(two, c, &in, 5, 3, s);
-                int64_t width = c->heads * c->head_dim;
-                check_same_bits("a sequence alone", alone + row * width, whole + row * width, (size_t)(c->lengths[s] * width) * 4);
-                row += c->lengths[s];
-                free(alone);
-            }
-            free(want);
-            free(whole);
-            paged_inputs_free(&in);
+    lk_backend *one = open_tier(tier, 1, compute);
+    if (!one) return;
+    lk_backend *two = open_tier(tier, 2, compute);
+    int64_t width = c->heads * c->head_dim;
+    size_t bytes = (size_t)(in->rows * width) * 4;
+    float *whole = run(one, c, in, 0, 0, -1);
+    check_close("paged attention", whole, want, in->rows * width, tolerance, tolerance);
+    const int64_t chunks[2][3] = {{1, 16, 50}, {3, 33, 64}};
+    for (int j = 0; j < 3; j++) {
+        float *cut = run(j % 2 ? two : one, c, in, chunks[compute == LK_BF16][j], 13 * j + 1, -1);
+        check_same_bits("paged attention in chunks, other threads, other pages", cut, whole, bytes);
+        free(cut);
+    }
+    int64_t row = 0;
+    for (int64_t s = 0; s < c->sequences; row += c->lengths[s++]) {
+        float *alone = run(two, c, in, 5, 3, s);
+        check_same_bits("a sequence alone", alone + row * width, whole + row * width, (size_t)(c->lengths[s] * width) * 4);
+        free(alone);
+    }
+    free(whole);
+    lk_backend_close(one);
+    lk_backend_close(two);
+}
+
+/* fp32: the cached values are the same numbers as the reference's, what differs is order and exp. bf16: q and p may be rounded. */
+static void test_tiers(void **state)
+{
+    (void)state;
+    lk_backend *reference = open_tier("reference", 1, LK_F32);
+    for (int i = 0; i < N_PAGED_CASES; i++) {
+        const paged_case *c = &paged_cases[i];
+        paged_inputs in = paged_inputs_make(c);
+        float *want = run(reference, c, &in, 0, 0, -1);
+        for (int tier = 1; tier < N_TIERS; tier++) {
+            run_tier(c, &in, all_tiers[tier], LK_F32, want, 1e-5);
+            run_tier(c, &in, all_tiers[tier], LK_BF16, want, 3e-2);
         }
-        lk_backend_close(one);
-        lk_backend_close(two);
-        lk_backend_close(three);
+        free(want);
+        paged_inputs_free(&in);
     }
     lk_backend_close(reference);
-}
-
-static void test_f32(void **state)
-{
-    (void)state;
-    run_tiers(LK_F32, 1e-5); /* the cached values are the same numbers in both: what differs is order and exp */
-}
-
-static void test_bf16(void **state)
-{
-    (void)state;
-    run_tiers(LK_BF16, 3e-2); /* q and p may be rounded */
 }
 
 /* With an F32 cache it is the attention that training uses. */
@@ -199,7 +196,7 @@ static void test_page_bytes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_f32), cmocka_unit_test(test_bf16), cmocka_unit_test(test_against_training),
-                                       cmocka_unit_test(test_8_bits), cmocka_unit_test(test_page_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiers), cmocka_unit_test(test_against_training), cmocka_unit_test(test_8_bits),
+                                       cmocka_unit_test(test_page_bytes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
