@@ -120,7 +120,8 @@ typedef struct lk_limits {
     int64_t context; /* keys any token may see */
     int64_t matrix;  /* N*K of the largest linear layer; the head apart (vocab * width) */
     bool training;   /* backward operations will be called */
-    bool serving;    /* only batches of sequences will be begun (lk_batch.n_sequences > 0): a backend may reserve less */
+    bool serving;    /* only batches of sequences will be begun (lk_batch.n_sequences > 0), and sampling comes with them: else a backend
+                      * need not have room for it */
     /* Serving with adapters: of one batch, and how many linear layers they may adapt (lk_batch.n_adapters and n_sites). */
     int64_t adapters, sites;
 } lk_limits;

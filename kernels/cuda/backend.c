@@ -104,6 +104,8 @@ lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_er
     return LK_OK;
 }
 
+lk_status lk_cuda_use(lk_backend *be) { return lk_rt_use(lk_cuda_of(be)->device.ordinal, &be->error); }
+
 void lk_cuda_close(lk_backend *be)
 {
     lk_cuda *cu = lk_cuda_of(be);
@@ -113,6 +115,7 @@ void lk_cuda_close(lk_backend *be)
     lk_cuda_unreserve(be);
     lk_cuda_tables_unreserve(be);
     lk_cuda_adapters_unreserve(be);
+    lk_cuda_sampler_unreserve(be);
     if (cu->constants) lk_cuda_free(be, cu->constants);
     lk_collective_destroy(cu->collective);
     lk_rt_host_free(cu->host_piece);

@@ -29,6 +29,7 @@ extern "C" {
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/collective.h"
 #include "kernels/cuda/runtime.h"
+#include "kernels/cuda/sample.h"
 #include "kernels/cuda/sdpa.h"
 
 typedef struct lk_cuda {
@@ -59,8 +60,8 @@ typedef struct lk_cuda {
     bool recording;            /* the stream captures a step */
     const lk_kv *kv;           /* the cache that was made or used last, of n_kvs */
     int32_t n_kvs;
-    size_t drawn_bytes;
-    int32_t *drawn;   /* [rows] tokens of the sampling before: what negative ids name (lk_drawn) */
+    lk_cuda_sampler sampler;
+    int32_t *drawn;   /* [rows]: what the last sampling drew, which negative ids name (lk_drawn); NULL where none was reserved for */
     float *constants; /* device copy of the NF4 codebook[16], then the signed and unsigned dynamic maps, 256 each */
 } lk_cuda;
 
@@ -125,6 +126,7 @@ static inline lk_status lk_cuda_multiply(lk_backend *be, const lk_gemm *g)
 void lk_cuda_close(lk_backend *be);
 lk_status lk_cuda_loader_open(lk_backend **loader, lk_backend *be, lk_error *err);
 lk_status lk_cuda_loader_after(lk_backend *loader, lk_backend *be);
+lk_status lk_cuda_use(lk_backend *be);
 lk_status lk_cuda_alloc(lk_backend *be, size_t bytes, void **out);
 void lk_cuda_free(lk_backend *be, void *p);
 lk_status lk_cuda_upload(lk_backend *be, void *device, const void *host, size_t bytes);
@@ -204,6 +206,10 @@ size_t lk_cuda_squares_scratch(void);
 lk_status lk_cuda_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 lk_status lk_cuda_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
                          const lk_adamw_step *step);
+
+lk_status lk_cuda_sample_begin(lk_backend *be, const lk_tensor *logits, const lk_sample_request *requests);
+lk_status lk_cuda_sample_end(lk_backend *be, lk_sample_result *results);
+size_t lk_cuda_sample_scratch(const lk_limits *limits);
 
 #ifdef __cplusplus
 }

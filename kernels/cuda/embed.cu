@@ -4,13 +4,12 @@
 
 enum { THREADS = 256 };
 
-/* The token of a row; the host may know it only as what the sampling before drew (lk_drawn), which is -1 where that found no finite
+/* The token of a row; the host may know it only as what the sampling before drew (lk_drawn), which is 0 where that found no finite
  * logit: that row's result is thrown away. */
 LK_DEVICE int64_t token_at(const int32_t *ids, const int32_t *drawn, int64_t row)
 {
     int32_t id = ids[row];
-    if (id < 0) id = drawn[-1 - id];
-    return id < 0 ? 0 : id;
+    return id < 0 ? drawn[-1 - id] : id;
 }
 
 LK_KERNEL void embed_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, int64_t ld, const int32_t *ids, const int32_t *drawn,

@@ -36,7 +36,8 @@ typedef struct lk_rt_device {
 /* LK_ERR_UNSUPPORTED: no driver, driver older than this module's runtime, no such device, or one older than sm_80; the message says
  * which and what to do. */
 lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err);
-int lk_rt_device_count(void); /* 0 without a driver */
+int lk_rt_device_count(void);                    /* 0 without a driver */
+lk_status lk_rt_use(int ordinal, lk_error *err); /* makes this device current for the calling thread */
 /* Device memory free right now, of the current device. */
 size_t lk_rt_memory_free(void);
 
@@ -53,6 +54,7 @@ void lk_rt_event_destroy(lk_rt_event e);
 lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err);
 lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err); /* later work of s waits for e */
 lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err); /* the caller waits for e; one that was never recorded is no wait */
+lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err); /* the calling thread waits; failures of earlier kernels surface here */
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err); /* waits for `to` */
 
 /* Any direction, judged by the pointers. From pageable host memory the source may be reused on return; from pinned memory only

@@ -12,9 +12,6 @@ enum { STAGING_BASE = 64 << 10, SCRATCH_BASE = 64 << 10 };
 /* Twice what an operation may stage, so that what it staged first survives the ring's turn; a bias is 2 bytes a column. */
 static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens * 8 + l->width * 2 + STAGING_BASE); }
 
-/* A token a row of logits. */
-static size_t drawn_bytes(const lk_limits *l) { return (size_t)l->tokens * sizeof(int32_t); }
-
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 {
     bool training = !l->serving; /* batches of documents, which go to cuBLASLt */
@@ -29,6 +26,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         lk_cuda_squares_scratch(),
         training ? lk_cuda_attention_scratch(cu, l) : 0,
         lk_cuda_paged_scratch(l),
+        l->serving ? lk_cuda_sample_scratch(l) : 0,
     };
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
@@ -39,7 +37,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 size_t lk_cuda_scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     return lk_cuda_scratch_needs((const lk_cuda *)be, limits) + staging_needs(limits) + lk_cuda_adapters_bytes(limits) +
-           lk_cuda_tables_bytes(limits) + drawn_bytes(limits);
+           lk_cuda_tables_bytes(limits) + lk_cuda_sampler_bytes(limits);
 }
 
 void lk_cuda_unreserve(lk_backend *be)
@@ -47,10 +45,8 @@ void lk_cuda_unreserve(lk_backend *be)
     lk_cuda *cu = lk_cuda_of(be);
     if (cu->scratch) lk_cuda_free(be, cu->scratch);
     if (cu->staging) lk_cuda_free(be, cu->staging);
-    if (cu->drawn) lk_cuda_free(be, cu->drawn);
     cu->scratch = cu->staging = NULL;
-    cu->drawn = NULL;
-    cu->drawn_bytes = cu->scratch_bytes = cu->staging_bytes = cu->staging_at = 0;
+    cu->scratch_bytes = cu->staging_bytes = cu->staging_at = 0;
 }
 
 /* What is too small goes before its successor comes: the plan has room for one of them. */
@@ -59,9 +55,9 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
     lk_cuda *cu = lk_cuda_of(be);
     LK_TRY(lk_cuda_adapters_reserve(be, limits));
     LK_TRY(lk_cuda_tables_reserve(be, limits));
-    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits), drawn = drawn_bytes(limits);
-    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes && drawn <= cu->drawn_bytes) return LK_OK;
-    if (drawn < cu->drawn_bytes) drawn = cu->drawn_bytes;
+    LK_TRY(lk_cuda_sampler_reserve(be, limits));
+    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits);
+    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes) return LK_OK;
     if (scratch < cu->scratch_bytes) scratch = cu->scratch_bytes;
     if (staging < cu->staging_bytes) staging = cu->staging_bytes;
     lk_cuda_unreserve(be);
@@ -69,10 +65,6 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
     cu->scratch_bytes = scratch;
     LK_TRY(lk_cuda_alloc(be, staging, &cu->staging));
     cu->staging_bytes = staging;
-    void *p;
-    LK_TRY(lk_cuda_alloc(be, drawn, &p));
-    cu->drawn = p;
-    cu->drawn_bytes = drawn;
     return LK_OK;
 }
 

@@ -1,10 +1,11 @@
-/* The operations this module has. An empty entry is one it does not have (kernels/backend.h): sampling. */
+/* The operations this module has. An empty entry is one it does not have (kernels/backend.h). */
 #include "kernels/cuda/cuda.h"
 
 const lk_ops lk_cuda_ops = {
     .close = lk_cuda_close,
     .loader_open = lk_cuda_loader_open,
     .loader_after = lk_cuda_loader_after,
+    .use = lk_cuda_use,
     .alloc = lk_cuda_alloc,
     .free = lk_cuda_free,
     .upload = lk_cuda_upload,
@@ -52,4 +53,6 @@ const lk_ops lk_cuda_ops = {
     .sum_squares = lk_cuda_sum_squares,
     .adamw = lk_cuda_adamw,
     .adamw8 = lk_cuda_adamw8,
+    .sample_begin = lk_cuda_sample_begin,
+    .sample_end = lk_cuda_sample_end,
 };

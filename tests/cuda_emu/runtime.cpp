@@ -137,6 +137,11 @@ lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err)
 
 int lk_rt_device_count(void) { return DEVICES; }
 
+lk_status lk_rt_use(int ordinal, lk_error *err)
+{
+    return ordinal < DEVICES ? LK_OK : lk_fail(err, LK_ERR_INTERNAL, "there is no device %d", ordinal);
+}
+
 size_t lk_rt_memory_free(void)
 {
     std::lock_guard<std::mutex> lock(state.lock);
@@ -260,6 +265,13 @@ lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
     (void)e; /* streams are never behind */
     (void)err;
     return LK_OK;
+}
+
+lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err)
+{
+    LK_TRY(lk_emu_forbid(NULL, "waiting for an event", err));
+    if (!e->recorded) return lk_fail(err, LK_ERR_INTERNAL, "waiting for an event that was never recorded");
+    return lk_rt_stream_sync(NULL, err);
 }
 
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err)

@@ -103,6 +103,12 @@ lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err)
     return LK_OK;
 }
 
+lk_status lk_rt_use(int ordinal, lk_error *err)
+{
+    cudaError_t e = cudaSetDevice(ordinal);
+    return e ? refused(err, e, "making GPU %d current", ordinal) : LK_OK;
+}
+
 size_t lk_rt_memory_free(void)
 {
     size_t free_bytes = 0, total_bytes = 0;
@@ -228,6 +234,12 @@ lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
 }
 
 lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
+{
+    cudaError_t r = cudaEventSynchronize(e);
+    return r ? refused(err, r, "work queued on the GPU failed") : LK_OK;
+}
+
+lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err)
 {
     cudaError_t r = cudaEventSynchronize(e);
     return r ? refused(err, r, "work queued on the GPU failed") : LK_OK;
