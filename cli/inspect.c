@@ -5,7 +5,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "cli/commands.h"
-#include "data/peft.h"
+#include "cli/inspect.h"
 #include "data/safetensors.h"
 #include "model/bnb.h"
 #include "model/config.h"
@@ -37,38 +37,6 @@ static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
     lk_pool_destroy(pool);
     lk_safetensors_close(st);
     return status;
-}
-
-static void add_metadata(cJSON *out, const lk_peft *peft, const char *key, const char *field)
-{
-    const char *value = lk_peft_metadata(peft, key);
-    if (value) cJSON_AddStringToObject(out, field, value);
-}
-
-static lk_status inspect_adapter(cJSON *out, const char *path, lk_error *err)
-{
-    lk_peft *peft;
-    LK_TRY(lk_peft_open(&peft, path, NULL, err));
-    cJSON_AddStringToObject(out, "kind", "adapter");
-    cJSON_AddStringToObject(out, "base", lk_peft_base(peft));
-    cJSON_AddStringToObject(out, "digest", lk_peft_digest(peft));
-    add_metadata(out, peft, "lorikeet.base_identity", "base_identity");
-    add_metadata(out, peft, "lorikeet.base_digest", "base_digest");
-    add_metadata(out, peft, "lorikeet.quantization", "quantization");
-    int64_t parameters = 0;
-    cJSON *modules = cJSON_AddArrayToObject(out, "modules");
-    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
-        const lk_peft_module *m = lk_peft_at(peft, i);
-        cJSON *item = cJSON_CreateObject();
-        cJSON_AddStringToObject(item, "name", m->name);
-        cJSON_AddNumberToObject(item, "rank", m->rank);
-        lk_json_add_number(item, "scale", m->scale);
-        cJSON_AddItemToArray(modules, item);
-        parameters += m->a->n_elements + m->b->n_elements;
-    }
-    cJSON_AddNumberToObject(out, "parameters", (double)parameters);
-    lk_peft_close(peft);
-    return LK_OK;
 }
 
 static lk_status inspect_file(cJSON *out, const char *path, lk_error *err)
@@ -119,10 +87,12 @@ static void print_text(const cJSON *out)
 static int run(const cli_command *self, int argc, char **argv)
 {
     cli_common common;
-    const char *path;
+    const char *path, *base = NULL;
     bool json = false;
     int n;
-    const cli_option options[] = {{"--json", CLI_FLAG, &json, NULL, "for machines"}, {0}};
+    const cli_option options[] = {{"--base", CLI_STRING, &base, "BASE", "say whether an adapter fits this model folder"},
+                                  {"--json", CLI_FLAG, &json, NULL, "for machines"},
+                                  {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &path, 1, 1, &n);
     if (rc >= 0) return rc;
     lk_error err = {0};
@@ -133,13 +103,16 @@ static int run(const cli_command *self, int argc, char **argv)
     cJSON_AddStringToObject(out, "path", path);
     lk_status status;
     if (lk_path_exists(adapter))
-        status = inspect_adapter(out, path, &err);
+        status = cli_inspect_adapter(out, path, base, &err);
     else if (lk_path_exists(config))
         status = inspect_model(out, path, &err);
+    else if (cli_is_bundle(path))
+        status = cli_inspect_bundle(out, path, base, &err);
     else if (lk_path_exists(path) && !lk_path_is_folder(path))
         status = inspect_file(out, path, &err);
     else
-        status = lk_fail(&err, LK_ERR_NOT_FOUND, "%s is neither a model folder, nor an adapter folder, nor a safetensors file", path);
+        status = lk_fail(&err, LK_ERR_NOT_FOUND,
+                         "%s is neither a model folder, nor an adapter folder, nor a bundle, nor a safetensors file", path);
     if (status) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
@@ -155,4 +128,5 @@ static int run(const cli_command *self, int argc, char **argv)
     return rc;
 }
 
-const cli_command cli_inspect = {"inspect", "PATH [--json]", "what a model folder, adapter folder or safetensors file holds", NULL, run};
+const cli_command cli_inspect = {"inspect", "PATH [--base BASE] [--json]",
+                                 "what a model folder, adapter folder, bundle or safetensors file holds", NULL, run};

@@ -13,6 +13,7 @@
 #include "model/model.h"
 
 struct lk_bundle_keys;
+struct lk_peft;
 
 typedef struct lk_adapter_site {
     int32_t rank; /* 0: not adapted */
@@ -78,6 +79,8 @@ typedef struct lk_host_memory {
 } lk_host_memory;
 lk_status lk_adapter_read(lk_adapter **a, void **values, const lk_model *model, const char *path, lk_dtype type,
                           const struct lk_bundle_keys *keys, const lk_host_memory *memory, lk_error *err);
+/* Whether an adapter fits a model folder: modules, shapes, and the base it is stamped with. LK_OK, or why not. path: for messages. */
+lk_status lk_adapter_fits(const struct lk_peft *peft, const char *path, const char *base, lk_error *err);
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
 size_t lk_adapter_bytes(const lk_adapter *a);

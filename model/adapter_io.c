@@ -86,7 +86,8 @@ lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error
         name = lk_peft_value_at(peft, 0)->name;
         what = kinds[lk_peft_value_at(peft, 0)->kind];
     }
-    return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) is not supported", path, what, name) : LK_OK;
+    return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) cannot be combined or is not supported", path, what, name)
+                : LK_OK;
 }
 
 lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model, const char *path, lk_dtype type,

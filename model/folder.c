@@ -27,7 +27,7 @@ lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *e
     return LK_OK;
 }
 
-lk_status lk_folder_write_config(const char *from, const char *to, const char *dtype, cJSON *quantization, lk_error *err)
+lk_status lk_folder_write_config(const char *from, const char *to, const char *dtype, cJSON *quantization, bool untie, lk_error *err)
 {
     char path[4096];
     cJSON *json = NULL;
@@ -39,6 +39,10 @@ lk_status lk_folder_write_config(const char *from, const char *to, const char *d
     if (quantization) {
         cJSON_AddItemToObject(json, "quantization_config", quantization);
         quantization = NULL;
+    }
+    if (untie) {
+        cJSON_DeleteItemFromObjectCaseSensitive(json, "tie_word_embeddings");
+        cJSON_AddFalseToObject(json, "tie_word_embeddings");
     }
     if (dtype) {
         /* Both spellings are read by different versions; keep whichever the file has, and the older one in any case. */
@@ -77,4 +81,25 @@ lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *e
     lk_arena_free(&arena);
     if (!status && n > 0) status = lk_fail(err, LK_ERR_ARGUMENT, "the output folder %s is not empty; choose another or empty it", to);
     return status;
+}
+
+const char *lk_torch_dtype(lk_dtype type) { return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32"; }
+
+cJSON *lk_bnb_config(lk_dtype type)
+{
+    cJSON *q = cJSON_CreateObject();
+    cJSON_AddStringToObject(q, "quant_method", "bitsandbytes");
+    cJSON_AddBoolToObject(q, "load_in_4bit", 1);
+    cJSON_AddBoolToObject(q, "load_in_8bit", 0);
+    cJSON_AddBoolToObject(q, "_load_in_4bit", 1);
+    cJSON_AddBoolToObject(q, "_load_in_8bit", 0);
+    cJSON_AddStringToObject(q, "bnb_4bit_quant_type", "nf4");
+    cJSON_AddBoolToObject(q, "bnb_4bit_use_double_quant", 1);
+    cJSON_AddStringToObject(q, "bnb_4bit_compute_dtype", lk_torch_dtype(type));
+    cJSON_AddStringToObject(q, "bnb_4bit_quant_storage", "uint8");
+    cJSON_AddBoolToObject(q, "llm_int8_enable_fp32_cpu_offload", 0);
+    cJSON_AddBoolToObject(q, "llm_int8_has_fp16_weight", 0);
+    cJSON_AddNullToObject(q, "llm_int8_skip_modules");
+    cJSON_AddNumberToObject(q, "llm_int8_threshold", 6.0);
+    return q;
 }

@@ -8,32 +8,11 @@
 #include "model/model.h"
 #include "model/weights.h"
 
-static const char *torch_name(lk_dtype type) { return type == LK_BF16 ? "bfloat16" : type == LK_F16 ? "float16" : "float32"; }
-
-static cJSON *quantization_config(lk_dtype type)
-{
-    cJSON *q = cJSON_CreateObject();
-    cJSON_AddStringToObject(q, "quant_method", "bitsandbytes");
-    cJSON_AddBoolToObject(q, "load_in_4bit", 1);
-    cJSON_AddBoolToObject(q, "load_in_8bit", 0);
-    cJSON_AddBoolToObject(q, "_load_in_4bit", 1);
-    cJSON_AddBoolToObject(q, "_load_in_8bit", 0);
-    cJSON_AddStringToObject(q, "bnb_4bit_quant_type", "nf4");
-    cJSON_AddBoolToObject(q, "bnb_4bit_use_double_quant", 1);
-    cJSON_AddStringToObject(q, "bnb_4bit_compute_dtype", torch_name(type));
-    cJSON_AddStringToObject(q, "bnb_4bit_quant_storage", "uint8");
-    cJSON_AddBoolToObject(q, "llm_int8_enable_fp32_cpu_offload", 0);
-    cJSON_AddBoolToObject(q, "llm_int8_has_fp16_weight", 0);
-    cJSON_AddNullToObject(q, "llm_int8_skip_modules");
-    cJSON_AddNumberToObject(q, "llm_int8_threshold", 6.0);
-    return q;
-}
-
 static lk_status write_linear(lk_st_writer *w, const lk_st_tensor *t, lk_pool *pool, lk_error *err)
 {
     lk_nf4_host m;
     LK_TRY(lk_nf4_host_quantize(&m, t, t->shape[0], t->shape[1], pool, err));
-    lk_bnb_matrix out = {t->name, torch_name(t->type), m.n, m.k, m.codes, m.absmax8, m.absmax2, m.offset};
+    lk_bnb_matrix out = {t->name, lk_torch_dtype(t->type), m.n, m.k, m.codes, m.absmax8, m.absmax2, m.offset};
     lk_status status = lk_bnb_write(w, &out, err);
     lk_nf4_host_free(&m);
     return status;
@@ -89,7 +68,7 @@ lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk
     w = NULL;
     if ((status = lk_folder_copy_tokenizer(folder, out, err))) goto out;
     /* The configuration last: a folder without it is visibly unfinished. */
-    status = lk_folder_write_config(folder, out, torch_name(embedding->type), quantization_config(embedding->type), err);
+    status = lk_folder_write_config(folder, out, lk_torch_dtype(embedding->type), lk_bnb_config(embedding->type), false, err);
 out:
     lk_st_writer_abort(w);
     lk_pool_destroy(pool);

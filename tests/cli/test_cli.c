@@ -35,6 +35,11 @@ static void test_usage(void **state)
     check_program_says(2, "use cpu, cuda, cuda:N or auto", "plan " LK_SOURCE_DIR "/recipes/demo/harbor.json --for gpu");
     check_program_says(1, "outside the model's vocabulary", "logits " GOLDEN "/models/chat-tiny --ids 999999 -o /tmp/x.safetensors");
     check_program_says(0, "cpu", "doctor");
+    check_program_says(2, "--into is auto, original, dequantized or nf4", "merge a b -o c --into q8");
+    check_program_says(2, "--combine is cat, linear", "merge a b c -o d --combine mean");
+    check_program_says(2, "--weights wants 2 numbers", "merge a b c -o d --weights 1");
+    check_program_says(2, "--check is for merged models", "merge a b c -o d --as adapter --check x");
+    check_program_says(2, "--to is bundle", "export a -o b --to zip");
 }
 
 /* Chats with the base and with two adapters: transformers' greedy ids over the same NF4 weights (served.json). */
@@ -93,9 +98,17 @@ static void test_folders(void **state)
     check_program_says(1, "not empty", "quantize " GOLDEN "/models/llama-tiny -o %s/q", out);
     check_program_says(0, "\"quantization\":\"nf4\"", "inspect %s/q --json", out);
     check_program_says(0, "\"kind\":\"adapter\"", "inspect " GOLDEN "/adapters/r8_all --json");
+    check_program_says(0, "\"fits\":true", "inspect " GOLDEN "/options/dora --base %s/q --json", out);
+    check_program_says(0, "another base model", "inspect " GOLDEN "/options/dora --base " GOLDEN "/models/qwen2-tiny");
+    check_program_says(0, "not signed", "export " GOLDEN "/adapters/r8_all -o %s/b.tar.zst --to bundle", out);
+    check_program_says(0, "\"signed_by\":\"nobody\"", "inspect %s/b.tar.zst --json", out);
     check_program_says(1, "is neither a model folder", "inspect %s/nothing", out);
-    check_program_says(0, "dequantised 4-bit", "merge %s/q " GOLDEN "/adapters/r8_all -o %s/m --dtype f32", out, out);
+    check_program_says(0, "dequantised 4-bit", "merge %s/q %s/b.tar.zst -o %s/m --dtype f32", out, out, out);
     check_program_says(1, "only 4-bit weights", "merge %s/q " GOLDEN "/adapters/r8_all -o %s/m2 --into original", out, out);
+    check_program_says(0, "drift of the logits from the 4-bit base",
+                       "merge " GOLDEN "/models/chat-tiny " GOLDEN "/adapters/chat_a " GOLDEN
+                       "/adapters/chat_b -o %s/c --into nf4 --combine svd --rank 4 --check 'Hello world'",
+                       out);
     /* The merged folder without adapter and the 4-bit one with it: the same logits. */
     check_program_says(0, "logits of 5", "logits %s/m --ids 5,9,100,33,7 --quant none --dtype f32 -o %s/a.safetensors", out, out);
     check_program_says(0, "logits of 5",

@@ -1,7 +1,10 @@
 /* Merged and unmerged agree: in fp32 to rounding of the sum, in bf16 to rounding of the weights. And what a merge refuses. */
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "model/drift.h"
 #include "model/merge.h"
 #include "tests/model.h"
 
@@ -69,6 +72,32 @@ static void test_agrees(void **state)
     free(adapter);
 }
 
+/* Merged into 4 bits is merged into the dequantised weights and then quantised, byte for byte. */
+static void test_nf4(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *four = check_golden("models/llama-tiny-bnb4"), *adapter = check_golden("options/dora");
+    char *wide = check_temporary("merged_wide"), *quantized = check_temporary("merged_quantized"), *direct = check_temporary("merged_nf4");
+    lk_merge_result result;
+    CHECK_OK(lk_model_merge(four, adapter, wide, &(lk_merge_options){.into = LK_MERGE_DEQUANTIZED, .dtype = LK_F32}, &result, &err), &err);
+    CHECK_OK(lk_model_quantize(wide, quantized, 2, &err), &err);
+    CHECK_OK(lk_model_merge(four, adapter, direct, &(lk_merge_options){.into = LK_MERGE_NF4, .dtype = LK_F32}, &result, &err), &err);
+    char digests[2][65];
+    for (int i = 0; i < 2; i++) {
+        lk_safetensors *st;
+        CHECK_OK(lk_safetensors_open(&st, i ? direct : quantized, &err), &err);
+        CHECK_OK(lk_safetensors_digest(st, digests[i], &err), &err);
+        lk_safetensors_close(st);
+    }
+    assert_string_equal(digests[0], digests[1]);
+    free(four);
+    free(adapter);
+    free(wide);
+    free(quantized);
+    free(direct);
+}
+
 static void test_refuses(void **state)
 {
     (void)state;
@@ -91,8 +120,78 @@ static void test_refuses(void **state)
     free(out);
 }
 
+/* PEFT's adapters of every kind, merged: the logits are PEFT's with the adapter. */
+static void test_options(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *base;
+        bool untied;
+    } rows[] = {
+        {"dora", "llama-tiny", false},        {"dora_rslora", "qwen2-tiny", false},   {"bias_lora_only", "qwen2-tiny", false},
+        {"bias_all", "qwen2-tiny", false},    {"saved", "llama-tiny", false},         {"saved_tied", "qwen3-tiny", true},
+        {"embedding", "llama-tiny", false},   {"embedding_tied", "qwen3-tiny", true}, {"tokens", "llama-tiny", false},
+        {"tokens_tied", "qwen3-tiny", false}, {"regex", "llama-tiny", false},         {"layers", "llama-tiny", false},
+        {"transposed", "llama-tiny", false},  {"pissa", "llama-tiny", false},
+    };
+    lk_error err = {0};
+    char *golden = check_golden("adapter_options.safetensors");
+    lk_safetensors *st;
+    CHECK_OK(lk_safetensors_open(&st, golden, &err), &err);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char key[100], adapter_name[100], base_name[100];
+        snprintf(adapter_name, sizeof adapter_name, "options/%s", rows[i].name);
+        snprintf(base_name, sizeof base_name, "models/%s", rows[i].base);
+        char *adapter = check_golden(adapter_name), *base = check_golden(base_name);
+        snprintf(key, sizeof key, "%s.ids", rows[i].name);
+        int64_t n, n_logits, n_merged;
+        int32_t *ids = check_ints(st, key, &n);
+        for (int nf4 = 0; nf4 < 2; nf4++) {
+            snprintf(key, sizeof key, "%s.logits%s", rows[i].name, nf4 ? "_nf4" : "");
+            if (!lk_safetensors_find(st, key)) continue; /* pissa: over the base as stored only */
+            char *out = check_temporary("merged_option");
+            float *want = check_floats(st, key, &n_logits), *merged;
+            lk_merge_result result;
+            lk_merge_options options = {.into = nf4 ? LK_MERGE_DEQUANTIZED : LK_MERGE_ORIGINAL, .dtype = LK_F32, .threads = 2};
+            CHECK_OK(lk_model_merge(base, adapter, out, &options, &result, &err), &err);
+            assert_int_equal(result.untied, rows[i].untied);
+            logits(out, NULL, LK_QUANT_NONE, ids, n, &merged, &n_merged);
+            assert_int_equal(n_merged, n_logits);
+            check_close(key, merged, want, n_logits, 1e-4, 1e-4);
+            free(merged);
+            free(want);
+            free(out);
+        }
+        free(ids);
+        free(adapter);
+        free(base);
+    }
+    /* A bias needs a place. */
+    char *adapter = check_golden("options/lora_bias"), *base = check_golden("models/llama-tiny"), *out = check_temporary("merged_option");
+    lk_merge_result result;
+    lk_merge_options options = {.into = LK_MERGE_ORIGINAL, .dtype = LK_F32};
+    CHECK_FAILS(lk_model_merge(base, adapter, out, &options, &result, &err), LK_ERR_UNSUPPORTED, "lora_bias of model.layers.0.", &err);
+    free(adapter);
+    free(base);
+    free(out);
+    free(golden);
+    lk_safetensors_close(st);
+}
+
+static void test_drift(void **state)
+{
+    (void)state;
+    const float p[] = {0, 1, 2, 3, 0, 0}, q[] = {0, 1, 2, 0, 3, 0};
+    lk_drift same = lk_drift_measure(p, p, 2, 3), other = lk_drift_measure(p, q, 2, 3);
+    assert_true(same.max == 0 && same.mean == 0 && same.kl == 0 && same.same_top == 1);
+    assert_true(other.max == 3 && other.mean == 1 && other.same_top == 0.5);
+    /* Softmax of (3,0,0) against that of (0,3,0): 3 (e^3 - 1) / (e^3 + 2), over one of two rows. */
+    assert_true(fabs(other.kl - 0.5 * 3 * (exp(3) - 1) / (exp(3) + 2)) < 1e-12);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees), cmocka_unit_test(test_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees), cmocka_unit_test(test_nf4), cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_options), cmocka_unit_test(test_drift)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,297 @@
+#include "model/adapter_parts.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/pool.h"
+#include "model/adapter.h"
+#include "model/sites.h"
+#include "model/weights.h"
+
+static const char embedding_name[] = "model.embed_tokens", head_name[] = "lm_head";
+
+/* ---- finding ---- */
+
+typedef struct finder {
+    lk_adapter_parts *parts;
+    const lk_config *config;
+    const char *where, *base;
+    lk_error *err;
+} finder;
+
+static lk_status expect_table(const finder *f, const char *name, const lk_st_tensor *t)
+{
+    if (t->shape[0] == f->config->vocab && t->shape[1] == f->config->hidden) return LK_OK;
+    return lk_fail(f->err, LK_ERR_MISMATCH,
+                   "adapter %s: its %s is [%" PRId64 ",%" PRId64 "], but %s has [%" PRId64 ",%" PRId64
+                   "] there: another base model, or one whose "
+                   "vocabulary was resized; save and use that model",
+                   f->where, name, t->shape[0], t->shape[1], f->base, f->config->vocab, f->config->hidden);
+}
+
+static lk_status place_embedding_lora(const finder *f, const lk_peft_module *m)
+{
+    if (strcmp(m->name, embedding_name))
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts the embedding %s, which %s does not have", f->where, m->name, f->base);
+    if (m->magnitude)
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED,
+                       "adapter %s: use_dora on an embedding (%s) is not supported; leave it out of target_modules", f->where, m->name);
+    if (m->bias)
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: lora_bias on an embedding (%s) is not supported", f->where, m->name);
+    if (m->a->shape[1] != f->config->vocab || m->b->shape[0] != f->config->hidden)
+        return lk_fail(f->err, LK_ERR_MISMATCH,
+                       "adapter %s: %s adapts a [%" PRId64 ",%" PRId64 "] embedding, but %s has [%" PRId64 ",%" PRId64
+                       "]: another base model",
+                       f->where, m->name, m->a->shape[1], m->b->shape[0], f->base, f->config->vocab, f->config->hidden);
+    f->parts->embedding_lora = m;
+    return LK_OK;
+}
+
+static lk_status place_module(const finder *f, const lk_peft_module *m)
+{
+    if (m->embedding) return place_embedding_lora(f, m);
+    if (!strcmp(m->name, head_name))
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED,
+                       "adapter %s: target_modules names lm_head; factors on the head are not supported (modules_to_save: lm_head is)",
+                       f->where);
+    int32_t number = lk_site_find(f->config, m->name);
+    if (number < 0)
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%" PRId64 " layers)", f->where,
+                       m->name, f->base, f->config->layers);
+    lk_site site = lk_site_at(f->config, number);
+    if (m->a->shape[1] != site.k || m->b->shape[0] != site.n)
+        return lk_fail(f->err, LK_ERR_MISMATCH,
+                       "adapter %s: %s adapts a [%" PRId64 ",%" PRId64 "] layer, but %s has [%" PRId64 ",%" PRId64
+                       "] there: another base model",
+                       f->where, m->name, m->b->shape[0], m->a->shape[1], f->base, site.n, site.k);
+    f->parts->sites[number] = m;
+    return LK_OK;
+}
+
+static lk_status place_bias(const finder *f, const lk_peft_value *v)
+{
+    int32_t number = lk_site_find(f->config, v->name);
+    lk_site site = {0};
+    if (number >= 0) site = lk_site_at(f->config, number);
+    if (number < 0 || !site.bias)
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s brings a bias for %s, which has none in %s", f->where, v->name, f->base);
+    if (v->tensor->shape[0] != site.n)
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s: the bias of %s has %" PRId64 " elements, that of %s %" PRId64, f->where,
+                       v->name, v->tensor->shape[0], f->base, site.n);
+    f->parts->biases[number] = v->tensor;
+    return LK_OK;
+}
+
+static lk_status place_tokens(const finder *f, const lk_peft_value *v)
+{
+    bool embedding = !strcmp(v->name, embedding_name);
+    if (!embedding && strcmp(v->name, head_name))
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: trainable_token_indices of %s; only %s and %s have trained tokens",
+                       f->where, v->name, embedding_name, head_name);
+    if (v->tensor->shape[1] != f->config->hidden)
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s: its trained tokens have width %" PRId64 ", %s has %" PRId64, f->where,
+                       v->tensor->shape[1], f->base, f->config->hidden);
+    for (int64_t i = 0; i < v->tensor->shape[0]; i++)
+        if (v->ids[i] >= f->config->vocab)
+            return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s: token %d of trainable_token_indices is outside the vocabulary of %s",
+                           f->where, v->ids[i], f->base);
+    *(embedding ? &f->parts->embedding_tokens : &f->parts->head_tokens) = v;
+    return LK_OK;
+}
+
+static lk_status place_weight(const finder *f, const lk_peft_value *v)
+{
+    bool embedding = !strcmp(v->name, embedding_name);
+    if (!embedding && strcmp(v->name, head_name))
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: modules_to_save holds %s; only embed_tokens and lm_head can be replaced",
+                       f->where, v->name);
+    LK_TRY(expect_table(f, v->name, v->tensor));
+    if (v->kind == LK_PEFT_BASE && embedding)
+        f->parts->embedding_base = v->tensor;
+    else
+        *(embedding ? &f->parts->embedding : &f->parts->head) = v->tensor;
+    return LK_OK;
+}
+
+static lk_status place_value(const finder *f, const lk_peft_value *v)
+{
+    switch (v->kind) {
+    case LK_PEFT_BIAS: return place_bias(f, v);
+    case LK_PEFT_TOKENS: return place_tokens(f, v);
+    default: return place_weight(f, v);
+    }
+}
+
+/* What a tied head does when the embedding changes (PEFT: trained tokens follow; copies and factors stay the embedding's alone unless
+ * ensure_weight_tying). */
+static lk_status settle_tie(const finder *f)
+{
+    lk_adapter_parts *p = f->parts;
+    bool tie = lk_peft_ties_tables(p->peft);
+    if (!f->config->tied) return LK_OK;
+    if (p->embedding_tokens && !p->head_tokens) p->head_tokens = p->embedding_tokens;
+    if (tie && p->embedding && !p->head) p->head = p->embedding;
+    if (tie && p->embedding_lora)
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: ensure_weight_tying with factors on a tied embedding is not supported",
+                       f->where);
+    p->unties = p->embedding != p->head || p->embedding_lora || p->embedding_tokens != p->head_tokens;
+    return LK_OK;
+}
+
+lk_status lk_adapter_parts_find(lk_adapter_parts *parts, const lk_peft *peft, const lk_config *config, const char *where, const char *base,
+                                lk_error *err)
+{
+    *parts = (lk_adapter_parts){.peft = peft};
+    finder f = {parts, config, where, base, err};
+    size_t n = (size_t)lk_sites(config);
+    parts->sites = calloc(n, sizeof *parts->sites);
+    parts->biases = calloc(n, sizeof *parts->biases);
+    lk_status status = parts->sites && parts->biases ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "adapter %s: no memory", where);
+    for (int64_t i = 0; i < lk_peft_count(peft) && !status; i++) status = place_module(&f, lk_peft_at(peft, i));
+    for (int64_t i = 0; i < lk_peft_n_values(peft) && !status; i++) status = place_value(&f, lk_peft_value_at(peft, i));
+    if (!status) status = settle_tie(&f);
+    if (status) lk_adapter_parts_free(parts);
+    return status;
+}
+
+void lk_adapter_parts_free(lk_adapter_parts *parts)
+{
+    free(parts->sites);
+    free(parts->biases);
+    memset(parts, 0, sizeof *parts);
+}
+
+/* ---- values ---- */
+
+static lk_status put_tokens(const lk_peft_value *tokens, int64_t hidden, int64_t first, int64_t n, float *rows, lk_error *err)
+{
+    for (int64_t i = 0; tokens && i < tokens->tensor->shape[0]; i++) {
+        int64_t id = tokens->ids[i];
+        if (id < first || id >= first + n) continue;
+        LK_TRY(lk_st_read_f32(tokens->tensor, i * hidden, hidden, rows + (id - first) * hidden, err));
+    }
+    return LK_OK;
+}
+
+/* rows[v] += scale * B A[:,v]. */
+static lk_status add_embedding_lora(const lk_peft_module *m, const lk_config *config, int64_t first, int64_t n, float *rows, lk_error *err)
+{
+    int64_t hidden = config->hidden;
+    float *a = malloc((size_t)(m->rank * n) * 4), *b = malloc((size_t)(m->rank * hidden) * 4);
+    lk_status status = a && b ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", m->name);
+    for (int32_t r = 0; r < m->rank && !status; r++) status = lk_st_read_f32(m->a, r * config->vocab + first, n, a + r * n, err);
+    if (!status) status = lk_st_read_f32(m->b, 0, m->rank * hidden, b, err);
+    for (int64_t v = 0; v < n && !status; v++)
+        for (int64_t c = 0; c < hidden; c++) {
+            float sum = 0;
+            for (int32_t r = 0; r < m->rank; r++) sum += b[c * m->rank + r] * a[r * n + v];
+            rows[v * hidden + c] += (float)m->scale * sum;
+        }
+    free(a);
+    free(b);
+    return status;
+}
+
+lk_status lk_adapter_embedding_rows(const lk_adapter_parts *p, const lk_config *config, int64_t first, int64_t n, float *rows,
+                                    lk_error *err)
+{
+    const lk_st_tensor *whole = p->embedding ? p->embedding : p->embedding_base;
+    if (whole) LK_TRY(lk_st_read_f32(whole, first * config->hidden, n * config->hidden, rows, err));
+    if (p->embedding_lora) LK_TRY(add_embedding_lora(p->embedding_lora, config, first, n, rows, err));
+    return put_tokens(p->embedding_tokens, config->hidden, first, n, rows, err);
+}
+
+lk_status lk_adapter_head_rows(const lk_adapter_parts *p, const lk_config *config, int64_t first, int64_t n, float *rows, lk_error *err)
+{
+    const lk_st_tensor *whole = p->head ? p->head : config->tied ? p->embedding_base : NULL;
+    if (whole) LK_TRY(lk_st_read_f32(whole, first * config->hidden, n * config->hidden, rows, err));
+    return put_tokens(p->head_tokens, config->hidden, first, n, rows, err);
+}
+
+typedef struct delta_job {
+    float *w;
+    const float *a, *b, *magnitude;
+    int64_t k;
+    int32_t rank;
+    float scale;
+} delta_job;
+
+static void add_delta(void *context, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const delta_job *job = context;
+    for (int64_t n = begin; n < end; n++) {
+        float *row = job->w + n * job->k;
+        for (int32_t r = 0; r < job->rank; r++) {
+            float factor = job->scale * job->b[n * job->rank + r];
+            const float *a = job->a + r * job->k;
+            for (int64_t k = 0; k < job->k; k++) row[k] += factor * a[k];
+        }
+        if (!job->magnitude) continue;
+        double squares = 0;
+        for (int64_t k = 0; k < job->k; k++) squares += (double)row[k] * (double)row[k];
+        float gain = job->magnitude[n] / (float)sqrt(squares);
+        for (int64_t k = 0; k < job->k; k++) row[k] *= gain;
+    }
+}
+
+lk_status lk_adapter_add_delta(const lk_peft_module *m, float *w, int64_t n, int64_t k, lk_pool *pool, lk_error *err)
+{
+    float *a = malloc((size_t)(m->rank * k) * 4), *b = malloc((size_t)(m->rank * n) * 4), *magnitude = NULL;
+    lk_status status = LK_OK;
+    if (m->magnitude) magnitude = malloc((size_t)n * 4);
+    if (!a || !b || (m->magnitude && !magnitude)) status = lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", m->name);
+    if (!status) status = lk_st_read_f32(m->a, 0, m->rank * k, a, err);
+    if (!status) status = lk_st_read_f32(m->b, 0, m->rank * n, b, err);
+    if (!status && magnitude) status = lk_st_read_f32(m->magnitude, 0, n, magnitude, err);
+    if (!status) {
+        delta_job job = {w, a, b, magnitude, k, m->rank, (float)m->scale};
+        lk_pool_run(pool, n, 8, add_delta, &job);
+    }
+    free(a);
+    free(b);
+    free(magnitude);
+    return status;
+}
+
+lk_status lk_adapter_bias(const lk_adapter_parts *p, int32_t site, int64_t n, float *bias, bool *given, lk_error *err)
+{
+    const lk_peft_module *m = p->sites[site];
+    *given = p->biases[site] || (m && m->bias);
+    if (p->biases[site]) LK_TRY(lk_st_read_f32(p->biases[site], 0, n, bias, err));
+    for (int64_t i = 0; m && m->bias && i < n; i++) {
+        float value;
+        LK_TRY(lk_st_read_f32(m->bias, i, 1, &value, err));
+        bias[i] += (float)m->scale * value;
+    }
+    return LK_OK;
+}
+
+/* ---- a whole folder ---- */
+
+lk_status lk_adapter_fits(const lk_peft *peft, const char *path, const char *base, lk_error *err)
+{
+    lk_config config;
+    lk_safetensors *st = NULL;
+    lk_pool *pool = NULL;
+    lk_adapter_parts parts = {0};
+    char identity[65];
+    const char *stamp = lk_peft_metadata(peft, "lorikeet.base_identity");
+    lk_status status;
+    if ((status = lk_config_read(&config, base, err))) return status;
+    if ((status = lk_adapter_parts_find(&parts, peft, &config, path, base, err))) goto out;
+    if (!stamp) goto out;
+    if ((status = lk_safetensors_open(&st, base, err))) goto out;
+    if ((status = lk_pool_create(&pool, 0, err))) goto out;
+    if ((status = lk_weights_identity(st, &config, pool, identity, err))) goto out;
+    if (strcmp(stamp, identity))
+        status =
+            lk_fail(err, LK_ERR_MISMATCH, "the adapter was trained on another base (%.12s...) than %s (%.12s...)", stamp, base, identity);
+out:
+    lk_pool_destroy(pool);
+    lk_safetensors_close(st);
+    lk_adapter_parts_free(&parts);
+    return status;
+}
