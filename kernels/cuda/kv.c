@@ -6,7 +6,7 @@
 size_t lk_cuda_kv_page_bytes(const lk_backend *be, const lk_kv_shape *s)
 {
     (void)be;
-    return (size_t)2 * (size_t)s->n_layers * (size_t)s->kv_heads * (size_t)s->page_tokens * (size_t)lk_cuda_padded(s->head_dim) * 2;
+    return (size_t)s->n_layers * (size_t)s->kv_heads * (size_t)lk_cuda_kv_head_bytes(s);
 }
 
 lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **out, const lk_kv_shape *shape)
@@ -15,7 +15,6 @@ lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **out, const lk_kv_shape *shap
     int64_t positions = (int64_t)shape->n_pages * shape->page_tokens;
     if (positions > INT32_MAX)
         return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "a cache of %lld positions; at most %d", (long long)positions, INT32_MAX);
-    if (shape->type == LK_I8) return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "keys and values in 8 bits are not there on CUDA");
     lk_kv *kv = calloc(1, sizeof *kv);
     if (!kv) return lk_fail(&be->error, LK_ERR_MEMORY, "no memory for a KV cache");
     kv->shape = *shape;

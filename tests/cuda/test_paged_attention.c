@@ -123,7 +123,6 @@ static void test_reference(void **state)
     (void)state;
     lk_limits limits = limits_of_cases();
     for (int i = 0; i < N_PAGED_CASES; i++) {
-        if (paged_cases[i].type == LK_I8) continue; /* not there on CUDA */
         check_on_cuda_within(&limits, "paged attention", run, &(cut){.c = &paged_cases[i], .only = -1});
         check_on_cuda_within(&limits, "paged attention in chunks", run, &(cut){&paged_cases[i], {60, 2, 130, 1}, 3, -1});
     }
@@ -135,7 +134,6 @@ static void test_company(void **state)
     lk_limits limits = limits_of_cases();
     lk_backend *be = open_cuda(&limits);
     for (int i = 0; i < N_PAGED_CASES; i++) {
-        if (paged_cases[i].type == LK_I8) continue; /* not there on CUDA */
         const paged_case *c = &paged_cases[i];
         const cut cuts[] = {{c, {1, 3, 100, 2}, 13, -1}, {c, {50, 1, 1, 1}, 5, -1}, {c, {16, 16, 64, 33}, 0, -1}};
         outcome whole = {0};
