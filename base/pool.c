@@ -40,6 +40,16 @@ static inline void relax(void)
 #endif
 }
 
+/* One turn of a wait. Now and then it lets others have the core: where more threads run than there are cores, the one waited for may be
+ * among them. */
+static inline void wait_turn(int turn)
+{
+    if (turn % 64 == 63)
+        sched_yield();
+    else
+        relax();
+}
+
 static void run_share(const lk_pool *pool, int thread)
 {
     int64_t units = (pool->n_items + pool->grain - 1) / pool->grain;
@@ -55,7 +65,7 @@ static void *worker_main(void *argument)
     lk_pool *pool = self->pool;
     uint64_t seen = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load(&pool->generation) == seen; i++) relax();
+        for (int i = 0; i < SPINS && atomic_load(&pool->generation) == seen; i++) wait_turn(i);
         if (atomic_load(&pool->generation) == seen) {
             pthread_mutex_lock(&pool->lock);
             while (atomic_load(&pool->generation) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
@@ -150,7 +160,7 @@ int lk_pool_threads(const lk_pool *pool) { return pool->n_threads; }
 
 static void wait_job(lk_pool *pool)
 {
-    for (int i = 0; i < SPINS && atomic_load(&pool->pending) > 0; i++) relax();
+    for (int i = 0; i < SPINS && atomic_load(&pool->pending) > 0; i++) wait_turn(i);
     if (atomic_load(&pool->pending) == 0) return;
     pthread_mutex_lock(&pool->lock);
     while (atomic_load(&pool->pending) > 0) pthread_cond_wait(&pool->finished, &pool->lock);
