@@ -65,12 +65,13 @@ static lk_status build_set(lk_tokenizer *tk, lk_added_set *set, bool normalized,
     if (!set->tokens) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
     lk_status status = LK_OK;
     lk_text scratch[2] = {{0}, {0}};
+    lk_regex_scratch regex = {0};
     for (int32_t i = 0; i < tk->n_added && !status; i++) {
         lk_added a = tk->added[i];
         if (a.normalized != normalized || a.match_size == 0) continue;
         if (normalized) {
             lk_view out;
-            status = lk_normalize(tk, scratch, (lk_view){a.match, a.match_size, NULL, 0}, &out, err);
+            status = lk_normalize(tk, scratch, &regex, (lk_view){a.match, a.match_size, NULL, 0}, &out, err);
             if (status) break;
             if (out.n == 0) continue;
             if (out.n > UINT32_MAX) status = lk_fail(err, LK_ERR_UNSUPPORTED, "%s: an added token is too long", tk->where);
@@ -84,6 +85,7 @@ static lk_status build_set(lk_tokenizer *tk, lk_added_set *set, bool normalized,
     }
     lk_text_free(&scratch[0]);
     lk_text_free(&scratch[1]);
+    lk_regex_scratch_free(&regex);
     if (status) return status;
     qsort(set->tokens, (size_t)set->n, sizeof *set->tokens, compare_added);
     int32_t kept = 0;

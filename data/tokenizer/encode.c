@@ -44,7 +44,7 @@ int lk_encoder_special_allowed(lk_encoder *e, size_t begin, size_t end)
 static lk_status run_normalized(lk_encoder *e, lk_view text)
 {
     lk_view out;
-    LK_TRY(lk_normalize(e->tk, e->normal, text, &out, e->err));
+    LK_TRY(lk_normalize(e->tk, e->normal, &e->regex, text, &out, e->err));
     return lk_added_split(e, &e->tk->normalized, out, lk_pretokenize);
 }
 

@@ -10,6 +10,7 @@
 #include <cjson/cJSON.h>
 
 #include "base/arena.h"
+#include "base/sha256.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokenizer/utf8.h"
 #include "data/tokenizer/vocabulary.h"
@@ -30,6 +31,11 @@ typedef struct lk_new_range {
     char category[3];
 } lk_new_range;
 const lk_new_range *lk_unicode_added(size_t *n); /* sorted */
+/* Has a decomposition since Unicode 12.1 or later only, which the `tokenizers` library's tables do not have. */
+bool lk_decomposes_too_new(uint32_t cp);
+uint32_t lk_lower(uint32_t cp);      /* one character's lower case */
+bool lk_is_mark(uint32_t cp);        /* a combining mark (M) */
+bool lk_is_punctuation(uint32_t cp); /* ASCII's, and P */
 
 /* Bytes and their source: byte i came from source position from[i], or base + i when from is NULL. */
 typedef struct lk_view {
@@ -118,11 +124,34 @@ lk_status lk_vocab_alloc(lk_vocab *v, size_t n, size_t n_merges, bool scored, co
 void lk_vocab_free(lk_vocab *v);
 /* The model object of a tokenizer.json: BPE's vocab and merges, Unigram's list of [piece, score]. */
 lk_status lk_vocab_from_json(lk_vocab *v, const cJSON *model, bool unigram, const char *where, lk_error *err);
+/* vocab.json's object and the text of merges.txt. */
+lk_status lk_vocab_from_files(lk_vocab *v, const cJSON *vocab, const char *vocab_path, const char *merges, size_t size,
+                              const char *merges_path, lk_error *err);
 /* The merges that a SentencePiece vocabulary implies: every way to cut a piece into two others. Best score first, where there are
  * scores; else in the order of the ids, as transformers has it. Of one piece those with the shorter left part first. */
 lk_status lk_vocab_derive_merges(lk_vocab *v, const char *where, lk_error *err);
 /* Fills pieces, contents, scores and the other tables by id. */
 lk_status lk_vocab_place(lk_tokenizer *tk, const lk_vocab *v, lk_error *err);
+
+/* ---- spm.c: SentencePiece's .model ---- */
+
+typedef struct lk_spm {
+    lk_tokenizer_entry *entries; /* [n] texts point into the file's bytes */
+    int64_t n;
+    int64_t model_type; /* trainer_spec.model_type: 1 unigram, 2 BPE */
+    int64_t unk_id, bos_id, eos_id, pad_id;
+    lk_piece unk, bos, eos; /* names */
+    bool byte_fallback, suffix_spaces, dummy_prefix, escape_spaces;
+    lk_piece charsmap; /* normalizer_spec.precompiled_charsmap; p NULL: none */
+} lk_spm;
+
+lk_status lk_spm_parse(lk_spm *m, lk_arena *arena, const char *bytes, size_t size, const char *where, lk_error *err);
+
+/* ---- slow.c: folders without tokenizer.json ---- */
+
+/* *config is the folder's tokenizer_config.json and gets what the tokenizer's class takes for granted (bos_token and so on). The digest
+ * covers everything read. */
+lk_status lk_tokenizer_open_slow(lk_tokenizer **tk, const char *folder, cJSON *config, lk_sha256 *hash, lk_error *err);
 
 /* ---- bpe.c ---- */
 
@@ -164,20 +193,59 @@ lk_status lk_unigram_encode(lk_encoder *e, lk_view word);
 
 /* ---- normalizer.c ---- */
 
+/* ---- charsmap.c: SentencePiece's precompiled character map ---- */
+
+typedef struct lk_charsmap {
+    uint32_t *units; /* [n_units] a double-array trie */
+    size_t n_units, n_texts;
+    const char *texts; /* replacements, each ending in a zero */
+} lk_charsmap;
+
+lk_status lk_charsmap_read(lk_tokenizer *tk, const char *base64, lk_charsmap *map, lk_error *err);
+lk_status lk_charsmap_apply(const lk_charsmap *map, const lk_view *in, lk_text *out, lk_error *err);
+
 typedef struct lk_normalizer_step {
-    enum { LK_NORM_PREPEND, LK_NORM_REPLACE, LK_NORM_NFC } kind;
+    enum {
+        LK_NORM_PREPEND,
+        LK_NORM_REPLACE,
+        LK_NORM_NFC,
+        LK_NORM_NFD,
+        LK_NORM_NFKC,
+        LK_NORM_NFKD,
+        LK_NORM_LOWERCASE,
+        LK_NORM_STRIP,
+        LK_NORM_STRIP_ACCENTS,
+        LK_NORM_PRECOMPILED
+    } kind;
     const char *pattern, *content;
     size_t pattern_size, content_size;
+    lk_regex *regex; /* Replace: instead of the pattern */
+    bool left, right;
+    lk_charsmap map;
 } lk_normalizer_step;
 
 lk_status lk_normalizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err);
 /* *out is a view of `text` or of the scratch texts, valid until the next call with them. */
-lk_status lk_normalize(const lk_tokenizer *tk, lk_text scratch[2], lk_view text, lk_view *out, lk_error *err);
+lk_status lk_normalize(const lk_tokenizer *tk, lk_text scratch[2], lk_regex_scratch *regex, lk_view text, lk_view *out, lk_error *err);
+
+/* ---- normal_form.c; kind is one of LK_NORM_NFC.. ---- */
+
+bool lk_normal_form_is_needed(int kind, const lk_view *in); /* false: the text is in the form already */
+lk_status lk_normal_form(int kind, const lk_view *in, lk_text *out, lk_error *err);
 
 /* ---- pretokenizer.c ---- */
 
 typedef struct lk_pre_step {
-    enum { LK_PRE_REGEX, LK_PRE_LITERAL, LK_PRE_DIGITS, LK_PRE_BYTE_LEVEL, LK_PRE_METASPACE } kind;
+    enum {
+        LK_PRE_REGEX,
+        LK_PRE_LITERAL,
+        LK_PRE_DIGITS,
+        LK_PRE_PUNCTUATION,
+        LK_PRE_SPACES, /* WhitespaceSplit */
+        LK_PRE_WORDS,  /* Whitespace */
+        LK_PRE_BYTE_LEVEL,
+        LK_PRE_METASPACE
+    } kind;
     enum { LK_SPLIT_REMOVED, LK_SPLIT_ISOLATED, LK_SPLIT_PREVIOUS, LK_SPLIT_NEXT, LK_SPLIT_CONTIGUOUS } behavior;
     enum { LK_PREPEND_NEVER, LK_PREPEND_ALWAYS, LK_PREPEND_FIRST } prepend; /* of a space or of the replacement */
     bool invert, split;

@@ -1,15 +1,86 @@
-/* Normalisers: Sequence, Prepend, Replace of a string, NFC; null is the empty sequence.
- *
- * NFC decomposes, orders marks and composes with utf8proc's tables, but orders the marks itself: utf8proc_map does it by
- * exchanging neighbours, which is quadratic on a text of nothing but marks. Only runs of characters that may change are
- * touched; ASCII, Latin-1, Cyrillic, Han, kana, Hangul and emoji pass by. A run begins with the character before the first
- * doubtful one, since that one may absorb a mark. */
+/* Normalisers: Sequence, Prepend, Replace of a string or a regular expression, the four normal forms, Lowercase, Strip,
+ * StripAccents, Precompiled; null is the empty sequence. Each step reads a view and writes a scratch text, or is passed over when it would
+ * change nothing. */
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
 
 #include "base/json.h"
 #include "data/tokenizer/internal.h"
+
+typedef struct reader {
+    const char *type;
+    int kind;
+    lk_status (*read)(lk_tokenizer *, const cJSON *, lk_normalizer_step *, lk_error *);
+} reader;
+
+static lk_status keep(lk_tokenizer *tk, const char *text, const char **out, size_t *size, lk_error *err)
+{
+    *size = strlen(text);
+    *out = lk_arena_strdup(&tk->arena, text);
+    return *out ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", tk->where);
+}
+
+static lk_status read_prepend(lk_tokenizer *tk, const cJSON *node, lk_normalizer_step *step, lk_error *err)
+{
+    const char *content;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "prepend", NULL}, tk->where, "normalizer Prepend", err));
+    LK_TRY(lk_json_string(node, "prepend", &content, tk->where, err));
+    return keep(tk, content, &step->content, &step->content_size, err);
+}
+
+static lk_status read_replace(lk_tokenizer *tk, const cJSON *node, lk_normalizer_step *step, lk_error *err)
+{
+    const char *content, *pattern, *where = tk->where;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "pattern", "content", NULL}, where, "normalizer Replace", err));
+    LK_TRY(lk_json_string(node, "content", &content, where, err));
+    LK_TRY(keep(tk, content, &step->content, &step->content_size, err));
+    const cJSON *kind = lk_json_get(node, "pattern");
+    if (cJSON_IsObject(kind) && lk_json_get(kind, "Regex")) {
+        LK_TRY(lk_json_string(kind, "Regex", &pattern, where, err));
+        return lk_regex_compile(&step->regex, pattern, where, err);
+    }
+    if (!cJSON_IsObject(kind) || !lk_json_get(kind, "String"))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: normalizer Replace: the pattern must be {\"String\": ...} or {\"Regex\": ...}", where);
+    LK_TRY(lk_json_string(kind, "String", &pattern, where, err));
+    if (!*pattern) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: normalizer Replace: the pattern is empty", where);
+    return keep(tk, pattern, &step->pattern, &step->pattern_size, err);
+}
+
+static lk_status read_strip(lk_tokenizer *tk, const cJSON *node, lk_normalizer_step *step, lk_error *err)
+{
+    step->left = step->right = true;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "strip_left", "strip_right", NULL}, tk->where, "normalizer Strip", err));
+    LK_TRY(lk_json_opt_bool(node, "strip_left", &step->left, tk->where, err));
+    return lk_json_opt_bool(node, "strip_right", &step->right, tk->where, err);
+}
+
+static lk_status read_precompiled(lk_tokenizer *tk, const cJSON *node, lk_normalizer_step *step, lk_error *err)
+{
+    const char *text;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "precompiled_charsmap", NULL}, tk->where, "normalizer Precompiled", err));
+    LK_TRY(lk_json_string(node, "precompiled_charsmap", &text, tk->where, err));
+    return lk_charsmap_read(tk, text, &step->map, err);
+}
+
+static lk_status read_nothing(lk_tokenizer *tk, const cJSON *node, lk_normalizer_step *step, lk_error *err)
+{
+    (void)step;
+    return lk_only_keys(node, (const char *const[]){"type", NULL}, tk->where, "normalizer", err);
+}
+
+static const reader kinds[] = {
+    {"Prepend", LK_NORM_PREPEND, read_prepend},
+    {"Replace", LK_NORM_REPLACE, read_replace},
+    {"NFC", LK_NORM_NFC, read_nothing},
+    {"NFD", LK_NORM_NFD, read_nothing},
+    {"NFKC", LK_NORM_NFKC, read_nothing},
+    {"NFKD", LK_NORM_NFKD, read_nothing},
+    {"Lowercase", LK_NORM_LOWERCASE, read_nothing},
+    {"Strip", LK_NORM_STRIP, read_strip},
+    {"StripAccents", LK_NORM_STRIP_ACCENTS, read_nothing},
+    {"Precompiled", LK_NORM_PRECOMPILED, read_precompiled},
+};
 
 static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
@@ -25,40 +96,22 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
     }
     if (tk->n_normalizer == LK_TK_MAX_STEPS)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d normalizers", where, LK_TK_MAX_STEPS);
-    lk_normalizer_step step = {0};
-    const char *content = "", *pattern = "";
-    if (!strcmp(type, "Prepend")) {
-        step.kind = LK_NORM_PREPEND;
-        LK_TRY(lk_only_keys(node, (const char *const[]){"type", "prepend", NULL}, where, "normalizer Prepend", err));
-        LK_TRY(lk_json_string(node, "prepend", &content, where, err));
-    } else if (!strcmp(type, "Replace")) {
-        step.kind = LK_NORM_REPLACE;
-        LK_TRY(lk_only_keys(node, (const char *const[]){"type", "pattern", "content", NULL}, where, "normalizer Replace", err));
-        const cJSON *kind = lk_json_get(node, "pattern");
-        if (!cJSON_IsObject(kind) || !lk_json_get(kind, "String"))
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: normalizer Replace: only {\"String\": ...} patterns are supported", where);
-        LK_TRY(lk_json_string(kind, "String", &pattern, where, err));
-        LK_TRY(lk_json_string(node, "content", &content, where, err));
-        if (!*pattern) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: normalizer Replace: the pattern is empty", where);
-    } else if (!strcmp(type, "NFC")) {
-        step.kind = LK_NORM_NFC;
-        LK_TRY(lk_only_keys(node, (const char *const[]){"type", NULL}, where, "normalizer NFC", err));
-    } else {
-        return lk_refuse(where, "normalizer", type, "Sequence, Prepend, Replace, NFC", err);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(type, kinds[i].type)) continue;
+        lk_normalizer_step *step = &tk->normalizer[tk->n_normalizer++]; /* counted at once, so that closing frees its regex */
+        step->kind = kinds[i].kind;
+        return kinds[i].read(tk, node, step, err);
     }
-    step.pattern_size = strlen(pattern);
-    step.content_size = strlen(content);
-    step.pattern = lk_arena_strdup(&tk->arena, pattern);
-    step.content = lk_arena_strdup(&tk->arena, content);
-    if (!step.pattern || !step.content) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-    tk->normalizer[tk->n_normalizer++] = step;
-    return LK_OK;
+    return lk_refuse(where, "normalizer", type,
+                     "Sequence, Prepend, Replace, NFC, NFD, NFKC, NFKD, Lowercase, Strip, StripAccents, Precompiled", err);
 }
 
 lk_status lk_normalizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
     return !node || cJSON_IsNull(node) ? LK_OK : read_step(tk, node, err);
 }
+
+/* ---- running ---- */
 
 static lk_status prepend(const lk_normalizer_step *step, const lk_view *in, lk_text *out, lk_error *err)
 {
@@ -80,146 +133,117 @@ static lk_status replace(const lk_normalizer_step *step, const lk_view *in, lk_t
     return lk_text_copy(out, in, at, in->n, err);
 }
 
-/* Characters that NFC leaves alone whatever stands before them. A character after them may still compose with them. */
-static bool nfc_inert(uint32_t c)
+static lk_status replace_regex(const lk_normalizer_step *step, lk_regex_scratch *scratch, const lk_view *in, lk_text *out, lk_error *err)
 {
-    return c < 0x300 || (c >= 0x400 && c <= 0x482) || (c >= 0x2010 && c <= 0x2027) ||
-           (c >= 0x3000 && c <= 0x9fff && c != 0x3099 && c != 0x309a && !(c >= 0x302a && c <= 0x302f)) || (c >= 0xac00 && c <= 0xd7a3) ||
-           (c >= 0x1f000 && c < 0x20000);
-}
-
-static int combining_class(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
-
-/* Stable sort of marks[0..n) by combining class. */
-static lk_status order_marks(utf8proc_int32_t *marks, size_t n, lk_error *err)
-{
-    if (n < 32) {
-        for (size_t i = 1; i < n; i++) {
-            utf8proc_int32_t c = marks[i];
-            size_t j = i;
-            for (; j > 0 && combining_class(marks[j - 1]) > combining_class(c); j--) marks[j] = marks[j - 1];
-            marks[j] = c;
-        }
-        return LK_OK;
-    }
-    size_t start[257] = {0};
-    utf8proc_int32_t *sorted = malloc(n * sizeof *sorted);
-    if (!sorted) return lk_fail(err, LK_ERR_MEMORY, "tokenizer: no memory for normalisation");
-    for (size_t i = 0; i < n; i++) start[(combining_class(marks[i]) & 255) + 1]++;
-    for (int k = 0; k < 256; k++) start[k + 1] += start[k];
-    for (size_t i = 0; i < n; i++) sorted[start[combining_class(marks[i]) & 255]++] = marks[i];
-    memcpy(marks, sorted, n * sizeof *marks);
-    free(sorted);
-    return LK_OK;
-}
-
-/* NFC of in[begin, end). Sources are kept exactly when nothing changes; otherwise byte for byte as far as they go. */
-static lk_status nfc_run(const lk_view *in, size_t begin, size_t end, lk_text *out, lk_error *err)
-{
-    enum { MOST = 18 }; /* the longest canonical decomposition has 4, compatibility ones 18 */
-    size_t n = 0, room = (end - begin) * 2 + MOST;
-    utf8proc_int32_t *chars = malloc(room * sizeof *chars);
-    if (!chars) return lk_fail(err, LK_ERR_MEMORY, "tokenizer: no memory for normalisation");
-    lk_status status = LK_OK;
-    for (size_t i = begin; i < end && !status;) {
-        uint32_t c;
-        int length = lk_utf8_decode(in->p + i, end - i, &c), boundary = 0;
-        utf8proc_ssize_t k = length ? utf8proc_decompose_char((utf8proc_int32_t)c, chars + n, (utf8proc_ssize_t)(room - n),
-                                                              UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary)
-                                    : -1;
-        if (k < 0 || (size_t)k > room - n)
-            status = lk_fail(err, LK_ERR_INTERNAL, "tokenizer: normalisation failed");
-        else
-            n += (size_t)k;
-        i += (size_t)length;
-    }
-    for (size_t i = 0; i < n && !status;) {
-        size_t j = i;
-        while (j < n && combining_class(chars[j])) j++;
-        if (j > i + 1) status = order_marks(chars + i, j - i, err);
-        i = j + 1;
-    }
-    if (!status) {
-        utf8proc_ssize_t composed = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
-        if (composed < 0) status = lk_fail(err, LK_ERR_INTERNAL, "tokenizer: normalisation failed");
-        size_t at = begin;
-        for (utf8proc_ssize_t i = 0; i < composed && !status; i++) {
-            char bytes[4];
-            int length = lk_utf8_encode((uint32_t)chars[i], bytes);
-            for (int b = 0; b < length && !status; b++, at++)
-                status = lk_text_add(out, bytes + b, 1, lk_view_source(in, at < end ? at : end - 1), err);
-        }
-    }
-    free(chars);
-    return status;
-}
-
-/* The first place at or after i where a run that must be normalised begins; in->n when there is none. */
-static size_t nfc_next(const lk_view *in, size_t i)
-{
-    size_t previous = i;
-    while (i < in->n) {
-        uint64_t eight;
-        if (in->n - i >= 8 && (memcpy(&eight, in->p + i, 8), !(eight & 0x8080808080808080u))) {
-            previous = i + 7;
-            i += 8;
+    size_t done = 0, from = 0, last = SIZE_MAX;
+    while (from <= in->n) {
+        size_t begin, end;
+        LK_TRY(lk_regex_find(step->regex, scratch, in->p, in->n, from, &begin, &end, err));
+        if (begin == SIZE_MAX) break;
+        if (begin == end && end == last) { /* an empty match right after a match does not count */
+            uint32_t cp;
+            from += from < in->n ? (size_t)lk_utf8_decode(in->p + from, in->n - from, &cp) : 1;
             continue;
         }
+        from = last = end;
+        LK_TRY(lk_text_copy(out, in, done, begin, err));
+        LK_TRY(lk_text_add(out, step->content, step->content_size, lk_view_source(in, begin < in->n ? begin : in->n - 1), err));
+        done = end;
+    }
+    return lk_text_copy(out, in, done, in->n, err);
+}
+
+/* Character by character; `changed` says what becomes of one: its replacement's length in bytes, 0 to drop it, -1 to keep it. */
+static lk_status map_chars(const lk_view *in, int (*changed)(uint32_t, char[8]), lk_text *out, lk_error *err)
+{
+    size_t done = 0;
+    for (size_t i = 0, length; i < in->n; i += length) {
         uint32_t c;
-        int length = lk_utf8_decode(in->p + i, in->n - i, &c);
-        if (!nfc_inert(c)) return previous;
-        previous = i;
-        i += (size_t)length;
+        char bytes[8];
+        length = (size_t)lk_utf8_decode(in->p + i, in->n - i, &c);
+        int size = changed(c, bytes);
+        if (size < 0) continue;
+        LK_TRY(lk_text_copy(out, in, done, i, err));
+        LK_TRY(lk_text_add(out, bytes, (size_t)size, lk_view_source(in, i), err));
+        done = i + length;
     }
-    return in->n;
+    return lk_text_copy(out, in, done, in->n, err);
 }
 
-static size_t nfc_end(const lk_view *in, size_t i)
+/* Each character by itself, so a final sigma is an ordinary one. */
+static int lower(uint32_t c, char bytes[8])
 {
+    if (c < 0x80) {
+        bytes[0] = (char)(c | 0x20);
+        return c >= 'A' && c <= 'Z' ? 1 : -1;
+    }
+    if (c == 0x130) { /* the only one that becomes two: i and a dot above */
+        memcpy(bytes, "i\xcc\x87", 3);
+        return 3;
+    }
+    uint32_t small = lk_lower(c);
+    return small == c ? -1 : lk_utf8_encode(small, bytes);
+}
+
+static int drop_marks(uint32_t c, char bytes[8])
+{
+    (void)bytes;
+    return lk_is_mark(c) ? 0 : -1;
+}
+
+static lk_view strip(const lk_normalizer_step *step, lk_view in)
+{
+    size_t begin = 0, end = in.n;
     uint32_t c;
-    i += (size_t)lk_utf8_decode(in->p + i, in->n - i, &c); /* the character before, or the first doubtful one */
-    while (i < in->n) {
-        int length = lk_utf8_decode(in->p + i, in->n - i, &c);
-        if (nfc_inert(c)) {
-            /* it is left alone by what precedes it, and the next run begins with it if it has to */
-            break;
-        }
-        i += (size_t)length;
+    int length;
+    while (step->left && begin < end && (length = lk_utf8_decode(in.p + begin, end - begin, &c)) && lk_is_space(c)) begin += (size_t)length;
+    while (step->right && end > begin) {
+        size_t at = end - 1;
+        while (at > begin && ((unsigned char)in.p[at] & 0xc0) == 0x80) at--;
+        if (!lk_utf8_decode(in.p + at, end - at, &c) || !lk_is_space(c)) break;
+        end = at;
     }
-    return i;
+    return lk_view_sub(in, begin, end);
 }
 
-static lk_status nfc(const lk_view *in, lk_text *out, lk_error *err)
+/* Whether the step could change the text, where that is quickly told. */
+static bool is_needed(const lk_normalizer_step *step, const lk_view *text)
 {
-    size_t at = 0;
-    while (at < in->n) {
-        size_t begin = nfc_next(in, at);
-        LK_TRY(lk_text_copy(out, in, at, begin, err));
-        if (begin == in->n) break;
-        at = nfc_end(in, begin);
-        LK_TRY(nfc_run(in, begin, at, out, err));
+    switch (step->kind) {
+    case LK_NORM_REPLACE: return step->regex || memmem(text->p, text->n, step->pattern, step->pattern_size);
+    case LK_NORM_NFC:
+    case LK_NORM_NFD:
+    case LK_NORM_NFKC:
+    case LK_NORM_NFKD: return lk_normal_form_is_needed(step->kind, text);
+    default: return true;
     }
-    return LK_OK;
 }
 
-lk_status lk_normalize(const lk_tokenizer *tk, lk_text scratch[2], lk_view text, lk_view *out, lk_error *err)
+static lk_status run(const lk_normalizer_step *step, lk_regex_scratch *scratch, const lk_view *in, lk_text *out, lk_error *err)
+{
+    switch (step->kind) {
+    case LK_NORM_PREPEND: return prepend(step, in, out, err);
+    case LK_NORM_REPLACE: return step->regex ? replace_regex(step, scratch, in, out, err) : replace(step, in, out, err);
+    case LK_NORM_LOWERCASE: return map_chars(in, lower, out, err);
+    case LK_NORM_STRIP_ACCENTS: return map_chars(in, drop_marks, out, err);
+    case LK_NORM_PRECOMPILED: return lk_charsmap_apply(&step->map, in, out, err);
+    default: return lk_normal_form(step->kind, in, out, err);
+    }
+}
+
+lk_status lk_normalize(const lk_tokenizer *tk, lk_text scratch[2], lk_regex_scratch *regex, lk_view text, lk_view *out, lk_error *err)
 {
     int turn = 0;
     for (int i = 0; i < tk->n_normalizer && text.n; i++) {
         const lk_normalizer_step *step = &tk->normalizer[i];
         lk_text *to = &scratch[turn];
-        to->n = 0;
-        switch (step->kind) {
-        case LK_NORM_PREPEND: LK_TRY(prepend(step, &text, to, err)); break;
-        case LK_NORM_REPLACE:
-            if (!memmem(text.p, text.n, step->pattern, step->pattern_size)) continue;
-            LK_TRY(replace(step, &text, to, err));
-            break;
-        case LK_NORM_NFC:
-            if (nfc_next(&text, 0) == text.n) continue;
-            LK_TRY(nfc(&text, to, err));
-            break;
+        if (step->kind == LK_NORM_STRIP) {
+            text = strip(step, text);
+            continue;
         }
+        if (!is_needed(step, &text)) continue;
+        to->n = 0;
+        LK_TRY(run(step, regex, &text, to, err));
         text = lk_text_view(to);
         turn ^= 1;
     }

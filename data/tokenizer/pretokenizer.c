@@ -1,4 +1,5 @@
-/* Pre-tokenisers: Sequence, Split (a string or a regular expression, every behaviour, inverted or not), Digits, Metaspace, ByteLevel.
+/* Pre-tokenisers: Sequence, Split (a string or a regular expression, every behaviour, inverted or not), CharDelimiterSplit, Digits,
+ * Punctuation, Whitespace, WhitespaceSplit, BertPreTokenizer (the last two and punctuation), Metaspace, ByteLevel.
  *
  * A Sequence is a chain: each step cuts its piece and hands every part to the next step, the last to the model, so no list of words is
  * ever built. ByteLevel ends the chain: its byte alphabet is never materialised, BPE works on the bytes themselves (bpe.c). */
@@ -36,23 +37,32 @@ static lk_status compile(lk_tokenizer *tk, lk_pre_step *step, const char *patter
     return lk_regex_compile(&step->regex, pattern, tk->where, err);
 }
 
+static lk_status read_behavior(lk_tokenizer *tk, const cJSON *node, const char *fallback, lk_pre_step *step, const char *component,
+                               lk_error *err)
+{
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    static const int values[] = {LK_SPLIT_REMOVED, LK_SPLIT_ISOLATED, LK_SPLIT_PREVIOUS, LK_SPLIT_NEXT, LK_SPLIT_CONTIGUOUS};
+    const char *name = fallback;
+    if (fallback)
+        LK_TRY(lk_json_opt_string(node, "behavior", &name, tk->where, err));
+    else
+        LK_TRY(lk_json_string(node, "behavior", &name, tk->where, err));
+    for (int i = 0; i < 5; i++) {
+        if (strcmp(name, names[i])) continue;
+        step->behavior = values[i];
+        return LK_OK;
+    }
+    return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer %s: unknown behavior \"%.60s\"", tk->where, component, name);
+}
+
 static lk_status read_split(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
-    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const char *where = tk->where, *behavior, *text;
+    const char *where = tk->where, *text;
     lk_pre_step *step = NULL;
     LK_TRY(lk_only_keys(node, (const char *const[]){"type", "pattern", "behavior", "invert", NULL}, where, "pre_tokenizer Split", err));
     LK_TRY(add_step(tk, &step, err));
-    LK_TRY(lk_json_string(node, "behavior", &behavior, where, err));
+    LK_TRY(read_behavior(tk, node, NULL, step, "Split", err));
     LK_TRY(lk_json_opt_bool(node, "invert", &step->invert, where, err));
-    int b = 0;
-    while (b < 5 && strcmp(behavior, behaviors[b])) b++;
-    if (b == 5) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: pre_tokenizer Split: unknown behavior \"%.60s\"", where, behavior);
-    step->behavior = (int)b == 0 ? LK_SPLIT_REMOVED
-                     : b == 1    ? LK_SPLIT_ISOLATED
-                     : b == 2    ? LK_SPLIT_PREVIOUS
-                     : b == 3    ? LK_SPLIT_NEXT
-                                 : LK_SPLIT_CONTIGUOUS;
     const cJSON *pattern = lk_json_get(node, "pattern");
     if (cJSON_IsObject(pattern) && lk_json_get(pattern, "Regex")) {
         step->kind = LK_PRE_REGEX;
@@ -135,6 +145,60 @@ static lk_status read_digits(lk_tokenizer *tk, const cJSON *node, lk_error *err)
     return LK_OK;
 }
 
+static lk_status read_punctuation(lk_tokenizer *tk, const cJSON *node, lk_error *err)
+{
+    lk_pre_step *step = NULL;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "behavior", NULL}, tk->where, "pre_tokenizer Punctuation", err));
+    LK_TRY(add_step(tk, &step, err));
+    step->kind = LK_PRE_PUNCTUATION;
+    return read_behavior(tk, node, "Isolated", step, "Punctuation", err);
+}
+
+static lk_status read_delimiter(lk_tokenizer *tk, const cJSON *node, lk_error *err)
+{
+    lk_pre_step *step = NULL;
+    const char *text;
+    uint32_t cp;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", "delimiter", NULL}, tk->where, "pre_tokenizer CharDelimiterSplit", err));
+    LK_TRY(lk_json_string(node, "delimiter", &text, tk->where, err));
+    if (!*text || (size_t)lk_utf8_decode(text, strlen(text), &cp) != strlen(text))
+        return lk_fail(err, LK_ERR_FORMAT, "%s: pre_tokenizer CharDelimiterSplit: delimiter must be one character", tk->where);
+    LK_TRY(add_step(tk, &step, err));
+    step->kind = LK_PRE_LITERAL;
+    step->behavior = LK_SPLIT_REMOVED;
+    return keep(tk, step, text, err);
+}
+
+static lk_status read_spaces(lk_tokenizer *tk, const cJSON *node, lk_error *err)
+{
+    lk_pre_step *step = NULL;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", NULL}, tk->where, "pre_tokenizer WhitespaceSplit", err));
+    LK_TRY(add_step(tk, &step, err));
+    step->kind = LK_PRE_SPACES;
+    step->behavior = LK_SPLIT_REMOVED;
+    return LK_OK;
+}
+
+static lk_status read_words(lk_tokenizer *tk, const cJSON *node, lk_error *err)
+{
+    lk_pre_step *step = NULL;
+    LK_TRY(lk_only_keys(node, (const char *const[]){"type", NULL}, tk->where, "pre_tokenizer Whitespace", err));
+    LK_TRY(add_step(tk, &step, err));
+    step->kind = LK_PRE_WORDS;
+    step->behavior = LK_SPLIT_REMOVED;
+    return LK_OK;
+}
+
+static lk_status read_bert(lk_tokenizer *tk, const cJSON *node, lk_error *err)
+{
+    lk_pre_step *step = NULL;
+    LK_TRY(read_spaces(tk, node, err));
+    LK_TRY(add_step(tk, &step, err));
+    step->kind = LK_PRE_PUNCTUATION;
+    step->behavior = LK_SPLIT_ISOLATED;
+    return LK_OK;
+}
+
 static lk_status read_sequence(lk_tokenizer *tk, const cJSON *node, lk_error *err)
 {
     const cJSON *list = lk_json_get(node, "pretokenizers"), *child;
@@ -153,13 +217,21 @@ static lk_status read_step(lk_tokenizer *tk, const cJSON *node, lk_error *err)
                  {"Split", read_split},
                  {"ByteLevel", read_byte_level},
                  {"Digits", read_digits},
-                 {"Metaspace", read_metaspace_step}};
+                 {"Metaspace", read_metaspace_step},
+                 {"Punctuation", read_punctuation},
+                 {"Whitespace", read_words},
+                 {"WhitespaceSplit", read_spaces},
+                 {"CharDelimiterSplit", read_delimiter},
+                 {"BertPreTokenizer", read_bert}};
     const char *type;
     if (!cJSON_IsObject(node)) return lk_fail(err, LK_ERR_FORMAT, "%s: a pre_tokenizer must be an object", tk->where);
     LK_TRY(lk_json_string(node, "type", &type, tk->where, err));
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (!strcmp(type, kinds[i].type)) return kinds[i].read(tk, node, err);
-    return lk_refuse(tk->where, "pre_tokenizer", type, "Sequence, Split, ByteLevel, Digits, Metaspace", err);
+    return lk_refuse(tk->where, "pre_tokenizer", type,
+                     "Sequence, Split, ByteLevel, Digits, Metaspace, Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit, "
+                     "BertPreTokenizer",
+                     err);
 }
 
 lk_status lk_pretokenizer_read(lk_tokenizer *tk, const cJSON *node, lk_error *err)
@@ -248,13 +320,14 @@ static lk_status cut_literal(cutter *c, const char *literal, size_t size)
     return previous != c->text.n ? cut(c, previous, c->text.n, false) : LK_OK;
 }
 
-static lk_status cut_digits(cutter *c)
+/* Every character of the class is a match of its own. */
+static lk_status cut_chars(cutter *c, bool (*is)(uint32_t))
 {
     size_t previous = 0;
     for (size_t i = 0; i < c->text.n;) {
         uint32_t cp;
         size_t length = (size_t)lk_utf8_decode(c->text.p + i, c->text.n - i, &cp);
-        if (lk_is_numeric(cp)) {
+        if (is(cp)) {
             if (previous != i) LK_TRY(cut(c, previous, i, false));
             LK_TRY(cut(c, i, i + length, true));
             previous = i + length;
@@ -262,6 +335,26 @@ static lk_status cut_digits(cutter *c)
         i += length;
     }
     return previous != c->text.n ? cut(c, previous, c->text.n, false) : LK_OK;
+}
+
+/* Whitespace: \\w+|[^\\w\\s]+ stay, white space goes. */
+static lk_status cut_words(cutter *c)
+{
+    size_t begin = 0;
+    int last = -1; /* 0 space, 1 word, 2 other; -1 at the start */
+    for (size_t i = 0; i <= c->text.n;) {
+        uint32_t cp;
+        bool end = i == c->text.n;
+        size_t length = end ? 1 : (size_t)lk_utf8_decode(c->text.p + i, c->text.n - i, &cp);
+        int now = end ? -1 : lk_is_space(cp) ? 0 : lk_is_word(cp) ? 1 : 2;
+        if (now != last) {
+            if (last >= 0) LK_TRY(cut(c, begin, i, last == 0));
+            begin = i;
+            last = now;
+        }
+        i += length;
+    }
+    return LK_OK;
 }
 
 /* The text with a space in front, when it does not have one. */
@@ -314,7 +407,10 @@ static lk_status run_step(lk_encoder *e, int step, lk_view text)
         LK_TRY(cut_regex(&c, s->regex));
         break;
     case LK_PRE_LITERAL: LK_TRY(cut_literal(&c, s->literal, s->literal_size)); break;
-    case LK_PRE_DIGITS: LK_TRY(cut_digits(&c)); break;
+    case LK_PRE_DIGITS: LK_TRY(cut_chars(&c, lk_is_numeric)); break;
+    case LK_PRE_PUNCTUATION: LK_TRY(cut_chars(&c, lk_is_punctuation)); break;
+    case LK_PRE_SPACES: LK_TRY(cut_chars(&c, lk_is_space)); break;
+    case LK_PRE_WORDS: LK_TRY(cut_words(&c)); break;
     case LK_PRE_METASPACE:
         if (!s->split) return run_step(e, step + 1, text);
         LK_TRY(cut_literal(&c, s->literal, s->literal_size));

@@ -1,4 +1,4 @@
-/* Opening a tokenizer: tokenizer.json into tables, tokenizer_config.json and chat_template.jinja beside it, and the look-ups.
+/* A tokenizer from the tree of a tokenizer.json, and the look-ups.
  *
  * The JSON tree is walked once, in order, and thrown away; strings go to the tokenizer's arena, entries to hash tables (cJSON's
  * own look-up walks a list, which a vocabulary of 150,000 entries cannot afford). The order matters: the pre-tokeniser says
@@ -9,13 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/file.h"
 #include "base/json.h"
-#include "base/log.h"
 #include "base/sha256.h"
 #include "data/tokenizer/internal.h"
 
-enum { MAX_TOKENIZER_BYTES = 256 << 20, MAX_CONFIG_BYTES = 32 << 20, MAX_TEMPLATE_BYTES = 1 << 20, MAX_POST_ITEMS = 64 };
+enum { MAX_POST_ITEMS = 64 };
 
 lk_status lk_only_keys(const cJSON *object, const char *const *keys, const char *where, const char *component, lk_error *err)
 {
@@ -193,132 +191,30 @@ lk_status lk_tokenizer_build(lk_tokenizer **out, const cJSON *root, const lk_voc
     return status;
 }
 
-/* SHA-256 of tokenizer.json's bytes and the chat template's, a zero byte between. */
-static void digest(lk_tokenizer *tk, const char *json, size_t size)
-{
-    lk_sha256 hash;
-    lk_sha256_init(&hash);
-    lk_sha256_update(&hash, json, size);
-    lk_sha256_update(&hash, "", 1);
-    if (tk->chat_template) lk_sha256_update(&hash, tk->chat_template, strlen(tk->chat_template));
-    lk_sha256_final(&hash, tk->digest);
-}
-
-static lk_status parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
+lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
 {
     cJSON *root;
     *out = NULL;
     LK_TRY(lk_json_parse(&root, json, size, where, err));
     lk_status status = lk_tokenizer_build(out, root, NULL, where, err);
     cJSON_Delete(root);
+    if (!status) {
+        lk_sha256 hash;
+        lk_sha256_init(&hash);
+        lk_sha256_update(&hash, json, size);
+        lk_sha256_update(&hash, "", 1);
+        lk_sha256_final(&hash, (*out)->digest);
+    }
     return status;
-}
-
-lk_status lk_tokenizer_parse(lk_tokenizer **out, const char *json, size_t size, const char *where, lk_error *err)
-{
-    LK_TRY(parse(out, json, size, where, err));
-    digest(*out, json, size);
-    return LK_OK;
 }
 
 void lk_tokenizer_close(lk_tokenizer *tk)
 {
     if (!tk) return;
     for (int i = 0; i < tk->n_pre; i++) lk_regex_free(tk->pre[i].regex);
+    for (int i = 0; i < tk->n_normalizer; i++) lk_regex_free(tk->normalizer[i].regex);
     lk_arena_free(&tk->arena);
     free(tk);
-}
-
-/* ---- the files beside it ---- */
-
-/* "bos_token": "<s>", or an object with the content, or null. */
-static lk_status read_config_token(const lk_tokenizer *tk, const cJSON *config, const char *key, int32_t *id, const char *where,
-                                   lk_error *err)
-{
-    const cJSON *node = lk_json_get(config, key);
-    if (!node || cJSON_IsNull(node)) return LK_OK;
-    if (cJSON_IsObject(node)) node = lk_json_get(node, "content");
-    if (!cJSON_IsString(node))
-        return lk_fail(err, LK_ERR_FORMAT, "%s: %s must be a string or an object with the string content", where, key);
-    *id = lk_tokenizer_id(tk, node->valuestring);
-    if (*id < 0)
-        lk_log(LK_LOG_WARN, "%s: %s \"%.80s\" is not in the vocabulary of tokenizer.json and is ignored", where, key, node->valuestring);
-    return LK_OK;
-}
-
-static lk_status read_config_template(lk_tokenizer *tk, const cJSON *config, const char *where, lk_error *err)
-{
-    const cJSON *node = lk_json_get(config, "chat_template"), *child;
-    if (!node || cJSON_IsNull(node)) return LK_OK;
-    if (cJSON_IsArray(node)) {
-        const cJSON *chosen = NULL;
-        cJSON_ArrayForEach(child, node)
-        {
-            const cJSON *name = lk_json_get(child, "name");
-            if (cJSON_IsString(name) && !strcmp(name->valuestring, "default")) chosen = lk_json_get(child, "template");
-        }
-        if (!chosen) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: chat_template is a list without an entry named \"default\"", where);
-        node = chosen;
-    }
-    if (!cJSON_IsString(node))
-        return lk_fail(err, LK_ERR_FORMAT, "%s: chat_template must be a string or a list of {name, template}", where);
-    tk->chat_template = lk_arena_strdup(&tk->arena, node->valuestring);
-    return tk->chat_template ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
-}
-
-static lk_status read_beside(lk_tokenizer *tk, const char *folder, lk_error *err)
-{
-    char path[4096];
-    LK_TRY(lk_path_join(path, sizeof path, folder, "tokenizer_config.json", err));
-    if (lk_path_exists(path)) {
-        cJSON *config;
-        LK_TRY(lk_json_read(&config, path, MAX_CONFIG_BYTES, err));
-        lk_status status = cJSON_IsObject(config) ? LK_OK : lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", path);
-        if (!status) status = read_config_token(tk, config, "bos_token", &tk->bos, path, err);
-        if (!status) status = read_config_token(tk, config, "eos_token", &tk->eos, path, err);
-        if (!status) status = read_config_template(tk, config, path, err);
-        cJSON_Delete(config);
-        if (status) return status;
-    }
-    LK_TRY(lk_path_join(path, sizeof path, folder, "chat_template.jinja", err));
-    if (!lk_path_exists(path)) return LK_OK;
-    char *text;
-    size_t size;
-    LK_TRY(lk_file_read(path, MAX_TEMPLATE_BYTES, &text, &size, err));
-    bool clean = lk_utf8_valid_prefix(text, size) == size && !memchr(text, 0, size);
-    tk->chat_template = lk_arena_strndup(&tk->arena, text, size);
-    free(text);
-    if (!clean) return lk_fail(err, LK_ERR_FORMAT, "%s: is not UTF-8 text", path);
-    return tk->chat_template ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
-}
-
-lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
-{
-    char file[4096], folder[4096], *json = NULL;
-    size_t size;
-    lk_tokenizer *tk = NULL;
-    *out = NULL;
-    if (lk_path_is_folder(path)) {
-        LK_TRY(lk_path_join(file, sizeof file, path, "tokenizer.json", err));
-        if (!lk_path_exists(file))
-            return lk_fail(err, LK_ERR_NOT_FOUND,
-                           "%s: no such file; a model folder needs tokenizer.json (a tokenizer.model alone is not read: "
-                           "transformers' AutoTokenizer and save_pretrained convert it)",
-                           file);
-    } else if ((size_t)snprintf(file, sizeof file, "%s", path) >= sizeof file) {
-        return lk_fail(err, LK_ERR_ARGUMENT, "path too long: %.80s...", path);
-    }
-    LK_TRY(lk_path_folder(folder, sizeof folder, file, err));
-    LK_TRY(lk_file_read(file, MAX_TOKENIZER_BYTES, &json, &size, err));
-    lk_status status = parse(&tk, json, size, file, err);
-    if (!status) status = read_beside(tk, folder, err);
-    if (!status) digest(tk, json, size);
-    free(json);
-    if (status)
-        lk_tokenizer_close(tk);
-    else
-        *out = tk;
-    return status;
 }
 
 /* ---- look-ups ---- */

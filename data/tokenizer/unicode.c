@@ -96,3 +96,80 @@ bool lk_is_numeric(uint32_t cp)
     if (c == UTF8PROC_CATEGORY_CN) return *new_category(cp) == 'N';
     return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
 }
+
+/* StripAccents' tables are older than utf8proc's: marks that the library does not take for marks (found by asking it for every
+ * character). */
+static const uint32_t unknown_marks[][2] = {
+    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xafa, 0xaff},     {0xb55, 0xb55},
+    {0xc04, 0xc04},     {0xc3c, 0xc3c},     {0xcf3, 0xcf3},     {0xd00, 0xd00},     {0xd3b, 0xd3c},     {0xd81, 0xd81},
+    {0xeba, 0xeba},     {0xece, 0xece},     {0x1715, 0x1715},   {0x180f, 0x180f},   {0x1abf, 0x1ace},   {0x1cf2, 0x1cf3},
+    {0x1cf7, 0x1cf7},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},   {0xa8ff, 0xa8ff},   {0x10d24, 0x10d27}, {0x10eab, 0x10eac},
+    {0x10efd, 0x10eff}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x11073, 0x11074}, {0x110c2, 0x110c2},
+    {0x11145, 0x11146}, {0x111c9, 0x111c9}, {0x111ce, 0x111cf}, {0x11241, 0x11241}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e},
+    {0x1182c, 0x1183a}, {0x11930, 0x11935}, {0x11937, 0x11938}, {0x1193b, 0x1193e}, {0x11940, 0x11940}, {0x11942, 0x11943},
+    {0x119d1, 0x119d7}, {0x119da, 0x119e0}, {0x119e4, 0x119e4}, {0x11a01, 0x11a0a}, {0x11a33, 0x11a39}, {0x11a3b, 0x11a3e},
+    {0x11a47, 0x11a47}, {0x11a51, 0x11a5b}, {0x11a8a, 0x11a99}, {0x11d31, 0x11d36}, {0x11d3a, 0x11d3a}, {0x11d3c, 0x11d3d},
+    {0x11d3f, 0x11d45}, {0x11d47, 0x11d47}, {0x11d8a, 0x11d8e}, {0x11d90, 0x11d91}, {0x11d93, 0x11d97}, {0x11ef3, 0x11ef6},
+    {0x11f00, 0x11f01}, {0x11f03, 0x11f03}, {0x11f34, 0x11f3a}, {0x11f3e, 0x11f42}, {0x13440, 0x13440}, {0x13447, 0x13455},
+    {0x16f4f, 0x16f4f}, {0x16f7f, 0x16f87}, {0x16fe4, 0x16fe4}, {0x16ff0, 0x16ff1}, {0x1cf00, 0x1cf2d}, {0x1cf30, 0x1cf46},
+    {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}};
+
+static bool in_ranges(const uint32_t (*ranges)[2], size_t n, uint32_t cp)
+{
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (ranges[mid][1] < cp)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low < n && ranges[low][0] <= cp;
+}
+
+bool lk_is_mark(uint32_t cp)
+{
+    if (cp < 0x300) return false;
+    utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
+    if (c != UTF8PROC_CATEGORY_MN && c != UTF8PROC_CATEGORY_MC && c != UTF8PROC_CATEGORY_ME) return false;
+    return !*new_category(cp) && !in_ranges(unknown_marks, sizeof unknown_marks / sizeof *unknown_marks, cp);
+}
+
+bool lk_is_punctuation(uint32_t cp)
+{
+    if (cp < 0x80) return cp > ' ' && cp < 0x7f && !(cp >= '0' && cp <= '9') && !((cp | 0x20) >= 'a' && (cp | 0x20) <= 'z');
+    switch (utf8proc_category((utf8proc_int32_t)cp)) {
+    case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_PD:
+    case UTF8PROC_CATEGORY_PS:
+    case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI:
+    case UTF8PROC_CATEGORY_PF:
+    case UTF8PROC_CATEGORY_PO: return true;
+    default: return false;
+    }
+}
+
+uint32_t lk_lower(uint32_t cp)
+{
+    /* capitals of Unicode 15 to 17, which utf8proc may not know */
+    static const struct {
+        uint32_t first, last;
+        int32_t to_small;
+    } rows[] = {{0x1c89, 0x1c89, 1},      {0xa7cb, 0xa7cb, 0x264 - 0xa7cb},
+                {0xa7cc, 0xa7cc, 1},      {0xa7ce, 0xa7ce, 1},
+                {0xa7d2, 0xa7d2, 1},      {0xa7d4, 0xa7d4, 1},
+                {0xa7da, 0xa7da, 1},      {0xa7dc, 0xa7dc, 0x19b - 0xa7dc},
+                {0x10d50, 0x10d65, 0x20}, {0x16ea0, 0x16eb8, 0x1b}};
+    for (size_t i = 0; cp >= 0x1c89 && i < sizeof rows / sizeof *rows; i++)
+        if (cp >= rows[i].first && cp <= rows[i].last) return (uint32_t)((int32_t)cp + rows[i].to_small);
+    return (uint32_t)utf8proc_tolower((utf8proc_int32_t)cp);
+}
+
+bool lk_decomposes_too_new(uint32_t cp)
+{
+    static const uint32_t ranges[][2] = {{0x32ff, 0x32ff},   {0xa7f2, 0xa7f4},   {0xab69, 0xab69},   {0x10781, 0x10785},
+                                         {0x10787, 0x107b0}, {0x107b2, 0x107ba}, {0x11938, 0x11938}, {0x1e030, 0x1e06d},
+                                         {0x1f16c, 0x1f16c}, {0x1fbf0, 0x1fbf9}};
+    return in_ranges(ranges, sizeof ranges / sizeof *ranges, cp);
+}

@@ -54,22 +54,29 @@ static size_t length_of(const cJSON *list)
 }
 
 /* BPE: {"piece": id}. */
+static lk_status fill_pieces(lk_vocab *v, const cJSON *vocab, const char *where, lk_error *err)
+{
+    const cJSON *node;
+    size_t i = 0;
+    cJSON_ArrayForEach(node, vocab)
+    {
+        double id = node->valuedouble;
+        if (!cJSON_IsNumber(node) || !(id >= 0 && id < LK_TK_MAX_IDS) || id != (double)(int32_t)id)
+            return lk_fail(err, LK_ERR_FORMAT, "%s: the vocabulary's id of \"%.100s\" must be a whole number from 0 to %d", where,
+                           node->string, LK_TK_MAX_IDS - 1);
+        v->pieces[i] = (lk_piece){node->string, (uint32_t)strlen(node->string)};
+        v->ids[i++] = (int32_t)id;
+    }
+    return LK_OK;
+}
+
 static lk_status object_vocab(lk_vocab *v, const cJSON *vocab, const cJSON *merges, const char *where, lk_error *err)
 {
     const cJSON *node;
     size_t i = 0;
     if (!cJSON_IsArray(merges)) return lk_fail(err, LK_ERR_FORMAT, "%s: model.merges must be a list", where);
     LK_TRY(lk_vocab_alloc(v, length_of(vocab), length_of(merges), false, where, err));
-    cJSON_ArrayForEach(node, vocab)
-    {
-        double id = node->valuedouble;
-        if (!cJSON_IsNumber(node) || !(id >= 0 && id < LK_TK_MAX_IDS) || id != (double)(int32_t)id)
-            return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab: the id of \"%.100s\" must be a whole number from 0 to %d", where,
-                           node->string, LK_TK_MAX_IDS - 1);
-        v->pieces[i] = (lk_piece){node->string, (uint32_t)strlen(node->string)};
-        v->ids[i++] = (int32_t)id;
-    }
-    i = 0;
+    LK_TRY(fill_pieces(v, vocab, where, err));
     cJSON_ArrayForEach(node, merges)
     {
         if (!merge_parts(node, &v->merges[i].left, &v->merges[i].right))
@@ -77,6 +84,33 @@ static lk_status object_vocab(lk_vocab *v, const cJSON *vocab, const cJSON *merg
                            i);
         i++;
     }
+    return LK_OK;
+}
+
+lk_status lk_vocab_from_files(lk_vocab *v, const cJSON *vocab, const char *vocab_path, const char *merges, size_t size,
+                              const char *merges_path, lk_error *err)
+{
+    const char *end = merges + size;
+    size_t lines = 1, n = 0;
+    if (!cJSON_IsObject(vocab)) return lk_fail(err, LK_ERR_FORMAT, "%s: must be an object of pieces and ids", vocab_path);
+    for (const char *p = merges; p < end; p++) lines += *p == '\n';
+    LK_TRY(lk_vocab_alloc(v, length_of(vocab), lines, false, vocab_path, err));
+    LK_TRY(fill_pieces(v, vocab, vocab_path, err));
+    const char *next;
+    size_t number = 1;
+    for (const char *line = merges; line < end; line = next, number++) {
+        const char *stop = memchr(line, '\n', (size_t)(end - line));
+        next = stop ? stop + 1 : end;
+        if (!stop) stop = end;
+        if (stop > line && stop[-1] == '\r') stop--;
+        if (stop == line || (stop - line >= 8 && !memcmp(line, "#version", 8))) continue;
+        const char *space = memchr(line, ' ', (size_t)(stop - line));
+        if (!space || space == line || space + 1 == stop || memchr(space + 1, ' ', (size_t)(stop - space - 1)))
+            return lk_fail(err, LK_ERR_FORMAT, "%s: line %zu is not two pieces with a space between", merges_path, number);
+        v->merges[n].left = (lk_piece){line, (uint32_t)(space - line)};
+        v->merges[n++].right = (lk_piece){space + 1, (uint32_t)(stop - space - 1)};
+    }
+    v->n_merges = n;
     return LK_OK;
 }
 

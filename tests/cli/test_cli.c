@@ -128,6 +128,12 @@ static void test_tokenize(void **state)
     const char *messages = "[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"Yes\"}]";
     check_write_file(path, messages, strlen(messages));
     check_program_says(0, "trained", "tokenize " GOLDEN "/models/chat-tiny --messages %s", path);
+    check_program_says(0, "\ttrained", "tokenize " GOLDEN "/models/chat-tiny --chat --messages %s", path); /* no terminal, no colour */
+    check_program_says(0, "\033[30;42mgreen", "tokenize " GOLDEN "/models/chat-tiny --chat --color always --messages %s", path);
+    check_program_says(0, "\xe2\x86\xb5\033[0m\n", "tokenize " GOLDEN "/models/chat-tiny --chat --color always --text 'a b'");
+    check_program_says(0, "\\x1b", "tokenize " GOLDEN "/models/chat-tiny --chat --color always --text '\033[2J'"); /* not obeyed */
+    check_program_says(2, "--color must be", "tokenize " GOLDEN "/models/chat-tiny --text a --chat --color red");
+    check_program_says(2, "--color goes with", "tokenize " GOLDEN "/models/chat-tiny --text a --color always");
     check_program_says(1, "a non-empty array", "tokenize " GOLDEN "/models/chat-tiny --messages " GOLDEN "/models/chat-tiny/config.json");
     free(folder);
 }
