@@ -141,7 +141,7 @@ RUN(run_add, lk_add(b->be, &x->y, &x->x))
 RUN(run_attention, lk_attention(b->be, &x->batch, &x->shape, &x->o, x->lse.data, &x->q, &x->k, &x->v))
 RUN(run_attention_backward,
     lk_attention_backward(b->be, &x->batch, &x->shape, &x->dq, &x->dk, &x->dv, &x->dy, &x->o, x->lse.data, &x->q, &x->k, &x->v))
-RUN(run_loss, lk_linear_loss(b->be, x->nll.data, NULL, &x->dy, &x->x, x->head, x->labels, 1e-3f))
+RUN(run_loss, lk_linear_loss(b->be, x->nll.data, NULL, &x->dy, &x->x, x->head, x->labels, 1e-3f, 0.0f))
 static const lk_adamw_step adamw_step = {.lr = 1e-9f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = 10, .grad_scale = 1};
 RUN(run_adamw, lk_adamw(b->be, x->p, x->g, x->m, x->v2, x->params, &adamw_step))
 RUN(run_adamw8, lk_adamw8(b->be, x->p, x->g, x->m8, x->v8, x->m_scale, x->v_scale, x->params, &adamw_step))

@@ -258,7 +258,7 @@ static void adamw(void *context)
 static void loss(void *context)
 {
     small_bench *s = context;
-    check(s->b, lk_linear_loss(s->b->be, s->rstd, NULL, &s->y, &s->x, s->head, s->labels, 1.0f));
+    check(s->b, lk_linear_loss(s->b->be, s->rstd, NULL, &s->y, &s->x, s->head, s->labels, 1.0f, 0.0f));
 }
 
 static void sample(void *context)

@@ -33,7 +33,7 @@ lk_status bench_config(lk_config *config, const char *shape, lk_error *err)
                               .vocab = shapes[i].vocab,
                               .max_positions = 131072,
                               .rms_eps = 1e-5f,
-                              .rope_theta = 500000.0,
+                              .rope = {.theta = 500000.0},
                               .bos = -1};
         return LK_OK;
     }
@@ -112,15 +112,13 @@ static lk_status fill(lk_model *m, float *host, lk_error *err)
 {
     const lk_config *c = &m->config;
     lk_backend *be = m->be;
-    lk_config_inv_freq(c, host);
-    LK_TRY(vector(&m->inv_freq, be, host, c->head_dim / 2, err));
     for (int64_t i = 0; i < c->hidden; i++) host[i] = 1.0f;
     LK_TRY(vector(&m->final_norm, be, host, c->hidden, err));
     LK_TRY(bench_random_matrices(&m->embedding, 1, be, LK_BF16, c->vocab, c->hidden, err));
     LK_TRY(bench_random_matrices(&m->head, 1, be, LK_BF16, c->vocab, c->hidden, err));
     for (int64_t l = 0; l < c->layers; l++) {
-        LK_TRY(vector(&m->layers[l].attn_norm, be, host, c->hidden, err));
-        LK_TRY(vector(&m->layers[l].mlp_norm, be, host, c->hidden, err));
+        LK_TRY(vector(&m->layers[l].norm[LK_NORM_ATTENTION], be, host, c->hidden, err));
+        LK_TRY(vector(&m->layers[l].norm[LK_NORM_MLP], be, host, c->hidden, err));
     }
     for (int32_t s = 0; s < lk_layer_sites(c); s++) {
         lk_matrix *copies[MOST_LAYERS];

@@ -70,6 +70,8 @@ typedef struct lk_ops {
     lk_status (*glu_backward)(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                               const lk_tensor *up, lk_activation act);
     lk_status (*add)(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+    lk_status (*scale)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
+    lk_status (*cap)(lk_backend *be, const lk_tensor *y, float cap);
     lk_status (*gather_rows)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
 
     lk_status (*attention)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
@@ -85,7 +87,7 @@ typedef struct lk_ops {
                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
 
     lk_status (*linear_loss)(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                             const int32_t *labels, float grad_scale);
+                             const int32_t *labels, float grad_scale, float cap);
     lk_status (*sum_squares)(lk_backend *be, double *out, const float *x, int64_t n);
     lk_status (*adamw)(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
     lk_status (*adamw8)(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,

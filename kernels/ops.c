@@ -331,6 +331,23 @@ lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
     return be->ops->add(be, y, x);
 }
 
+lk_status lk_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by)
+{
+    NEED(scale);
+    if (!x) return bad(be, "scale", "no x");
+    LK_TRY(check(be, "scale", "x", x, false, x->rows, x->cols));
+    LK_TRY(check(be, "scale", "y", y, false, x->rows, x->cols));
+    return be->ops->scale(be, y, x, by);
+}
+
+lk_status lk_cap(lk_backend *be, const lk_tensor *y, float cap)
+{
+    NEED(cap);
+    if (!y || !(cap > 0.0f)) return bad(be, "cap", "no y, or a cap that is not positive");
+    LK_TRY(check_f32(be, "cap", "y", y, y->rows, y->cols));
+    return be->ops->cap(be, y, cap);
+}
+
 lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)
 {
     NEED(gather_rows);
@@ -346,8 +363,9 @@ lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
 
 static lk_status check_heads(lk_backend *be, const char *op, const lk_attention_shape *s)
 {
-    if (!s || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->heads % s->kv_heads || s->window < 0 || !(s->scale > 0.0f))
-        return bad(be, op, "heads, key/value heads, head size, scale or window make no sense");
+    if (!s || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 1 || s->heads % s->kv_heads || s->window < 0 || !(s->scale > 0.0f) ||
+        !(s->cap >= 0.0f))
+        return bad(be, op, "heads, key/value heads, head size, scale, window or cap make no sense");
     return LK_OK;
 }
 
@@ -457,17 +475,17 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
 /* ---------------------------------------------------------------------------------------------- loss and optimiser */
 
 lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                         const int32_t *labels, float grad_scale)
+                         const int32_t *labels, float grad_scale, float cap)
 {
     NEED(linear_loss);
-    if (!x || !head || !nll || !labels) return bad(be, "linear_loss", "an argument is missing");
+    if (!x || !head || !nll || !labels || !(cap >= 0.0f)) return bad(be, "linear_loss", "an argument is missing, or a negative cap");
     LK_TRY(check(be, "linear_loss", "x", x, false, x->rows, head->k));
     if (dx) LK_TRY(check(be, "linear_loss", "dx", dx, false, x->rows, head->k));
     for (int64_t t = 0; t < x->rows; t++)
         if (labels[t] >= head->n)
             return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_loss: label %d at row %lld of a head of %lld", labels[t], (long long)t,
                            (long long)head->n);
-    return be->ops->linear_loss(be, nll, hits, dx, x, head, labels, grad_scale);
+    return be->ops->linear_loss(be, nll, hits, dx, x, head, labels, grad_scale, cap);
 }
 
 lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n)

@@ -319,6 +319,12 @@ lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tenso
 /* y += x. */
 lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 
+/* y = by * x; y may be x. */
+lk_status lk_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
+
+/* y = cap * tanh(y / cap), in place on F32 (the soft cap of Gemma 2's logits). */
+lk_status lk_cap(lk_backend *be, const lk_tensor *y, float cap);
+
 /* y[n,C] = rows[n] of x. */
 lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
 
@@ -328,6 +334,7 @@ typedef struct lk_attention_shape {
     int64_t heads, kv_heads, head_dim; /* heads % kv_heads == 0; query head h reads key/value head h / (heads/kv_heads) */
     float scale;                       /* usually 1/sqrt(D) */
     int64_t window;                    /* 0: all earlier positions; else a key is seen when query - key < window */
+    float cap;                         /* 0: none; else a scaled score s becomes cap * tanh(s / cap) (Gemma 2) */
 } lk_attention_shape;
 
 /* Causal attention within each document of the batch (training; FlashAttention, Dao et al. 2022).
@@ -372,9 +379,9 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
  * cross-entropy). For rows with labels[t] >= 0: nll[t] = logsumexp(logits) - logits[label]; hits[t] = 1 when the label is the arg max.
  * Rows with labels[t] < 0 are ignored: nll 0, hits 0, dx 0, and no product is computed for them.
  * dx[T,C] = grad_scale * (softmax(logits) - onehot(label)) * head, or NULL for evaluation. nll[T] F32, hits[T] U8 or NULL. labels host
- * memory. */
+ * memory. cap: 0, or the soft cap of the logits (lk_cap), here and in their gradient. */
 lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                         const int32_t *labels, float grad_scale);
+                         const int32_t *labels, float grad_scale, float cap);
 
 /* sum of squares of x[n] in double, in a fixed order. *out is host memory. */
 lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);

@@ -12,8 +12,12 @@ struct lk_infer {
     lk_infer_options options;
     void *memory;
     lk_block block;
-    lk_tensor cos_sin, rows, logits;
+    lk_positions positions;
+    lk_tensor rows, logits;
 };
+
+/* What every sequence may become: fixes the frequencies of RoPE kinds that ask (model/rotary.h). */
+static int64_t longest(const lk_infer_options *o) { return o->max_context > 0 ? o->max_context : 1; }
 
 static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
 {
@@ -23,15 +27,30 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
     b->x_in = b->x_out = lk_carve_tensor(c, act, T, m->hidden);
     b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
     b->normed = lk_carve_tensor(c, act, T, m->hidden);
-    b->q = b->q_raw = lk_carve_tensor(c, act, T, q);
-    b->k = b->k_raw = lk_carve_tensor(c, act, T, kv);
-    b->v = lk_carve_tensor(c, act, T, kv);
+    b->attn_out = b->x_mid;
+    b->mlp_out = b->x_out;
+    if (m->fused) {
+        b->qkv = lk_carve_tensor(c, act, T, q + 2 * kv);
+        b->q = lk_tensor_columns(&b->qkv, 0, q);
+        b->k = lk_tensor_columns(&b->qkv, q, kv);
+        b->v = lk_tensor_columns(&b->qkv, q + kv, kv);
+        b->gate_up = lk_carve_tensor(c, act, T, 2 * m->intermediate);
+        b->gate = lk_tensor_columns(&b->gate_up, 0, m->intermediate);
+        b->up = lk_tensor_columns(&b->gate_up, m->intermediate, m->intermediate);
+    } else {
+        b->q = lk_carve_tensor(c, act, T, q);
+        b->k = lk_carve_tensor(c, act, T, kv);
+        b->v = lk_carve_tensor(c, act, T, kv);
+        b->gate = lk_carve_tensor(c, act, T, m->intermediate);
+        b->up = lk_carve_tensor(c, act, T, m->intermediate);
+    }
+    b->q_raw = b->q;
+    b->k_raw = b->k;
+    b->act = b->gate;
     b->o = lk_carve_tensor(c, act, T, q);
-    b->gate = b->act = lk_carve_tensor(c, act, T, m->intermediate);
-    b->up = lk_carve_tensor(c, act, T, m->intermediate);
     lk_tensor h = lk_carve_tensor(c, LK_F32, T, f->options.max_rank > 0 ? f->options.max_rank : 1);
     for (int i = 0; i < LK_N_MODULES; i++) b->h[i] = h;
-    f->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
+    lk_positions_carve(&f->positions, c, m, T);
     f->rows = lk_carve_tensor(c, act, R, m->hidden);
     f->logits = lk_carve_tensor(c, LK_F32, R, m->vocab);
 }
@@ -78,6 +97,7 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
     if (!status) {
         carve(f, &(lk_carve){.base = f->memory}, &model->config, lk_backend_act(be));
         status = lk_reserve(be, &limits);
+        if (!status) status = lk_positions_prepare(&f->positions, model, longest(options));
     }
     if (status) {
         lk_backend_fail(be, status, err);
@@ -95,32 +115,24 @@ void lk_infer_destroy(lk_infer *f)
     free(f);
 }
 
-static lk_block block_rows(const lk_infer *f, int64_t T)
-{
-    lk_block b = f->block;
-    lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = lk_tensor_rows(all[i], 0, T);
-    for (int i = 0; i < LK_N_MODULES; i++) b.h[i] = lk_tensor_rows(&b.h[i], 0, T);
-    return b;
-}
-
 static lk_status step(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits)
 {
     const lk_model *model = f->model;
     lk_backend *be = model->be;
-    lk_block b = block_rows(f, batch->n_tokens);
-    lk_tensor cos_sin = lk_tensor_rows(&f->cos_sin, 0, batch->n_tokens);
-    lk_block_context c = {.model = model, .batch = batch, .cos_sin = &cos_sin, .kv = kv};
+    lk_block b = lk_block_rows(&f->block, batch->n_tokens);
+    lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv};
     LK_TRY(lk_batch_begin(be, batch));
-    LK_TRY(lk_rope_table(be, &cos_sin, batch->positions, model->inv_freq, 1.0f));
+    LK_TRY(lk_positions_fill(&f->positions, model, batch, longest(&f->options)));
     LK_TRY(lk_embed(be, &b.x_in, model->embedding, batch->ids));
+    if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &b.x_in, &b.x_in, (float)model->config.embedding_scale));
     for (int64_t layer = 0; layer < model->config.layers; layer++) LK_TRY(lk_block_forward(&c, layer, &b, false));
     lk_tensor last = lk_tensor_rows(&f->rows, 0, n_rows);
     *logits = lk_tensor_rows(&f->logits, 0, n_rows);
     if (n_rows == 0) return LK_OK;
     LK_TRY(lk_gather_rows(be, &last, &b.x_out, rows));
     LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
-    return lk_linear(be, logits, &last, model->head, NULL, NULL);
+    LK_TRY(lk_linear(be, logits, &last, model->head, NULL, NULL));
+    return model->config.logit_cap != 0.0 ? lk_cap(be, logits, (float)model->config.logit_cap) : LK_OK;
 }
 
 lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,

@@ -52,6 +52,22 @@ static lk_status load_vector(loader *l, float **out, const char *name, int64_t n
     return status;
 }
 
+/* A norm's weights as they multiply: with their 1, and divided. */
+static lk_status load_norm(loader *l, float **out, const char *name, int64_t n, double divisor)
+{
+    float *weights = NULL;
+    LK_TRY(load_vector(l, &weights, name, n));
+    *out = weights;
+    if (!l->model->config.norm_plus_one && divisor == 1.0) return LK_OK;
+    float *host = malloc((size_t)n * 4);
+    if (!host) return lk_fail(l->err, LK_ERR_MEMORY, "no memory for %s", name);
+    lk_status status = lk_download(l->model->be, host, weights, (size_t)n * 4);
+    for (int64_t i = 0; i < n; i++) host[i] = (float)((double)(l->model->config.norm_plus_one ? 1.0f + host[i] : host[i]) / divisor);
+    if (!status) status = lk_upload(l->model->be, weights, host, (size_t)n * 4);
+    free(host);
+    return status ? lk_backend_fail(l->model->be, status, l->err) : LK_OK;
+}
+
 static void report(loader *l)
 {
     l->done++;
@@ -119,36 +135,17 @@ static lk_status load_layer(loader *l, int64_t index)
 {
     const lk_config *c = &l->model->config;
     lk_layer *layer = &l->model->layers[index];
-    char name[300];
-    snprintf(name, sizeof name, "model.layers.%lld.input_layernorm.weight", (long long)index);
-    LK_TRY(load_vector(l, &layer->attn_norm, name, c->hidden));
-    snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)index);
-    LK_TRY(load_vector(l, &layer->mlp_norm, name, c->hidden));
-    if (c->qk_norm) {
-        snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_norm.weight", (long long)index);
-        LK_TRY(load_vector(l, &layer->q_norm, name, c->head_dim));
-        snprintf(name, sizeof name, "model.layers.%lld.self_attn.k_norm.weight", (long long)index);
-        LK_TRY(load_vector(l, &layer->k_norm, name, c->head_dim));
+    for (int i = 0; i < LK_N_NORMS; i++) {
+        char name[300];
+        int64_t width;
+        const char *norm = lk_norm_name(c, (lk_norm)i, &width);
+        if (!norm) continue;
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, norm);
+        LK_TRY(load_norm(l, &layer->norm[i], name, width, 1.0));
     }
     int32_t first = (int32_t)index * lk_layer_sites(c);
     for (int32_t s = first; s < first + lk_layer_sites(c); s++) LK_TRY(load_site(l, s));
     return LK_OK;
-}
-
-static lk_status load_rope(loader *l)
-{
-    lk_model *model = l->model;
-    size_t bytes = (size_t)(model->config.head_dim / 2) * 4;
-    float *host = malloc(bytes);
-    if (!host) return lk_fail(l->err, LK_ERR_MEMORY, "no memory for the RoPE frequencies");
-    lk_config_inv_freq(&model->config, host);
-    void *device = NULL;
-    lk_status status;
-    if ((status = lk_alloc(model->be, bytes, &device)) || (status = lk_upload(model->be, device, host, bytes)))
-        lk_backend_fail(model->be, status, l->err);
-    model->inv_freq = device;
-    free(host);
-    return status;
 }
 
 static lk_status load_all(loader *l)
@@ -158,10 +155,9 @@ static lk_status load_all(loader *l)
     LK_TRY(lk_weights_check_names(l->st, c, l->err));
     LK_TRY(lk_weights_identity(l->st, c, l->pool, model->identity, l->err));
     hash_text(&l->digest, model->identity);
-    LK_TRY(load_rope(l));
     LK_TRY(load_dense(l, &model->embedding, "model.embed_tokens.weight", c->vocab, c->hidden));
     for (int64_t i = 0; i < c->layers; i++) LK_TRY(load_layer(l, i));
-    LK_TRY(load_vector(l, &model->final_norm, "model.norm.weight", c->hidden));
+    LK_TRY(load_norm(l, &model->final_norm, "model.norm.weight", c->hidden, c->logit_divisor > 0.0 ? c->logit_divisor : 1.0));
     if (c->tied) {
         model->head = model->embedding;
         return LK_OK;
@@ -221,11 +217,7 @@ void lk_model_close(lk_model *model)
     if (!model) return;
     lk_backend *be = model->be;
     for (int64_t i = 0; model->layers && i < model->config.layers; i++) {
-        lk_layer *layer = &model->layers[i];
-        lk_free(be, layer->attn_norm);
-        lk_free(be, layer->mlp_norm);
-        lk_free(be, layer->q_norm);
-        lk_free(be, layer->k_norm);
+        for (int n = 0; n < LK_N_NORMS; n++) lk_free(be, model->layers[i].norm[n]);
     }
     for (int32_t s = 0; model->weights && s < lk_sites(&model->config); s++) {
         lk_matrix_destroy(be, model->weights[s].w);
@@ -234,7 +226,6 @@ void lk_model_close(lk_model *model)
     if (model->head != model->embedding) lk_matrix_destroy(be, model->head);
     lk_matrix_destroy(be, model->embedding);
     lk_free(be, model->final_norm);
-    lk_free(be, model->inv_freq);
     free(model->layers);
     free(model->weights);
     free(model);
@@ -277,7 +268,9 @@ size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quan
         layer += lk_matrix_bytes(be, linear, site.n, site.k, nested);
         if (site.bias) biases += (size_t)site.n * 4;
     }
-    size_t norms = (size_t)(2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) * 4;
+    int64_t norms = 0, width;
+    for (int i = 0; i < LK_N_NORMS; i++)
+        if (lk_norm_name(c, (lk_norm)i, &width)) norms += width * 4;
     size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden, false);
-    return (size_t)c->layers * (layer + biases + norms) + tables + (size_t)c->hidden * 4 + (size_t)(c->head_dim / 2) * 4;
+    return (size_t)c->layers * (layer + biases + (size_t)norms) + tables + (size_t)c->hidden * 4;
 }

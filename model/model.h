@@ -23,8 +23,7 @@ typedef struct lk_model_options {
 } lk_model_options;
 
 typedef struct lk_layer {
-    float *attn_norm, *mlp_norm; /* [hidden] F32 */
-    float *q_norm, *k_norm;      /* [head_dim] F32, or NULL */
+    float *norm[LK_N_NORMS]; /* F32 (lk_norm_name), or NULL; the 1 of norm_plus_one is in them */
 } lk_layer;
 
 /* The frozen weights of one site. */
@@ -40,8 +39,8 @@ typedef struct lk_model {
     char path[4096];
     char name[256]; /* last part of the path */
     lk_matrix *embedding;
-    lk_matrix *head; /* == embedding when tied */
-    float *final_norm, *inv_freq;
+    lk_matrix *head;   /* == embedding when tied */
+    float *final_norm; /* divided by logit_divisor: so are the logits */
     lk_layer *layers;
     lk_weight *weights; /* by site (model/sites.h) */
     /* Two SHA-256: `identity` over config, embedding, norms and biases: the same for every quantisation of one base. `digest` over all

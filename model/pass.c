@@ -28,11 +28,33 @@ struct lk_pass {
     char *away;               /* [n_away] layer inputs in host memory */
     lk_tensor *inputs;
     lk_block *slots;
-    lk_tensor cos_sin, x_final, normed, act, dx;
+    lk_positions positions;
+    lk_tensor x_final, normed, act, dx;
     float *final_rstd, *nll;
     uint8_t *hits;
     lk_block_grads grads;
 };
+
+/* Query, key and value of a fused layer lie in the columns of one tensor, without a gap that somebody would overwrite. */
+static void carve_projections(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, int64_t gap)
+{
+    int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim, F = m->intermediate;
+    if (m->fused) {
+        b->qkv = lk_carve_tensor(c, act, T, q + 2 * kv);
+        b->q = lk_tensor_columns(&b->qkv, 0, q);
+        b->k = lk_tensor_columns(&b->qkv, q, kv);
+        b->v = lk_tensor_columns(&b->qkv, q + kv, kv);
+        b->gate_up = lk_carve_gapped(c, act, T, 2 * F, gap);
+        b->gate = lk_tensor_columns(&b->gate_up, 0, F);
+        b->up = lk_tensor_columns(&b->gate_up, F, F);
+        return;
+    }
+    b->q = lk_carve_tensor(c, act, T, q);
+    b->k = lk_carve_tensor(c, act, T, kv);
+    b->v = lk_carve_tensor(c, act, T, kv);
+    b->gate = lk_carve_gapped(c, act, T, F, gap);
+    b->up = lk_carve_gapped(c, act, T, F, gap);
+}
 
 /* `first`: the slot's x_in is a checkpoint. */
 static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, int64_t gap, bool first)
@@ -41,22 +63,24 @@ static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pa
     if (!first) b->x_in = lk_carve_tensor(c, act, T, m->hidden);
     b->attn_rstd = lk_carve_floats(c, T);
     b->mlp_rstd = lk_carve_floats(c, T);
-    b->q = lk_carve_tensor(c, act, T, q);
-    b->k = lk_carve_tensor(c, act, T, kv);
-    b->v = lk_carve_tensor(c, act, T, kv);
+    carve_projections(c, b, m, o, act, gap);
     b->q_raw = b->q;
     b->k_raw = b->k;
     if (m->qk_norm) {
         b->q_raw = lk_carve_tensor(c, act, T, q);
         b->k_raw = lk_carve_tensor(c, act, T, kv);
-        b->q_rstd = lk_carve_floats(c, T * m->heads);
-        b->k_rstd = lk_carve_floats(c, T * m->kv_heads);
+        b->q_rstd = lk_carve_floats(c, T * (m->qk_norm == LK_QK_HEADS ? m->heads : 1));
+        b->k_rstd = lk_carve_floats(c, T * (m->qk_norm == LK_QK_HEADS ? m->kv_heads : 1));
     }
     b->o = lk_carve_gapped(c, act, T, q, gap);
     b->lse = lk_carve_floats(c, T * m->heads);
     b->x_mid = lk_carve_tensor(c, act, T, m->hidden);
-    b->gate = lk_carve_gapped(c, act, T, m->intermediate, gap);
-    b->up = lk_carve_gapped(c, act, T, m->intermediate, gap);
+    if (m->norms != LK_NORMS_BEFORE) {
+        b->attn_out = lk_carve_tensor(c, act, T, m->hidden);
+        b->mlp_out = lk_carve_tensor(c, act, T, m->hidden);
+        b->attn_out_rstd = lk_carve_floats(c, T);
+        b->mlp_out_rstd = lk_carve_floats(c, T);
+    }
     for (int i = 0; i < LK_N_MODULES; i++)
         if (lk_has_module(m, (lk_module)i)) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
 }
@@ -70,10 +94,10 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
     plan->checkpoints = c->used;
     for (int64_t i = 0; i < p->kept; i++) carve_slot(c, &p->slots[i], m, o, act, p->gap, i == 0);
     plan->activations = c->used - plan->checkpoints;
-    p->cos_sin = lk_carve_tensor(c, LK_F32, T, m->head_dim);
+    lk_positions_carve(&p->positions, c, m, T);
     p->x_final = lk_carve_tensor(c, act, T, m->hidden);
     p->normed = lk_carve_gapped(c, act, T, m->hidden, p->gap);
-    int64_t q = m->heads * m->head_dim, wide = m->intermediate > q ? m->intermediate : q;
+    int64_t q = m->heads * m->head_dim + (m->fused ? 2 * m->kv_heads * m->head_dim : 0), wide = m->intermediate > q ? m->intermediate : q;
     p->act = lk_carve_gapped(c, act, T, wide, p->gap);
     p->final_rstd = lk_carve_floats(c, T);
     p->nll = lk_carve_floats(c, T);
@@ -82,8 +106,12 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
         p->dx = lk_carve_gapped(c, act, T, m->hidden, p->gap);
         p->grads.wide[0] = p->act; /* the forward's gated product is dead by then */
         p->grads.wide[1] = lk_carve_gapped(c, act, T, wide, p->gap);
-        p->grads.dk = lk_carve_gapped(c, act, T, m->kv_heads * m->head_dim, m->qk_norm ? 0 : p->gap); /* the per-head norm wants none */
-        p->grads.dv = lk_carve_gapped(c, act, T, m->kv_heads * m->head_dim, p->gap);
+        if (!m->fused) {
+            int64_t kv = m->kv_heads * m->head_dim;
+            p->grads.dk = lk_carve_gapped(c, act, T, kv, m->qk_norm == LK_QK_HEADS ? 0 : p->gap); /* the per-head norm wants none */
+            p->grads.dv = lk_carve_gapped(c, act, T, kv, p->gap);
+        }
+        if (lk_block_has_branch(m)) p->grads.dbranch = lk_carve_gapped(c, act, T, m->hidden, p->gap);
         p->grads.gap = p->gap;
         p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
     }
@@ -206,11 +234,7 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     b.normed = p->normed;
     int64_t width = p->model->config.intermediate;
     b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
-    lk_tensor *all[] = {&b.x_in, &b.normed, &b.q_raw, &b.k_raw, &b.q, &b.k, &b.v, &b.o, &b.x_mid, &b.gate, &b.up, &b.act, &b.x_out};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) *all[i] = front(all[i], T);
-    for (int i = 0; i < LK_N_MODULES; i++)
-        if (b.h[i].data) b.h[i] = front(&b.h[i], T);
-    return b;
+    return lk_block_rows(&b, T);
 }
 
 static lk_status check_batch(const lk_pass *p, const lk_batch *batch, lk_error *err)
@@ -272,9 +296,10 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
     lk_backend *be = model->be;
     int64_t T = c->batch->n_tokens;
     LK_TRY(lk_batch_begin(be, c->batch));
-    LK_TRY(lk_rope_table(be, c->cos_sin, c->batch->positions, model->inv_freq, 1.0f));
+    LK_TRY(lk_positions_fill(&p->positions, model, c->batch, 0));
     lk_tensor x0 = front(input_of(p, 0), T);
     LK_TRY(lk_embed(be, &x0, model->embedding, c->batch->ids));
+    if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &x0, &x0, (float)model->config.embedding_scale));
     for (int64_t layer = 0; layer < model->config.layers; layer++) {
         lk_block b = block_of(p, layer, T);
         LK_TRY(settle(p, layer + 1));
@@ -288,11 +313,10 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
 static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor *dx)
 {
     int64_t T = c->batch->n_tokens;
-    lk_block_grads g = {{front(&p->grads.wide[0], T), front(&p->grads.wide[1], T)},
-                        front(&p->grads.dk, T),
-                        front(&p->grads.dv, T),
-                        front(&p->grads.dnormed, T),
-                        p->gap};
+    lk_block_grads g = p->grads;
+    lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i]->data) *all[i] = front(all[i], T);
     for (int64_t layer = p->model->config.layers - 1; layer >= 0; layer--) {
         lk_block b = block_of(p, layer, T);
         if (layer < p->first_kept) {
@@ -312,7 +336,8 @@ static lk_status loss(lk_pass *p, const lk_tensor *x_final, const lk_tensor *dno
     const lk_model *model = p->model;
     lk_tensor normed = front(&p->normed, x_final->rows);
     LK_TRY(lk_rmsnorm(model->be, &normed, p->final_rstd, x_final, model->final_norm, model->config.rms_eps));
-    return lk_linear_loss(model->be, p->nll, hits ? p->hits : NULL, dnormed, &normed, model->head, labels, grad_scale);
+    return lk_linear_loss(model->be, p->nll, hits ? p->hits : NULL, dnormed, &normed, model->head, labels, grad_scale,
+                          (float)model->config.logit_cap);
 }
 
 static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *labels, float grad_scale, float *nll)
@@ -332,8 +357,8 @@ lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *lab
 {
     if (!p->options.training) return lk_fail(err, LK_ERR_INTERNAL, "this pass was made for evaluation only");
     LK_TRY(check_batch(p, batch, err));
-    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens);
-    lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin, .dropout = dropout && dropout->p > 0 ? dropout : NULL};
+    lk_block_context c = {
+        .model = p->model, .batch = batch, .positions = &p->positions, .dropout = dropout && dropout->p > 0 ? dropout : NULL};
     lk_status status = gradient(p, &c, labels, grad_scale, nll);
     return status ? abandon(p, status, err) : LK_OK;
 }
@@ -342,8 +367,8 @@ lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels,
 {
     LK_TRY(check_batch(p, batch, err));
     lk_backend *be = p->model->be;
-    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final;
-    lk_block_context c = {.model = p->model, .batch = batch, .cos_sin = &cos_sin};
+    lk_tensor x_final;
+    lk_block_context c = {.model = p->model, .batch = batch, .positions = &p->positions};
     lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = loss(p, &x_final, NULL, labels, 0.0f, hits != NULL);
     if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
@@ -356,8 +381,8 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     LK_TRY(check_batch(p, batch, err));
     const lk_model *model = p->model;
     lk_backend *be = model->be;
-    lk_tensor cos_sin = front(&p->cos_sin, batch->n_tokens), x_final, normed = front(&p->normed, batch->n_tokens);
-    lk_block_context c = {.model = model, .batch = batch, .cos_sin = &cos_sin};
+    lk_tensor x_final, normed = front(&p->normed, batch->n_tokens);
+    lk_block_context c = {.model = model, .batch = batch, .positions = &p->positions};
     void *memory = NULL;
     lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = lk_rmsnorm(be, &normed, NULL, &x_final, model->final_norm, model->config.rms_eps);
@@ -368,6 +393,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
         int64_t n = batch->n_tokens - t < PIECE ? batch->n_tokens - t : PIECE;
         lk_tensor x = lk_tensor_rows(&normed, t, n), y = lk_tensor_make(memory, LK_F32, n, model->config.vocab);
         status = lk_linear(be, &y, &x, model->head, NULL, NULL);
+        if (!status && model->config.logit_cap != 0.0) status = lk_cap(be, &y, (float)model->config.logit_cap);
         if (!status) status = lk_download(be, out + t * model->config.vocab, memory, (size_t)(n * model->config.vocab) * 4);
     }
     lk_free(be, memory);

@@ -121,6 +121,23 @@ int32_t lk_site_find(const lk_config *c, const char *path)
     return -1;
 }
 
+/* [norms of lk_config][norm of lk_norm] */
+static const char *const norm_names[][4] = {
+    [LK_NORMS_BEFORE] = {"input_layernorm", NULL, "post_attention_layernorm", NULL},
+    [LK_NORMS_AFTER] = {NULL, "post_attention_layernorm", NULL, "post_feedforward_layernorm"},
+    [LK_NORMS_BOTH] = {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"},
+};
+
+const char *lk_norm_name(const lk_config *c, lk_norm norm, int64_t *width)
+{
+    *width = c->hidden;
+    if (norm < LK_NORM_Q) return norm_names[c->norms][norm];
+    if (c->qk_norm == LK_QK_PLAIN) return NULL;
+    int64_t heads = norm == LK_NORM_Q ? c->heads : c->kv_heads;
+    *width = c->head_dim * (c->qk_norm == LK_QK_WHOLE ? heads : 1);
+    return norm == LK_NORM_Q ? "self_attn.q_norm" : "self_attn.k_norm";
+}
+
 int64_t lk_config_linear_params(const lk_config *c)
 {
     int64_t total = 0;
@@ -154,6 +171,9 @@ int64_t lk_config_widest(const lk_config *c)
 
 int64_t lk_config_params(const lk_config *c)
 {
-    int64_t norms = c->layers * (2 * c->hidden + (c->qk_norm ? 2 * c->head_dim : 0)) + c->hidden;
+    int64_t norms = 0, width;
+    for (int i = 0; i < LK_N_NORMS; i++)
+        if (lk_norm_name(c, (lk_norm)i, &width)) norms += width;
+    norms = c->layers * (norms + c->experts * c->hidden) + c->hidden; /* and the router */
     return lk_config_linear_params(c) + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);
 }

@@ -32,6 +32,12 @@ lk_site lk_site_at(const lk_config *config, int32_t site);
 int32_t lk_site_of(const lk_config *config, int64_t layer, lk_module module, int32_t expert);
 bool lk_has_module(const lk_config *config, lk_module module);
 
+/* The norms of a block. Which of them a layer has follows from lk_config.norms and qk_norm. */
+typedef enum lk_norm { LK_NORM_ATTENTION, LK_NORM_ATTENTION_OUT, LK_NORM_MLP, LK_NORM_MLP_OUT, LK_NORM_Q, LK_NORM_K, LK_N_NORMS } lk_norm;
+
+/* Its name within the layer ("input_layernorm"), and how many weights it has; NULL: the layer has no such norm. */
+const char *lk_norm_name(const lk_config *config, lk_norm norm, int64_t *width);
+
 const char *lk_module_name(lk_module m); /* "q_proj" */
 /* Path of the layer in transformers and PEFT, without ".weight". */
 void lk_site_path(char *out, size_t size, const lk_config *config, int32_t site);

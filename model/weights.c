@@ -150,8 +150,11 @@ static bool known_name(const char *name, const lk_config *c)
     int used = 0;
     if (sscanf(name, "model.layers.%lld.%n", &layer, &used) != 1 || used == 0 || layer < 0 || layer >= c->layers) return false;
     const char *rest = name + used;
-    if (!strcmp(rest, "input_layernorm.weight") || !strcmp(rest, "post_attention_layernorm.weight")) return true;
-    if (c->qk_norm && (!strcmp(rest, "self_attn.q_norm.weight") || !strcmp(rest, "self_attn.k_norm.weight"))) return true;
+    for (int i = 0; i < LK_N_NORMS; i++) {
+        int64_t width;
+        const char *norm = lk_norm_name(c, (lk_norm)i, &width);
+        if (norm && !strncmp(rest, norm, strlen(norm)) && !strcmp(rest + strlen(norm), ".weight")) return true;
+    }
     int32_t site = site_of(c, name, ".weight");
     if (site >= 0) return true;
     site = site_of(c, name, ".bias");
@@ -169,7 +172,29 @@ lk_status lk_weights_check_names(const lk_safetensors *st, const lk_config *conf
     return LK_OK;
 }
 
-/* Everything of the configuration that enters a forward pass. */
+static void hash_rotary(lk_sha256 *hash, const lk_rotary *r)
+{
+    char text[200];
+    int n = snprintf(text, sizeof text, " rope %d %.17g %.17g %.17g %.17g %.17g %.17g %d %.17g", (int)r->kind, r->theta, r->partial,
+                     r->factor, r->low, r->high, r->original, r->exact, r->attention_factor);
+    lk_sha256_update(hash, text, (size_t)n);
+    if (r->kind != LK_ROPE_LONG) return;
+    lk_sha256_update(hash, r->short_factor, sizeof r->short_factor);
+    lk_sha256_update(hash, r->long_factor, sizeof r->long_factor);
+}
+
+/* Is there nothing in the configuration but what the first text of hash_config says? */
+static bool all_said(const lk_config *c)
+{
+    bool same = true;
+    for (int64_t i = 0; i < c->layers; i++) same = same && c->layer[i] == (c->window ? LK_LAYER_SLIDES : 0);
+    return same && c->norms == LK_NORMS_BEFORE && !c->norm_plus_one && c->qk_norm != LK_QK_WHOLE && !c->fused && c->activation == LK_SILU &&
+           c->embedding_scale == 0.0 && c->residual_scale == 0.0 && c->attention_scale == 0.0 && c->logit_divisor == 0.0 &&
+           c->attention_cap == 0.0 && c->logit_cap == 0.0 && !c->experts && c->rope.kind <= LK_ROPE_LLAMA3 && c->rope.partial == 0.0;
+}
+
+/* Everything of the configuration that enters a forward pass. The second half came with later families: models that need none of it keep
+ * the identity that adapters were stamped with. */
 static void hash_config(lk_sha256 *hash, const lk_config *c)
 {
     char text[512];
@@ -178,8 +203,16 @@ static void hash_config(lk_sha256 *hash, const lk_config *c)
         "%s %lld %lld %lld %lld %lld %lld %lld window %lld eps %.9g tied %d bias %d%d%d qk %d rope %.17g %d %.17g %.17g %.17g %.17g",
         c->model_type, (long long)c->hidden, (long long)c->intermediate, (long long)c->layers, (long long)c->heads, (long long)c->kv_heads,
         (long long)c->head_dim, (long long)c->vocab, (long long)c->window, (double)c->rms_eps, c->tied, c->qkv_bias, c->o_bias, c->mlp_bias,
-        c->qk_norm, c->rope_theta, (int)c->rope, c->rope_factor, c->rope_low, c->rope_high, c->rope_original);
+        (int)c->qk_norm, c->rope.theta, (int)c->rope.kind, c->rope.factor, c->rope.low, c->rope.high, c->rope.original);
     lk_sha256_update(hash, text, (size_t)n);
+    if (all_said(c)) return;
+    n = snprintf(text, sizeof text, " norms %d%d fused %d act %d scales %.17g %.17g %.17g %.17g caps %.17g %.17g experts %lld %lld %d",
+                 (int)c->norms, c->norm_plus_one, c->fused, (int)c->activation, c->embedding_scale, c->residual_scale, c->attention_scale,
+                 c->logit_divisor, c->attention_cap, c->logit_cap, (long long)c->experts, (long long)c->experts_used, c->experts_as_is);
+    lk_sha256_update(hash, text, (size_t)n);
+    lk_sha256_update(hash, c->layer, (size_t)c->layers);
+    hash_rotary(hash, &c->rope);
+    hash_rotary(hash, &c->local_rope);
 }
 
 int32_t lk_weights_site(const lk_config *c, const char *name) { return site_of(c, name, ".weight"); }

@@ -34,9 +34,9 @@ typedef struct workspace {
     char *k_right, *v_right;   /* [keys, D] */
     char *k_turned, *v_turned; /* [D, keys] */
     char *q_left, *dout_left, *q_turned, *dout_turned;
-    char *p_left;        /* 64 x 64 */
-    float *s, *dp, *sum; /* [64, 64], [64, 64], [64, D] */
-    float *dk, *dv;      /* [rows of the document, D] */
+    char *p_left;                /* 64 x 64 */
+    float *s, *dp, *slope, *sum; /* [64, 64] three times (slope: backward only), [64, D] */
+    float *dk, *dv;              /* [rows of the document, D] */
 } workspace;
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -67,10 +67,11 @@ static size_t lay_out(workspace *w, char *base, const lk_gemm *g, int64_t length
     }
     w->s = (float *)(void *)(base + at);
     w->dp = w->s + BLOCK * BLOCK;
-    w->sum = w->dp + BLOCK * BLOCK;
+    w->slope = w->dp + BLOCK * BLOCK;
+    w->sum = w->slope + (backward ? BLOCK * BLOCK : 0);
     w->dk = w->sum + BLOCK * head_dim;
     w->dv = w->dk + length * head_dim;
-    return lk_carved(at + (size_t)(2 * BLOCK * BLOCK + (BLOCK + (backward ? 2 * length : 0)) * head_dim) * sizeof(float));
+    return lk_carved(at + (size_t)((backward ? 3 : 2) * BLOCK * BLOCK + (BLOCK + (backward ? 2 * length : 0)) * head_dim) * sizeof(float));
 }
 
 static size_t thread_bytes(const lk_gemm *g, int64_t length, int64_t head_dim, bool backward)
@@ -168,6 +169,7 @@ static void forward_block(const unit *u, int64_t i, int64_t h)
         int64_t keys = block_rows(u, j);
         product(a, s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
         visible(a->shape, i, j, n, first, last);
+        for (int64_t r = 0; r < n && a->shape->cap > 0.0f; r++) lk_cap_scores(a->shape, s + r * BLOCK, first[r], last[r]);
         a->rows->softmax(s, (int)n, first, last, a->shape->scale, top, sum, shrink);
         for (int64_t r = 0; r < n; r++)
             if (shrink[r] != 1.0f) a->rows->scale(out + r * D, shrink[r], D);
@@ -198,6 +200,17 @@ typedef struct query_stats {
     float lse[BLOCK], delta[BLOCK]; /* delta = dout . o */
 } query_stats;
 
+/* Caps the scores and keeps the cap's slope: 1 - tanh^2, where tanh is the capped score over the cap. */
+static void cap_block(const unit *u, int64_t n, const int *first, const int *last)
+{
+    const lk_attention_shape *shape = u->a->shape;
+    for (int64_t r = 0; r < n; r++) {
+        float *s = u->w.s + r * BLOCK, *slope = u->w.slope + r * BLOCK, in = shape->scale / shape->cap;
+        lk_cap_scores(shape, s, first[r], last[r]);
+        for (int j = first[r]; j < last[r]; j++) slope[j] = 1.0f - (s[j] * in) * (s[j] * in);
+    }
+}
+
 /* Scores and their gradients of query block i against key block j: leaves p in s and ds in dp. */
 static void score_gradients(const unit *u, int64_t i, int64_t j, const query_stats *stats)
 {
@@ -207,7 +220,10 @@ static void score_gradients(const unit *u, int64_t i, int64_t j, const query_sta
     product(a, u->w.s, BLOCK, u->w.q_left, n, u->w.k_right + (size_t)j * u->head_panel, keys, D, false);
     product(a, u->w.dp, BLOCK, u->w.dout_left, n, u->w.v_right + (size_t)j * u->head_panel, keys, D, false);
     visible(a->shape, i, j, n, first, last);
+    if (a->shape->cap > 0.0f) cap_block(u, n, first, last);
     a->rows->softmax_back(u->w.s, u->w.dp, (int)n, first, last, a->shape->scale, stats->lse, stats->delta);
+    for (int64_t r = 0; r < n && a->shape->cap > 0.0f; r++)
+        for (int c = first[r]; c < last[r]; c++) u->w.dp[r * BLOCK + c] *= u->w.slope[r * BLOCK + c];
 }
 
 /* Sums go to the workspace, whose rows lie together: in the tensors a tile's rows are so far apart that they fall out of the cache's

@@ -2,6 +2,8 @@
 #ifndef LK_KERNELS_CPU_ATTENTION_H
 #define LK_KERNELS_CPU_ATTENTION_H
 
+#include <math.h>
+
 #include "kernels/cpu/ops.h"
 
 enum { LK_KEY_BLOCK = 64 };
@@ -19,6 +21,13 @@ static inline int64_t lk_first_block(const lk_attention_shape *s, int64_t positi
 {
     int64_t from = s->window > 0 ? position - s->window + 1 : 0;
     return from > 0 ? from / LK_KEY_BLOCK : 0;
+}
+
+/* The soft cap on what the softmax will multiply by scale: in one row of a block, columns [first, last). */
+static inline void lk_cap_scores(const lk_attention_shape *s, float *scores, int first, int last)
+{
+    float in = s->scale / s->cap, out = s->cap / s->scale;
+    for (int j = first; j < last; j++) scores[j] = out * tanhf(in * scores[j]);
 }
 
 #endif

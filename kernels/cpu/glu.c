@@ -1,4 +1,6 @@
 /* Gated activations, addition and gathering of rows. */
+#include <math.h>
+
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/rows.h"
 
@@ -54,6 +56,48 @@ lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
     const lk_cpu *cpu = lk_cpu_of(be);
     glu_args args = {.rows = lk_rows_get(cpu->tier), .y = y, .up = x};
     lk_pool_run(cpu->pool, y->rows, lk_cpu_grain(y->cols), add_rows, &args);
+    return LK_OK;
+}
+
+typedef struct scale_args {
+    const lk_rows *rows;
+    const lk_tensor *y, *x;
+    float by;
+} scale_args;
+
+static void scale_rows(void *context, int64_t begin, int64_t end, int thread)
+{
+    const scale_args *a = context;
+    (void)thread;
+    for (int64_t t = begin; t < end; t++) {
+        float *y = lk_row_of(a->y, t);
+        if (a->x->data != a->y->data) memcpy(y, lk_row_of(a->x, t), (size_t)a->y->cols * sizeof(float));
+        a->rows->scale(y, a->by, a->y->cols);
+    }
+}
+
+lk_status lk_cpu_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by)
+{
+    const lk_cpu *cpu = lk_cpu_of(be);
+    scale_args args = {lk_rows_get(cpu->tier), y, x, by};
+    lk_pool_run(cpu->pool, y->rows, lk_cpu_grain(y->cols), scale_rows, &args);
+    return LK_OK;
+}
+
+static void cap_rows(void *context, int64_t begin, int64_t end, int thread)
+{
+    const scale_args *a = context;
+    (void)thread;
+    for (int64_t t = begin; t < end; t++) {
+        float *y = lk_row_of(a->y, t);
+        for (int64_t c = 0; c < a->y->cols; c++) y[c] = a->by * tanhf(y[c] / a->by);
+    }
+}
+
+lk_status lk_cpu_cap(lk_backend *be, const lk_tensor *y, float cap)
+{
+    scale_args args = {.y = y, .by = cap};
+    lk_pool_run(lk_cpu_of(be)->pool, y->rows, 1, cap_rows, &args);
     return LK_OK;
 }
 

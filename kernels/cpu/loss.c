@@ -27,7 +27,7 @@ typedef struct loss_args {
     uint8_t *hits;
     const lk_tensor *in, *out;
     const int32_t *labels;
-    float grad_scale;
+    float grad_scale, cap;
 } loss_args;
 
 static size_t product_scratch(const lk_backend *be, int64_t rows, int64_t vocab, int64_t width)
@@ -63,11 +63,36 @@ static void row_loss(const loss_args *a, float *logits, int64_t t)
     logits[label] -= a->grad_scale;
 }
 
+/* The same under a soft cap, whose slope each gradient takes: 1 - tanh^2, where tanh is the capped logit over the cap. */
+static void row_loss_capped(const loss_args *a, float *logits, int64_t t)
+{
+    int32_t label = a->labels[t];
+    float cap = a->cap, piece[SUM_PIECE];
+    for (int64_t i = 0; i < a->vocab; i++) logits[i] = cap * tanhf(logits[i] / cap);
+    float top = a->rows->max(logits, a->vocab), own = logits[label];
+    bool hit = own == top;
+    for (int32_t i = 0; i < label && hit; i++) hit = logits[i] != top;
+    double sum = 0.0;
+    for (int64_t i = 0; i < a->vocab; i += SUM_PIECE)
+        sum += (double)a->rows->exp_sum(piece, logits + i, a->vocab - i < SUM_PIECE ? a->vocab - i : SUM_PIECE, top);
+    a->nll[t] = (float)((double)top - (double)own + log(sum));
+    if (a->hits) a->hits[t] = hit;
+    if (!a->out) return;
+    for (int64_t i = 0; i < a->vocab; i += SUM_PIECE) {
+        int64_t n = a->vocab - i < SUM_PIECE ? a->vocab - i : SUM_PIECE;
+        a->rows->exp_sum(piece, logits + i, n, top);
+        for (int64_t j = 0; j < n; j++) {
+            float th = logits[i + j] / cap, p = piece[j] * (float)(1.0 / sum) - (i + j == label ? 1.0f : 0.0f);
+            logits[i + j] = a->grad_scale * (1.0f - th * th) * p;
+        }
+    }
+}
+
 static void loss_task(void *context, int64_t begin, int64_t end, int thread)
 {
     const loss_args *a = context;
     (void)thread;
-    for (int64_t i = begin; i < end; i++) row_loss(a, a->logits + i * a->vocab, a->index[i]);
+    for (int64_t i = begin; i < end; i++) (a->cap > 0.0f ? row_loss_capped : row_loss)(a, a->logits + i * a->vocab, a->index[i]);
 }
 
 static void run_chunk(lk_cpu_team *team, loss_args *a, const lk_matrix *head)
@@ -81,7 +106,7 @@ static void run_chunk(lk_cpu_team *team, loss_args *a, const lk_matrix *head)
 }
 
 lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                             const int32_t *labels, float grad_scale)
+                             const int32_t *labels, float grad_scale, float cap)
 {
     int64_t most = chunk_rows(head->n, x->rows);
     void *rest;
@@ -94,7 +119,8 @@ lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk
                    .in = x,
                    .out = dx,
                    .labels = labels,
-                   .grad_scale = grad_scale};
+                   .grad_scale = grad_scale,
+                   .cap = cap};
     a.logits = lk_carve(&rest, (size_t)(most * a.vocab) * 4);
     a.x = lk_carve(&rest, (size_t)(most * a.width) * 4);
     a.dx = lk_carve(&rest, (size_t)(most * a.width) * 4);

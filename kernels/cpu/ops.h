@@ -23,6 +23,8 @@ lk_status lk_cpu_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, 
 lk_status lk_cpu_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                               const lk_tensor *up, lk_activation act);
 lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+lk_status lk_cpu_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
+lk_status lk_cpu_cap(lk_backend *be, const lk_tensor *y, float cap);
 lk_status lk_cpu_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
 lk_status lk_cpu_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
@@ -30,7 +32,7 @@ lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, u
 lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 
 lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                             const int32_t *labels, float grad_scale);
+                             const int32_t *labels, float grad_scale, float cap);
 lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                               const lk_tensor *h, const lk_dropout *dropout);
 lk_status lk_cpu_lora_backward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,

@@ -91,6 +91,7 @@ static void attend(const paged_args *a, const item *it, query_rows *w, int64_t r
     lk_page_block b = block_at(a, it, j, from, to);
     float *p = w->p + r * BLOCK;
     a->pages->scores(p, w->q + r * D, n, &b);
+    for (int i = 0; i < n && a->shape->cap > 0.0f; i++) lk_cap_scores(a->shape, p + i * BLOCK, first[i], last[i]);
     a->rows->softmax(p, n, first, last, a->shape->scale, w->top + r, w->sum + r, shrink);
     for (int i = 0; i < n; i++)
         if (shrink[i] != 1.0f) a->rows->scale(w->o + (r + i) * D, shrink[i], D);

@@ -1,7 +1,7 @@
 /* Attention within documents: cuDNN's fused attention where it takes the shape, the module's own kernels elsewhere.
  *
- * The choice depends on the device, the heads, the window and whether rows are aligned: never on the documents of a batch, so that a
- * document gives the same bits in every company. */
+ * The choice depends on the device, the heads, the window, the soft cap (never cuDNN) and whether rows are aligned: never on the documents
+ * of a batch, so that a document gives the same bits in every company. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda.h"
 
@@ -23,7 +23,7 @@ static lk_sdpa_shape sdpa_shape(const lk_attention_shape *s)
 static bool takes_sdpa(lk_cuda *cu, const lk_attention_call *c)
 {
     lk_sdpa_shape shape = sdpa_shape(c->shape);
-    return cu->sdpa && all_aligned(c) && lk_sdpa_supports(cu->sdpa, &shape);
+    return cu->sdpa && c->shape->cap == 0.0f && all_aligned(c) && lk_sdpa_supports(cu->sdpa, &shape);
 }
 
 static lk_sdpa_rows rows_of(const lk_tensor *t) { return (lk_sdpa_rows){t->data, t->stride}; }

@@ -56,6 +56,7 @@ template <int DP> LK_KERNEL void attention_forward_kernel(attention_args a, cons
             lk_async_commit();
         }
         if (!busy) continue;
+        tile_cap<KEYS>(p, a.cap_in, a.cap_out);
         if (key0 + KEYS - 1 > row0 || row0 + 15 - key0 >= a.window) { /* the diagonal or the window's edge runs through */
             LK_UNROLL
             for (int n = 0; n < KEYS / 8; n++)
@@ -140,6 +141,7 @@ lk_status lk_attention_arguments(lk_backend *be, const lk_attention_call *c, att
     args->window = (int32_t)(s->window > 0 && s->window < tokens ? s->window : tokens);
     args->scale = s->scale;
     args->scale_log2 = s->scale * 1.44269504088896340736f;
+    if (s->cap > 0.0f) args->cap_in = s->scale / s->cap, args->cap_out = s->cap / s->scale;
     args->tokens = tokens;
     return LK_OK;
 }

@@ -73,6 +73,7 @@ template <int DP> LK_KERNEL void attention_dq_kernel(attention_args a, const att
     int64_t begin = tile.begin, column = head * a.head_dim, kv_column = head / a.group * a.head_dim;
     const lk_bf16 *k = a.k.data + begin * a.k.stride + kv_column, *v = a.v.data + begin * a.v.stride + kv_column;
 
+    const float uncap = a.cap_out != 0.0f ? 1.0f / a.cap_out : 0.0f;
     float acc[DP / 8][4], lse[2], delta[2];
     LK_UNROLL
     for (int n = 0; n < DP / 8; n++)
@@ -100,6 +101,7 @@ template <int DP> LK_KERNEL void attention_dq_kernel(attention_args a, const att
         if (row0 >= length || key0 >= row0 + 16 || row0 - (key1 - 1) >= a.window) continue; /* nothing that this warp sees */
         float p[KEYS / 8][4], ds[KEYS / 8][4];
         tile_scores<DP, KEYS>(p, q_tile, 16 * warp, k_tile);
+        tile_cap<KEYS>(p, a.cap_in, a.cap_out);
         tile_scores<DP, KEYS>(ds, dout_tile, 16 * warp, v_tile);
         bool edge = key1 - 1 > row0 || row0 + 15 - key0 >= a.window;
         LK_UNROLL
@@ -108,7 +110,8 @@ template <int DP> LK_KERNEL void attention_dq_kernel(attention_args a, const att
                 float probability = lk_exp2(p[n][e] * a.scale_log2 - lse[e / 2]);
                 int behind = row0 + lane / 4 + e / 2 * 8 - (key0 + 8 * n + lane % 4 * 2 + e % 2);
                 if (edge && (behind < 0 || behind >= a.window)) probability = 0.0f;
-                ds[n][e] = probability * (ds[n][e] - delta[e / 2]);
+                float t = p[n][e] * uncap; /* tanh: the cap's slope is 1 - t^2 */
+                ds[n][e] = probability * (ds[n][e] - delta[e / 2]) * (1.0f - t * t);
             }
         tile_accumulate<DP, KEYS>(acc, ds, k_tile);
     }
@@ -124,6 +127,20 @@ enum { WANT_DV = 1, WANT_DK = 2 };
 typedef struct query_step {
     int head, query;
 } query_step;
+
+/* p times the soft cap's slope, 1 - tanh^2: the raw scores once more, into work, since nothing else is left of them. */
+template <int DP, int N>
+LK_DEVICE void multiply_slope(float (&p)[N / 8][4], float (&work)[N / 8][4], const lk_bf16 *a_tile, int row, const lk_bf16 *b_tile,
+                              float cap_in)
+{
+    tile_scores<DP, N>(work, a_tile, row, b_tile);
+    LK_UNROLL
+    for (int n = 0; n < N / 8; n++)
+        for (int e = 0; e < 4; e++) {
+            float t = tanhf(cap_in * work[n][e]);
+            p[n][e] *= 1.0f - t * t;
+        }
+}
 
 template <int DP, int WANT> LK_KERNEL void attention_dkdv_kernel(attention_args a, const attention_tile *tiles)
 {
@@ -190,6 +207,7 @@ template <int DP, int WANT> LK_KERNEL void attention_dkdv_kernel(attention_args 
         if (busy) {
             float p[QUERIES / 8][4], ds[QUERIES / 8][4];
             tile_scores<DP, QUERIES>(p, k_tile, 16 * warp, q_tile);
+            tile_cap<QUERIES>(p, a.cap_in, a.cap_out);
             bool edge = query0 < key0 + 15 || query0 + QUERIES - 1 - key0 >= a.window;
             LK_UNROLL
             for (int n = 0; n < QUERIES / 8; n++)
@@ -200,6 +218,7 @@ template <int DP, int WANT> LK_KERNEL void attention_dkdv_kernel(attention_args 
                 }
             if constexpr ((WANT & WANT_DV) != 0) tile_accumulate<DP, QUERIES>(dv, p, dout_tile);
             if constexpr ((WANT & WANT_DK) != 0) {
+                if (a.cap_out != 0.0f) multiply_slope<DP, QUERIES>(p, ds, k_tile, 16 * warp, q_tile, a.cap_in);
                 tile_scores<DP, QUERIES>(ds, v_tile, 16 * warp, dout_tile);
                 LK_UNROLL
                 for (int n = 0; n < QUERIES / 8; n++)

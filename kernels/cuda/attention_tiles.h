@@ -43,6 +43,7 @@ typedef struct attention_args {
     int32_t heads, group, head_dim; /* group: query heads on one key/value head */
     int32_t window;                 /* a key is seen when query - key < window; never 0 here */
     float scale, scale_log2;        /* and times log2(e) */
+    float cap_in, cap_out;          /* a raw score s becomes cap_out * tanh(cap_in * s); cap_out 0: it does not */
     int32_t vector;                 /* all rows are 16-byte aligned and head_dim % 8 == 0 */
     int64_t tokens;
 } attention_args;
@@ -126,6 +127,15 @@ LK_DEVICE void tile_accumulate(float (&acc)[WIDTH / 8][4], const float (&p)[K / 
             lk_mma_bf16(acc[2 * n + 1], a, b + 2);
         }
     }
+}
+
+/* The soft cap on raw scores. */
+template <int N> LK_DEVICE void tile_cap(float (&p)[N / 8][4], float in, float out)
+{
+    if (out == 0.0f) return;
+    LK_UNROLL
+    for (int n = 0; n < N / 8; n++)
+        for (int e = 0; e < 4; e++) p[n][e] = out * tanhf(in * p[n][e]);
 }
 
 /* A step of the online softmax (Milakov & Gimelshein 2018) over the warp's 16 rows of raw scores: they become probabilities against the

@@ -181,6 +181,8 @@ lk_status lk_cuda_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate,
 lk_status lk_cuda_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                                const lk_tensor *up, lk_activation act);
 lk_status lk_cuda_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
+lk_status lk_cuda_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
+lk_status lk_cuda_cap(lk_backend *be, const lk_tensor *y, float cap);
 lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
 
 lk_status lk_cuda_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
@@ -199,7 +201,7 @@ lk_status lk_cuda_paged_attention(lk_backend *be, const lk_batch *batch, const l
 size_t lk_cuda_paged_scratch(const lk_limits *limits);
 
 lk_status lk_cuda_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                              const int32_t *labels, float grad_scale);
+                              const int32_t *labels, float grad_scale, float cap);
 size_t lk_cuda_loss_scratch(const lk_limits *limits);
 lk_status lk_cuda_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 size_t lk_cuda_squares_scratch(void);

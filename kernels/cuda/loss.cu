@@ -95,13 +95,13 @@ typedef struct row_args {
     int32_t vocab;
     const int32_t *rows, *labels;
     float *nll;
-    uint8_t *hits; /* or NULL */
-    float grad_scale;
+    uint8_t *hits;         /* or NULL */
+    float grad_scale, cap; /* cap 0: none */
     bool gradient;
 } row_args;
 
 /* Values at .. at+7 of a row; -inf beyond its end, which the padding of the row makes readable. */
-LK_DEVICE void load_logits(float out[EACH], const float *row, int32_t at, int32_t vocab)
+LK_DEVICE void load_logits(float out[EACH], const float *row, int32_t at, int32_t vocab, float cap)
 {
     LK_UNROLL
     for (int half = 0; half < EACH; half += 4) {
@@ -111,6 +111,8 @@ LK_DEVICE void load_logits(float out[EACH], const float *row, int32_t at, int32_
         out[half + 2] = lk_as_float(v.z);
         out[half + 3] = lk_as_float(v.w);
     }
+    if (cap > 0.0f) LK_UNROLL
+    for (int i = 0; i < EACH; i++) out[i] = cap * tanhf(out[i] / cap);
     if (at + EACH <= vocab) return;
     LK_UNROLL
     for (int i = 0; i < EACH; i++)
@@ -122,12 +124,12 @@ typedef struct softmax {
     int32_t first;  /* where this thread saw the top first */
 } softmax;
 
-LK_DEVICE softmax scan_row(const float *row, int32_t vocab)
+LK_DEVICE softmax scan_row(const float *row, int32_t vocab, float cap)
 {
     softmax s = {-INFINITY, 0.0f, 0};
     for (int32_t at = (int32_t)threadIdx.x * EACH; at < vocab; at += TILE) {
         float x[EACH], top = s.top;
-        load_logits(x, row, at, vocab);
+        load_logits(x, row, at, vocab, cap);
         LK_UNROLL
         for (int i = 0; i < EACH; i++)
             if (x[i] > top) {
@@ -143,16 +145,20 @@ LK_DEVICE softmax scan_row(const float *row, int32_t vocab)
 }
 
 /* (softmax - onehot) * grad_scale as bf16 over the front of the row, zeros up to a multiple of 8. */
-LK_DEVICE void write_gradient(float *row, int32_t vocab, float lse, int32_t label, float grad_scale)
+LK_DEVICE void write_gradient(float *row, int32_t vocab, float lse, int32_t label, float grad_scale, float cap)
 {
+    float uncap = cap > 0.0f ? 1.0f / cap : 0.0f; /* tanh is the capped logit over the cap; the cap's slope 1 - tanh^2 */
     lk_bf16 *out = (lk_bf16 *)row;
     for (int32_t tile = 0; tile < vocab; tile += TILE) {
         int32_t at = tile + (int32_t)threadIdx.x * EACH;
         float x[EACH];
         if (at < vocab) {
-            load_logits(x, row, at, vocab);
+            load_logits(x, row, at, vocab, cap);
             LK_UNROLL
-            for (int i = 0; i < EACH; i++) x[i] = grad_scale * (expf(x[i] - lse) - (at + i == label ? 1.0f : 0.0f));
+            for (int i = 0; i < EACH; i++) {
+                float t = x[i] * uncap;
+                x[i] = grad_scale * (1.0f - t * t) * (expf(x[i] - lse) - (at + i == label ? 1.0f : 0.0f));
+            }
         }
         lk_block_sync(); /* the tile has been read: what is written lies before its end */
         if (at < vocab) lk_store8(out + at, x);
@@ -164,7 +170,8 @@ LK_KERNEL void row_kernel(row_args a)
     LK_SHARED(float, part, 32);
     int32_t t = a.rows[blockIdx.x], label = a.labels[t];
     float *row = a.logits + (int64_t)blockIdx.x * a.ld, own = row[label];
-    softmax s = scan_row(row, a.vocab);
+    if (a.cap > 0.0f) own = a.cap * tanhf(own / a.cap);
+    softmax s = scan_row(row, a.vocab, a.cap);
     float top = lk_block_max(s.top, part);
     float sum = lk_block_sum(s.sum * expf(s.top - top), part);
     /* Among equals the lowest id counts as the arg max: a hit has no equal before it. */
@@ -174,7 +181,7 @@ LK_KERNEL void row_kernel(row_args a)
         a.nll[t] = lse - own;
         if (a.hits) a.hits[t] = own == top && earlier == 0.0f;
     }
-    if (a.gradient) write_gradient(row, a.vocab, lse, label, a.grad_scale);
+    if (a.gradient) write_gradient(row, a.vocab, lse, label, a.grad_scale, a.cap);
 }
 
 /* ---------------------------------------------------------------------------------------------- the operation */
@@ -255,7 +262,7 @@ static lk_status prepare(loss_call *c, int64_t most)
 }
 
 extern "C" lk_status lk_cuda_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
-                                         const lk_matrix *head, const int32_t *labels, float grad_scale)
+                                         const lk_matrix *head, const int32_t *labels, float grad_scale, float cap)
 {
     int64_t tokens = x->rows, most = chunk_rows(lk_matrix_n(head), tokens);
     if (tokens == 0) return LK_OK;
@@ -266,7 +273,7 @@ extern "C" lk_status lk_cuda_linear_loss(lk_backend *be, float *nll, uint8_t *hi
     LK_LAUNCH("loss_ignored", ignored_kernel, dim3((unsigned)tokens), dim3(SMALL), 0, lk_cuda_of(be)->stream, (const int32_t *)on_device,
               nll, hits, dx ? (lk_bf16 *)dx->data : NULL, dx ? dx->stride : 0, x->cols);
     LK_TRY(lk_rt_launched("loss_ignored", &be->error));
-    row_args args = {c.logits, c.ldl, (int32_t)lk_matrix_n(head), NULL, (const int32_t *)on_device, nll, hits, grad_scale, dx != NULL};
+    row_args args = {c.logits, c.ldl, (int32_t)lk_matrix_n(head), NULL, (const int32_t *)on_device, nll, hits, grad_scale, cap, dx != NULL};
     int32_t rows[MOST_ROWS];
     int64_t n = 0;
     for (int64_t t = 0; t < tokens; t++) {

@@ -37,9 +37,9 @@ typedef struct paged_args {
     lk_cuda_kv_view kv;
     lk_cuda_kv_tables t;
     int32_t heads, group, kv_heads, head_dim, window, vector;
-    int32_t wide; /* head_dim in whole groups of eight */
-    float scale_log2;
-    float *partial; /* [n_splits][kv_heads][few_rows][wide + 4]: weighted values, then the most and the sum */
+    int32_t wide;                      /* head_dim in whole groups of eight */
+    float scale_log2, cap_in, cap_out; /* the caps as in attention_args */
+    float *partial;                    /* [n_splits][kv_heads][few_rows][wide + 4]: weighted values, then the most and the sum */
 } paged_args;
 
 enum { PARTIAL_TOP = 0, PARTIAL_SUM = 1, PARTIAL_EXTRA = 4 };
@@ -263,6 +263,7 @@ template <int DP, int CODES> LK_KERNEL void paged_few_kernel(paged_args a)
         for (int n = 0; n < STEP / 8; n++)
             for (int e = 0; e < 4; e++) p[n][e] = scores[(lane / 4 + e / 2 * 8) * cut::SCORE_PITCH + 8 * n + lane % 4 * 2 + e % 2];
         if (CODES) apply_scales<STEP>(p, scales, s, key0);
+        tile_cap<STEP>(p, a.cap_in, a.cap_out);
         hide<STEP>(p, a, position, key0);
         tile_softmax<STEP>(p, top, sum, shrink, a.scale_log2);
         if (CODES) apply_scales<STEP>(p, scales + STEP, s, key0);
@@ -390,6 +391,7 @@ template <int DP, int CODES> LK_KERNEL void paged_many_kernel(paged_args a)
         lk_async_wait<0>();
         lk_block_sync(); /* the values are here, and nobody reads the keys any more */
         if (key0 + STEP < end) many_load<DP, CODES>(k_tile, codes, a, s, kv_head, key0 + STEP, 0);
+        tile_cap<STEP>(p, a.cap_in, a.cap_out);
         hide<STEP>(p, a, position, key0);
         tile_softmax<STEP>(p, top, sum, shrink, a.scale_log2);
         if (CODES) {
@@ -517,6 +519,7 @@ lk_status lk_cuda_paged_attention(lk_backend *be, const lk_batch *batch, const l
     a.window = (int32_t)(shape->window > 0 && shape->window < INT32_MAX / 2 ? shape->window : INT32_MAX / 2);
     a.vector = lk_cuda_eights(q) && lk_cuda_eights(o) && shape->head_dim % 8 == 0;
     a.scale_log2 = shape->scale * 1.44269504088896340736f;
+    if (shape->cap > 0.0f) a.cap_in = shape->scale / shape->cap, a.cap_out = shape->cap / shape->scale;
     a.partial = (float *)cu->scratch;
     do {
         LK_TRY(lk_cuda_tables_for(be, batch, kv, a.group, a.t.next));

@@ -1,6 +1,6 @@
-/* Rows of activations: y += x and picking rows; a bias in the type of an output. Bytes: add reads 4 and writes 2 an element, gather reads 2
- * and writes 2. One thread has one group of eight; a multiprocessor's 2048 threads keep 32 to 64 KB on their way. Columns run along
- * blockIdx.x and rows along blockIdx.y, so that no thread divides. */
+/* Rows of activations: y += x, scaling, the soft cap of logits, and picking rows; a bias in the type of an output. Bytes: add reads 4 and
+ * writes 2 an element, gather reads 2 and writes 2. One thread has one group of eight; a multiprocessor's 2048 threads keep 32 to 64 KB on
+ * their way. Columns run along blockIdx.x and rows along blockIdx.y, so that no thread divides. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/device.h"
 
@@ -25,6 +25,20 @@ LK_KERNEL void add_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t 
     if (c >= cols) return;
     for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
         y[r * y_stride + c] = lk_float_bf16(lk_bf16_float(y[r * y_stride + c]) + lk_bf16_float(x[r * x_stride + c]));
+}
+
+LK_KERNEL void scale_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, float by, int64_t rows, int64_t cols)
+{
+    int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * y_stride + c] = lk_float_bf16(by * lk_bf16_float(x[r * x_stride + c]));
+}
+
+LK_KERNEL void cap_ones(float *y, int64_t stride, float cap, int64_t rows, int64_t cols)
+{
+    int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * stride + c] = cap * tanhf(y[r * stride + c] / cap);
 }
 
 LK_KERNEL void gather_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, const int32_t *from, int64_t rows,
@@ -67,6 +81,22 @@ extern "C" lk_status lk_cuda_add(lk_backend *be, const lk_tensor *y, const lk_te
         LK_LAUNCH("add_ones", add_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, stream, to, y->stride, from, x->stride, y->rows,
                   y->cols);
     return lk_rt_launched("add", &be->error);
+}
+
+extern "C" lk_status lk_cuda_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by)
+{
+    if (y->rows == 0 || y->cols == 0) return LK_OK;
+    LK_LAUNCH("scale_ones", scale_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, lk_cuda_of(be)->stream, (lk_bf16 *)y->data, y->stride,
+              (const lk_bf16 *)x->data, x->stride, by, y->rows, y->cols);
+    return lk_rt_launched("scale", &be->error);
+}
+
+extern "C" lk_status lk_cuda_cap(lk_backend *be, const lk_tensor *y, float cap)
+{
+    if (y->rows == 0 || y->cols == 0) return LK_OK;
+    LK_LAUNCH("cap_ones", cap_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, lk_cuda_of(be)->stream, (float *)y->data, y->stride, cap,
+              y->rows, y->cols);
+    return lk_rt_launched("cap", &be->error);
 }
 
 extern "C" lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)

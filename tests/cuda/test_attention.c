@@ -40,7 +40,7 @@ static void run(lk_backend *be, const void *the_case, outcome *out)
     inputs(c, in);
     for (int64_t d = 0; d <= p->docs; d++) starts[d] = c->starts[p->first + d] - (int32_t)begin;
     lk_batch batch = {.n_tokens = rows, .n_docs = p->docs, .doc_starts = starts};
-    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window, c->cap};
     lk_dtype act = lk_backend_act(be);
     device_tensor q = device_from(be, act, rows, wide, c->gap, in[0] + begin * wide);
     device_tensor k = device_from(be, act, rows, narrow, c->gap, in[1] + begin * narrow);

@@ -56,7 +56,7 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     memset(hits, 77, (size_t)c->rows + 1);
     OP(be, lk_alloc(be, (size_t)c->rows + 1, &hits_there));
     OP(be, lk_upload(be, hits_there, hits, (size_t)c->rows + 1));
-    OP(be, lk_linear_loss(be, device_f32(&nll), hits_there, cc->evaluate ? NULL : &dx.t, &x.t, head, labels, 0.25f));
+    OP(be, lk_linear_loss(be, device_f32(&nll), hits_there, cc->evaluate ? NULL : &dx.t, &x.t, head, labels, 0.25f, c->cap));
     OP(be, lk_download(be, hits, hits_there, (size_t)c->rows + 1));
     assert_int_equal(hits[c->rows], 77);
     float *hit_values = malloc((size_t)(c->rows + 1) * sizeof(float));
@@ -104,7 +104,7 @@ static void test_ties(void **state)
     void *hits_there;
     uint8_t hits[T];
     OP(be, lk_alloc(be, T, &hits_there));
-    OP(be, lk_linear_loss(be, device_f32(&loss), hits_there, NULL, &x.t, head, labels, 1.0f));
+    OP(be, lk_linear_loss(be, device_f32(&loss), hits_there, NULL, &x.t, head, labels, 1.0f, 0.0f));
     OP(be, lk_download(be, hits, hits_there, T));
     nll = device_values("nll", &loss);
     for (int t = 0; t < T; t++) {

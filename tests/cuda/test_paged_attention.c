@@ -61,7 +61,7 @@ static void step(lk_backend *be, const cut *t, const paged_inputs *in, lk_kv *kv
 {
     const paged_case *c = t->c;
     int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim, gap = c->head_dim % 16 ? 3 : 8;
-    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window, c->cap};
     device_tensor q = gather(be, in->q, sequences, from, n, rows, wide, gap), k = gather(be, in->k, sequences, from, n, rows, narrow, 0);
     device_tensor v = gather(be, in->v, sequences, from, n, rows, narrow, gap), o = device_make(be, lk_backend_act(be), rows, wide, gap);
     lk_batch batch = {.n_tokens = rows, .n_sequences = n, .sequences = sequences};

@@ -17,6 +17,13 @@ static void run(lk_backend *be, const void *the_case, outcome *o)
     for (int64_t r = 0; r < s->rows; r++) rows[r] = (int32_t)((r * 5 + 1) % s->rows);
     OP(be, lk_gather_rows(be, &picked.t, &x.t, rows));
     OP(be, lk_add(be, &y.t, &x.t));
+    device_tensor half = device_make(be, act, s->rows, s->cols, s->gap);
+    OP(be, lk_scale(be, &half.t, &x.t, 0.3f));
+    OP(be, lk_scale(be, &half.t, &half.t, 2.0f)); /* exact: the second rounds nothing */
+    outcome_add(o, "scaled", &half, 4e-3);
+    device_tensor capped = device_exact(be, s->rows, s->cols, a);
+    OP(be, lk_cap(be, &capped.t, 0.5f));
+    outcome_add(o, "capped", &capped, 1e-6);
     outcome_add(o, "sum", &y, 4e-3); /* one rounding */
     outcome_add(o, "picked", &picked, 0);
     device_free(&x);

@@ -10,6 +10,7 @@ typedef struct paged_case {
     int64_t sequences, heads, kv_heads, head_dim, window;
     int32_t page_tokens;
     lk_dtype type;
+    float cap; /* of the scores, 0: none */
 } paged_case;
 
 static const paged_case paged_cases[] = {
@@ -26,6 +27,7 @@ static const paged_case paged_cases[] = {
     {{90}, 1, 20, 1, 96, 0, 16, LK_BF16},
     {{70, 16, 1}, 3, 4, 2, 33, 0, 16, LK_I8},
     {{300, 7}, 2, 8, 2, 128, 200, 64, LK_I8},
+    {{70, 20}, 2, 4, 2, 24, 50, 16, LK_BF16, 2.0f},
 };
 enum { N_PAGED_CASES = sizeof paged_cases / sizeof *paged_cases, LAYERS = 2, LAYER = 1, N_PAGES = 31 };
 

@@ -195,7 +195,7 @@ static void test_rope_table(void **state)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- add, gather */
+/* ---------------------------------------------------------------------------------------------- add, scale, cap, gather */
 
 static void test_add_gather(void **state)
 {
@@ -212,6 +212,17 @@ static void test_add_gather(void **state)
             for (int64_t r = 0; r < s->rows; r++) rows[r] = (int32_t)((r * 5 + 1) % s->rows);
             OP(be, lk_gather_rows(be, &picked.t, &x.t, rows));
             OP(be, lk_add(be, &y.t, &x.t));
+            guarded scaled = guarded_make(s->rows, s->cols, s->gap);
+            OP(be, lk_scale(be, &scaled.t, &x.t, 0.22f));
+            OP(be, lk_scale(be, &scaled.t, &scaled.t, 4.0f));
+            OP(be, lk_cap(be, &scaled.t, 0.5f));
+            float *capped = guarded_values("cap", &scaled);
+            for (int64_t j = 0; j < n; j++) {
+                double want = 0.5 * tanh((double)(0.22f * b[j] * 4.0f) / 0.5);
+                assert_true(fabs((double)capped[j] - want) < 2e-7);
+            }
+            free(capped);
+            guarded_free(&scaled);
             float *sum = guarded_values("add", &y), *chosen = guarded_values("gather", &picked);
             for (int64_t j = 0; j < n; j++) {
                 assert_true(sum[j] == a[j] + b[j]);

@@ -168,7 +168,7 @@ static void test_checks(void **state)
     CHECK_FAILS(lk_linear(be, &t23, &half, m, NULL, NULL), LK_ERR_INTERNAL, "x is bf16", err);
     CHECK_FAILS(lk_linear(be, &t23, &thin, m, NULL, NULL), LK_ERR_INTERNAL, "stride 3", err);
     CHECK_FAILS(lk_embed(be, &t24, m, (const int32_t[]){0, 3}), LK_ERR_INTERNAL, "token id 3 at row 1", err);
-    CHECK_FAILS(lk_linear_loss(be, y, NULL, NULL, &t24, m, (const int32_t[]){-1, 3}, 1.0f), LK_ERR_INTERNAL, "label 3", err);
+    CHECK_FAILS(lk_linear_loss(be, y, NULL, NULL, &t24, m, (const int32_t[]){-1, 3}, 1.0f, 0.0f), LK_ERR_INTERNAL, "label 3", err);
     CHECK_FAILS(lk_rope(be, &t24, 3, &t24, false), LK_ERR_INTERNAL, "heads", err);
     CHECK_FAILS(lk_gather_rows(be, &t24, &t24, (const int32_t[]){0, 2}), LK_ERR_INTERNAL, "outside", err);
     lk_kv *kv;

@@ -34,7 +34,7 @@ static float *run(lk_backend *be, const paged_case *c, const paged_inputs *in, i
         for (int64_t p = 0; p * c->page_tokens < c->lengths[s]; p++) pages[s][p] = (first_page + 7 * next++) % N_PAGES;
         if (s) offset[s] = offset[s - 1] + c->lengths[s - 1];
     }
-    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+    lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window, c->cap};
     for (;;) {
         lk_sequence sequences[4];
         int64_t from[4], rows = 0, n = 0;
@@ -130,7 +130,7 @@ static void test_against_training(void **state)
         float *paged = run(be, c, &in, 6, 0, -1);
         int32_t starts[4] = {0, 17, 50, 51};
         lk_batch batch = {.n_tokens = in.rows, .n_docs = 3, .doc_starts = starts};
-        lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window};
+        lk_attention_shape shape = {c->heads, c->kv_heads, c->head_dim, 1.0f / sqrtf((float)c->head_dim), c->window, c->cap};
         guarded o = guarded_make(in.rows, wide, 0);
         lk_tensor q = lk_tensor_make(in.q, LK_F32, in.rows, wide), k = lk_tensor_make(in.k, LK_F32, in.rows, narrow),
                   v = lk_tensor_make(in.v, LK_F32, in.rows, narrow);

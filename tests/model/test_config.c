@@ -15,19 +15,36 @@ static void test_refusals(void **state)
         lk_status status;
         const char *message;
     } cases[] = {
-        {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not supported; supported are: llama"},
+        {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not yet supported; supported are: llama"},
+        {"{\"model_type\":\"qwen3_next\"," BASE "}", LK_ERR_UNSUPPORTED, "'qwen3_next' is not yet supported"},
+        {"{\"model_type\":\"bloom\"," BASE "}", LK_ERR_UNSUPPORTED,
+         "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3"},
         {"{" BASE "}", LK_ERR_FORMAT, "model_type is missing"},
         {"[]", LK_ERR_FORMAT, "must be an object"},
         {"{\"model_type\":\"llama\",\"hidden_size\":64}", LK_ERR_FORMAT, "intermediate_size is missing"},
         {"{\"model_type\":\"llama\"," BASE ",\"num_key_value_heads\":3}", LK_ERR_FORMAT, "not a multiple"},
         {"{\"model_type\":\"llama\"," BASE ",\"head_dim\":15}", LK_ERR_FORMAT, "must be even"},
         {"{\"model_type\":\"llama\"," BASE ",\"hidden_act\":\"gelu\"}", LK_ERR_UNSUPPORTED, "hidden_act 'gelu'"},
-        {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2}}", LK_ERR_UNSUPPORTED, "'yarn'"},
+        {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"xpos\",\"factor\":2}}", LK_ERR_UNSUPPORTED,
+         "rope type 'xpos' is not supported (default, linear, dynamic, yarn, longrope and llama3 are)"},
+        {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":7}", LK_ERR_FORMAT, "rope_scaling must be an object or null"},
+        {"{\"model_type\":\"llama\"," BASE ",\"partial_rotary_factor\":0.2}", LK_ERR_FORMAT, "RoPE turns must be even"},
+        {"{\"model_type\":\"phi3\"," BASE ",\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,2],\"long_factor\":[1,2]}}",
+         LK_ERR_FORMAT, "short_factor must be a list of 8 numbers"},
+        {"{\"model_type\":\"phi3\"," BASE ",\"partial_rotary_factor\":0.25,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,0],"
+         "\"long_factor\":[1,2]}}",
+         LK_ERR_FORMAT, "short_factor must hold positive numbers"},
+        {"{\"model_type\":\"gemma2\"," BASE ",\"hidden_activation\":\"gelu\"}", LK_ERR_UNSUPPORTED,
+         "hidden_activation 'gelu' is not supported"},
+        {"{\"model_type\":\"gemma3_text\"," BASE ",\"use_bidirectional_attention\":true}", LK_ERR_UNSUPPORTED,
+         "use_bidirectional_attention"},
+        {"{\"model_type\":\"gemma2\"," BASE ",\"layer_types\":[\"full_attention\"]}", LK_ERR_FORMAT, "layer_types names 1 layers of 2"},
+        {"{\"model_type\":\"qwen3\"," BASE ",\"layer_types\":[\"full_attention\",\"linear_attention\"]}", LK_ERR_UNSUPPORTED,
+         "layer_types holds 'linear_attention'"},
+        {"{\"model_type\":\"smollm3\"," BASE ",\"no_rope_layers\":[1]}", LK_ERR_FORMAT, "no_rope_layers names 1 layers of 2"},
         {"{\"model_type\":\"llama\"," BASE ",\"rope_scaling\":{\"rope_type\":\"linear\"}}", LK_ERR_FORMAT, "factor is missing"},
         {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":100}", LK_ERR_FORMAT, "outside the vocabulary"},
         {"{\"model_type\":\"llama\"," BASE ",\"eos_token_id\":\"x\"}", LK_ERR_FORMAT, "must be a number or a list"},
-        {"{\"model_type\":\"qwen2\"," BASE ",\"use_sliding_window\":true,\"sliding_window\":32,\"max_position_embeddings\":64}",
-         LK_ERR_UNSUPPORTED, "use_sliding_window"},
         {"{\"model_type\":\"llama\"," BASE ",\"rms_norm_eps\":\"small\"}", LK_ERR_FORMAT, "rms_norm_eps must be a number"},
     };
     lk_error err = {0};
@@ -57,7 +74,7 @@ static void test_fields(void **state)
     assert_int_equal(c.head_dim, 16);
     assert_int_equal(c.bos, -1);
     float inv[8];
-    lk_config_inv_freq(&c, inv);
+    lk_rotary_frequencies(&c.rope, c.head_dim, 64, inv);
     for (int i = 0; i < 8; i++) assert_true(fabs((double)inv[i] - pow(500.0, -i / 8.0) / 4.0) < 1e-7);
     lk_site site = lk_site_at(&c, LK_K);
     assert_int_equal(site.n, 32);

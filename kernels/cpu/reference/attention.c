@@ -19,6 +19,14 @@ static double dot(const float *a, const float *b, int64_t n)
     return sum;
 }
 
+/* A scaled score under the soft cap; *slope is its derivative. */
+static double capped(const lk_attention_shape *s, double score, double *slope)
+{
+    double cap = (double)s->cap, t = cap > 0.0 ? tanh(score / cap) : 0.0;
+    *slope = 1.0 - t * t;
+    return cap > 0.0 ? cap * t : score;
+}
+
 /* The first key that query i of a document sees. */
 static int64_t first_key(const lk_attention_shape *s, int64_t i) { return s->window > 0 ? larger(0, i - s->window + 1) : 0; }
 
@@ -26,9 +34,9 @@ static void forward_row(const lk_attention_shape *s, float *o, float *lse, const
                         int64_t column, int64_t begin, int64_t i, double *p)
 {
     int64_t first = first_key(s, i);
-    double top = -INFINITY, sum = 0.0;
+    double top = -INFINITY, sum = 0.0, slope;
     for (int64_t j = first; j <= i; j++) {
-        p[j] = (double)s->scale * dot(q, lk_row(k, begin + j) + column, s->head_dim);
+        p[j] = capped(s, (double)s->scale * dot(q, lk_row(k, begin + j) + column, s->head_dim), &slope);
         if (p[j] > top) top = p[j];
     }
     for (int64_t j = first; j <= i; j++) sum += p[j] = exp(p[j] - top);
@@ -71,8 +79,8 @@ static void backward_row(const lk_attention_shape *s, const gradients *g, double
     for (int64_t j = first_key(s, i); j <= i; j++) {
         const float *k = lk_row(g->k, begin + j) + column, *v = lk_row(g->v, begin + j) + column;
         float *dk = lk_row(g->dk, begin + j) + column, *dv = lk_row(g->dv, begin + j) + column;
-        double p = exp((double)s->scale * dot(q, k, D) - lse);
-        double ds = p * (dot(dout, v, D) - delta) * (double)s->scale;
+        double slope, p = exp(capped(s, (double)s->scale * dot(q, k, D), &slope) - lse);
+        double ds = p * (dot(dout, v, D) - delta) * slope * (double)s->scale;
         for (int64_t d = 0; d < D; d++) {
             dq[d] += (float)(ds * (double)k[d]);
             dk[d] += (float)(ds * (double)q[d]);

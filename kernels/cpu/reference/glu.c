@@ -50,6 +50,22 @@ lk_status lk_ref_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
     return LK_OK;
 }
 
+lk_status lk_ref_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by)
+{
+    (void)be;
+    for (int64_t t = 0; t < y->rows; t++)
+        for (int64_t c = 0; c < y->cols; c++) lk_row(y, t)[c] = by * lk_row(x, t)[c];
+    return LK_OK;
+}
+
+lk_status lk_ref_cap(lk_backend *be, const lk_tensor *y, float cap)
+{
+    (void)be;
+    for (int64_t t = 0; t < y->rows; t++)
+        for (int64_t c = 0; c < y->cols; c++) lk_row(y, t)[c] = (float)((double)cap * tanh((double)lk_row(y, t)[c] / (double)cap));
+    return LK_OK;
+}
+
 lk_status lk_ref_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)
 {
     (void)be;

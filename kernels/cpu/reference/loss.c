@@ -14,9 +14,10 @@ static size_t scratch_for(int64_t vocab, int64_t width)
 size_t lk_ref_loss_scratch(const lk_limits *limits) { return limits->vocab ? scratch_for(limits->vocab, limits->width) : 0; }
 
 /* Loss of one row of logits; leaves the gradient with respect to them in their place. */
-static float row_loss(float *logits, int64_t vocab, int32_t label, float grad_scale, bool *hit)
+static float row_loss(float *logits, int64_t vocab, int32_t label, float grad_scale, float cap, bool *hit)
 {
     int64_t best = 0;
+    for (int64_t n = 0; n < vocab && cap > 0.0f; n++) logits[n] = (float)((double)cap * tanh((double)logits[n] / (double)cap));
     for (int64_t n = 1; n < vocab; n++)
         if (logits[n] > logits[best]) best = n;
     *hit = best == label;
@@ -24,7 +25,10 @@ static float row_loss(float *logits, int64_t vocab, int32_t label, float grad_sc
     for (int64_t n = 0; n < vocab; n++) sum += exp((double)logits[n] - top);
     double lse = top + log(sum);
     float loss = (float)(lse - (double)logits[label]);
-    for (int64_t n = 0; n < vocab; n++) logits[n] = grad_scale * ((float)exp((double)logits[n] - lse) - (n == label ? 1.0f : 0.0f));
+    for (int64_t n = 0; n < vocab; n++) {
+        double t = cap > 0.0f ? (double)logits[n] / (double)cap : 0.0;
+        logits[n] = grad_scale * (float)(1.0 - t * t) * ((float)exp((double)logits[n] - lse) - (n == label ? 1.0f : 0.0f));
+    }
     return loss;
 }
 
@@ -55,7 +59,7 @@ static void chunk_gradient(const lk_backend *be, const lk_tensor *dx, float *con
 }
 
 lk_status lk_ref_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
-                             const int32_t *labels, float grad_scale)
+                             const int32_t *labels, float grad_scale, float cap)
 {
     void *rest;
     LK_TRY(lk_cpu_scratch(be, "linear_loss", scratch_for(head->n, head->k), &rest));
@@ -74,7 +78,7 @@ lk_status lk_ref_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk
         chunk_logits(be, logits, rows, n, x, head, weights);
         for (int i = 0; i < n; i++) {
             bool hit;
-            nll[rows[i]] = row_loss(logits[i], head->n, labels[rows[i]], grad_scale, &hit);
+            nll[rows[i]] = row_loss(logits[i], head->n, labels[rows[i]], grad_scale, cap, &hit);
             if (hits) hits[rows[i]] = hit;
         }
         if (dx) chunk_gradient(be, dx, logits, rows, n, head, weights);

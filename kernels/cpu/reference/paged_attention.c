@@ -24,6 +24,7 @@ static void row(const lk_attention_shape *s, const lk_kv *kv, int32_t layer, con
         double score = 0.0;
         for (int64_t d = 0; d < s->head_dim; d++) score += (double)q[d] * cached(shape, tile, lk_kv_key_at(shape, inside, d), 0, inside);
         p[j] = score * (double)s->scale;
+        if (s->cap > 0.0f) p[j] = (double)s->cap * tanh(p[j] / (double)s->cap);
         if (p[j] > top) top = p[j];
     }
     for (int64_t j = first; j <= position; j++) sum += p[j] = exp(p[j] - top);

@@ -1,0 +1,68 @@
+/* What each family means where its config.json is silent, in one table: reading a row beside llama's says what differs. */
+#include "model/families.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const lk_family families[] = {
+    {.model_type = "llama", .reads = LK_READS_BIAS},
+    {.model_type = "mistral", .window = LK_WINDOW_ALL, .eps = 1e-6},
+    {.model_type = "qwen2", .qkv_bias = true, .window = LK_WINDOW_UPPER},
+    {.model_type = "qwen3", .reads = LK_READS_ATTENTION_BIAS, .qk_norm = LK_QK_HEADS, .window = LK_WINDOW_UPPER},
+    {.model_type = "gemma2",
+     .reads = LK_READS_ATTENTION_BIAS | LK_READS_CAPS | LK_READS_SCALAR,
+     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 8192, .window = 4096},
+     .tied = true,
+     .norms = LK_NORMS_BOTH,
+     .norm_plus_one = true,
+     .activation = LK_GELU_TANH,
+     .embedding_root = true,
+     .attention_cap = 50.0,
+     .logit_cap = 30.0,
+     .window = LK_WINDOW_PATTERN,
+     .pattern = 2},
+    {.model_type = "gemma3_text",
+     .reads = LK_READS_ATTENTION_BIAS | LK_READS_LOGIT_CAP | LK_READS_SCALAR,
+     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 131072, .window = 4096},
+     .tied = true,
+     .norms = LK_NORMS_BOTH,
+     .norm_plus_one = true,
+     .qk_norm = LK_QK_HEADS,
+     .activation = LK_GELU_TANH,
+     .embedding_root = true,
+     .theta = 1e6,
+     .local_theta = 1e4,
+     .window = LK_WINDOW_PATTERN,
+     .pattern = 6},
+    {.model_type = "phi3", .eps = 1e-5, .fused = true, .window = LK_WINDOW_ALL, .only_long = true, .original = 4096},
+    {.model_type = "olmo2", .reads = LK_READS_ATTENTION_BIAS, .eps = 1e-5, .norms = LK_NORMS_AFTER, .qk_norm = LK_QK_WHOLE},
+    {.model_type = "granite", .reads = LK_READS_BIAS | LK_READS_MULTIPLIERS},
+    {.model_type = "smollm3", .reads = LK_READS_BIAS | LK_READS_NO_ROPE, .tied = true, .theta = 2e6, .window = LK_WINDOW_NO_ROPE},
+};
+enum { N_FAMILIES = sizeof families / sizeof families[0] };
+
+/* Known by name, so that the refusal can say that they are on the list: attention sinks and MXFP4, and blocks that are not attention. */
+static const char *const later[] = {"gpt_oss", "qwen3_next", "jamba", "falcon_h1", "granitemoehybrid", "bamba",
+                                    "zamba2",  "nemotron_h", "lfm2",  "mamba",     "mamba2",           "gemma3n"};
+
+static void list(char *out, size_t size)
+{
+    *out = 0;
+    for (int i = 0; i < N_FAMILIES; i++) snprintf(out + strlen(out), size - strlen(out), "%s%s", i ? ", " : "", families[i].model_type);
+}
+
+lk_status lk_family_find(const lk_family **out, const char *model_type, const char *where, lk_error *err)
+{
+    char known[400];
+    for (int i = 0; i < N_FAMILIES; i++) {
+        if (strcmp(families[i].model_type, model_type)) continue;
+        *out = &families[i];
+        return LK_OK;
+    }
+    list(known, sizeof known);
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
+        if (!strcmp(later[i], model_type))
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: model_type '%s' is not yet supported; supported are: %s", where, model_type,
+                           known);
+    return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: model_type '%.60s' is not supported; supported are: %s", where, model_type, known);
+}

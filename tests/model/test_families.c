@@ -1,0 +1,298 @@
+/* Every family and every kind of rotary embedding against transformers (logits, in one pass and through pages in chunks) and PEFT
+ * (gradients): tests/golden/families.json and families.safetensors. The models' weights are not stored but follow a rule. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "tests/model.h"
+
+/* ---------------------------------------------------------------------------------------------- the rule (make_families.py) */
+
+static void check_rule(const char *name, float *out, int64_t n, float base, float spread)
+{
+    uint64_t h = 0xcbf29ce484222325u;
+    for (const char *p = name; *p; p++) h = (h ^ (unsigned char)*p) * 0x100000001b3u;
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t z = h + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+        out[i] = base + spread * ((float)(z >> 40) / 8388608.0f - 1.0f);
+    }
+}
+
+static void write_tensor(lk_st_writer *w, const cJSON *t, bool write, lk_error *err)
+{
+    const cJSON *sizes = cJSON_GetArrayItem(t, 0);
+    int64_t shape[2] = {1, 1}, n = 1;
+    int dims = cJSON_GetArraySize(sizes);
+    for (int i = 0; i < dims; i++) n *= shape[i] = cJSON_GetArrayItem(sizes, i)->valueint;
+    if (!write) {
+        CHECK_OK(lk_st_writer_declare(w, t->string, LK_BF16, dims, shape, err), err);
+        return;
+    }
+    float *values = malloc((size_t)n * 4);
+    uint16_t *narrow = malloc((size_t)n * 2);
+    check_rule(t->string, values, n, (float)cJSON_GetArrayItem(t, 1)->valuedouble, (float)cJSON_GetArrayItem(t, 2)->valuedouble);
+    lk_from_f32(narrow, LK_BF16, values, n);
+    CHECK_OK(lk_st_writer_write(w, narrow, (size_t)n * 2, err), err);
+    free(values);
+    free(narrow);
+}
+
+/* A case's folder; free(). */
+static char *make_folder(const cJSON *the_case)
+{
+    lk_error err = {0};
+    char name[100], path[4200];
+    snprintf(name, sizeof name, "family_%s", lk_json_get(the_case, "name")->valuestring);
+    char *folder = check_temporary(name), *config = cJSON_Print(lk_json_get(the_case, "config"));
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    check_write_file(path, config, strlen(config));
+    free(config);
+    lk_st_writer *w;
+    CHECK_OK(lk_st_writer_create(&w, folder, "model", 0, &err), &err);
+    const cJSON *t;
+    cJSON_ArrayForEach(t, lk_json_get(the_case, "tensors")) write_tensor(w, t, false, &err);
+    cJSON_ArrayForEach(t, lk_json_get(the_case, "tensors")) write_tensor(w, t, true, &err);
+    CHECK_OK(lk_st_writer_commit(w, &err), &err);
+    return folder;
+}
+
+/* ---------------------------------------------------------------------------------------------- logits */
+
+typedef struct run {
+    const char *name;
+    int64_t n;
+    int32_t *ids;
+    float *logits;
+} run;
+
+static run run_open(const lk_safetensors *st, const char *name, int64_t length)
+{
+    run r = {.name = name};
+    char key[200];
+    snprintf(key, sizeof key, "%s.%lld.ids", name, (long long)length);
+    r.ids = check_ints(st, key, &r.n);
+    assert_int_equal(r.n, length);
+    snprintf(key, sizeof key, "%s.%lld.logits", name, (long long)length);
+    r.logits = check_floats(st, key, NULL);
+    return r;
+}
+
+static void run_close(run *r)
+{
+    free(r->ids);
+    free(r->logits);
+}
+
+/* As two documents of one batch, the other of another length: neither may know of it. */
+static void compare_pass(const check_model *m, const run *r)
+{
+    enum { OTHER = 5 };
+    lk_error err = {0};
+    int64_t n = r->n, V = m->model->config.vocab;
+    int32_t starts[3] = {0, OTHER, (int32_t)(OTHER + n)}, *ids = malloc((size_t)(OTHER + n) * 4);
+    for (int64_t i = 0; i < OTHER; i++) ids[i] = 3 + (int32_t)i;
+    memcpy(ids + OTHER, r->ids, (size_t)n * 4);
+    lk_pass *pass;
+    CHECK_OK(lk_pass_create(&pass, m->model, &(lk_pass_options){.max_tokens = OTHER + n + 3}, &err), &err);
+    float *got = malloc((size_t)((OTHER + n) * V) * 4);
+    check_batch b;
+    check_batch_init(&b, ids, OTHER + n);
+    for (int64_t i = 0; i < n; i++) b.positions[OTHER + i] = (int32_t)i;
+    b.batch.n_docs = 2;
+    b.batch.doc_starts = starts;
+    CHECK_OK(lk_pass_logits(pass, &b.batch, got, &err), &err);
+    check_close(r->name, got + OTHER * V, r->logits, n * V, 1e-4, 1e-4);
+    lk_pass_destroy(pass);
+    check_batch_free(&b);
+    free(ids);
+    free(got);
+}
+
+/* In chunks of 7 and then one by one, through pages. */
+static void compare_paged(const check_model *m, const run *r)
+{
+    enum { CHUNK = 7 };
+    lk_error err = {0};
+    int64_t V = m->model->config.vocab;
+    lk_infer *infer;
+    CHECK_OK(lk_infer_create(&infer, m->model, &(lk_infer_options){.max_tokens = CHUNK, .max_rows = CHUNK, .max_context = r->n}, &err),
+             &err);
+    lk_kv_shape shape = lk_infer_kv_shape(m->model, 16, (int32_t)(r->n / 16 + 3));
+    lk_kv *kv;
+    assert_int_equal(lk_kv_create(m->be, &kv, &shape), LK_OK);
+    int32_t pages[64], rows[CHUNK] = {0, 1, 2, 3, 4, 5, 6};
+    for (int i = 0; i < shape.n_pages; i++) pages[i] = shape.n_pages - 1 - i;
+    for (int64_t t = 0; t < r->n;) {
+        int64_t count = t + CHUNK <= r->n * 3 / 4 ? CHUNK : 1;
+        int32_t positions[CHUNK];
+        for (int64_t i = 0; i < count; i++) positions[i] = (int32_t)(t + i);
+        lk_sequence sequence = {.begin = 0, .count = count, .length = t + count, .pages = pages};
+        lk_batch step = {.n_tokens = count, .ids = r->ids + t, .positions = positions, .n_sequences = 1, .sequences = &sequence};
+        lk_tensor logits;
+        CHECK_OK(lk_infer_forward(infer, &step, kv, rows, count, &logits, &err), &err);
+        check_close(r->name, logits.data, r->logits + t * V, count * V, 1e-4, 1e-4);
+        t += count;
+    }
+    lk_kv_destroy(m->be, kv);
+    lk_infer_destroy(infer);
+}
+
+/* ---------------------------------------------------------------------------------------------- gradients */
+
+static lk_adapter *make_adapter(const lk_model *model, int32_t rank)
+{
+    lk_error err = {0};
+    lk_adapter *a;
+    lk_adapter_spec spec = {.rank = rank, .alpha = 2.0 * rank};
+    for (int i = 0; i < LK_N_MODULES; i++) spec.targets[i] = true;
+    CHECK_OK(lk_adapter_create(&a, model, &spec, 1, &err), &err);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        char path[200], name[220];
+        lk_site_path(path, sizeof path, &model->config, s);
+        snprintf(name, sizeof name, "%s.lora_A", path);
+        check_rule(name, (float *)a->weights + a->sites[s].a, rank * a->sites[s].k, 0.0f, 0.25f);
+        snprintf(name, sizeof name, "%s.lora_B", path);
+        check_rule(name, (float *)a->weights + a->sites[s].b, rank * a->sites[s].n, 0.0f, 0.2f);
+    }
+    return a;
+}
+
+static double norm(const float *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+/* The error's norm relative to the gradient's. */
+static void compare_factor(const lk_safetensors *st, const char *key, const float *got, int64_t n, double tolerance)
+{
+    int64_t stored;
+    float *want = check_floats(st, key, &stored);
+    assert_int_equal(stored, n);
+    double size = norm(want, n);
+    for (int64_t i = 0; i < n; i++) want[i] -= got[i];
+    if (!(norm(want, n) <= tolerance * size)) fail_msg("%s: off by %.3g of %.3g", key, norm(want, n), size);
+    free(want);
+}
+
+/* kept 1 recomputes every layer but the last; all keep: the same bits. */
+static float *gradients_of(const check_model *m, const lk_adapter *a, const run *r, int64_t kept, double *loss)
+{
+    lk_error err = {0};
+    int32_t *labels = malloc((size_t)r->n * 4);
+    for (int64_t t = 0; t < r->n; t++) labels[t] = t >= 10 && t + 1 < r->n ? r->ids[t + 1] : -1;
+    int64_t supervised = r->n - 11;
+    float *grads = calloc((size_t)a->n_params, 4), *nll = malloc((size_t)r->n * 4);
+    lk_pass *pass;
+    lk_pass_options options = {.max_tokens = r->n, .max_rank = a->max_rank, .kept_layers = kept, .training = true};
+    lk_pass_plan plan;
+    lk_pass_plan_bytes(m->be, &m->model->config, &options, &plan);
+    CHECK_OK(lk_pass_create(&pass, m->model, &options, &err), &err);
+    check_batch b;
+    check_batch_init(&b, r->ids, r->n);
+    check_batch_adapter(&b, a, grads);
+    CHECK_OK(lk_pass_gradient(pass, &b.batch, labels, 1.0f / (float)supervised, NULL, nll, &err), &err);
+    *loss = 0;
+    for (int64_t t = 0; t < r->n; t++) *loss += (double)nll[t] / (double)supervised;
+    check_batch_free(&b);
+    lk_pass_destroy(pass);
+    free(nll);
+    free(labels);
+    return grads;
+}
+
+static void compare_gradients(const check_model *m, const lk_safetensors *st, const run *r, int32_t rank)
+{
+    lk_adapter *a = make_adapter(m->model, rank);
+    double loss, again;
+    float *grads = gradients_of(m, a, r, 1, &loss), *kept = gradients_of(m, a, r, m->model->config.layers, &again);
+    check_same_bits("gradients with all layers kept", kept, grads, (size_t)a->n_params * 4);
+    char key[300], path[200];
+    snprintf(key, sizeof key, "%s.loss", r->name);
+    float *want = check_floats(st, key, NULL);
+    if (!(fabs(loss - (double)want[0]) < 1e-4)) fail_msg("%s: loss %.7f, wanted %.7f", r->name, loss, (double)want[0]);
+    free(want);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        lk_site_path(path, sizeof path, &m->model->config, s);
+        snprintf(key, sizeof key, "%s.grad.%s.A", r->name, path);
+        compare_factor(st, key, grads + site->a, site->rank * site->k, 1e-3);
+        snprintf(key, sizeof key, "%s.grad.%s.B", r->name, path);
+        compare_factor(st, key, grads + site->b, site->rank * site->n, 1e-3);
+    }
+    free(grads);
+    free(kept);
+    lk_adapter_destroy(a);
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
+static void check_case(const cJSON *the_case, const lk_safetensors *st, const char *tier)
+{
+    lk_error err = {0};
+    const char *name = lk_json_get(the_case, "name")->valuestring;
+    int32_t rank = lk_json_get(the_case, "adapter")->valueint;
+    char *folder = make_folder(the_case);
+    check_model m = check_model_open(folder, LK_QUANT_NONE, LK_F32, 2, tier);
+    lk_model_facts facts;
+    CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
+    assert_int_equal(lk_allocated(m.be), lk_model_bytes(m.be, &facts, LK_QUANT_NONE));
+    const cJSON *length;
+    cJSON_ArrayForEach(length, lk_json_get(the_case, "runs"))
+    {
+        run r = run_open(st, name, length->valueint);
+        compare_pass(&m, &r);
+        compare_paged(&m, &r);
+        if (rank && !length->next) compare_gradients(&m, st, &r, rank);
+        run_close(&r);
+    }
+    check_model_close(&m);
+    free(folder);
+}
+
+static void check_all(const char *tier)
+{
+    lk_error err = {0};
+    char *path = check_golden("families.json");
+    cJSON *json;
+    CHECK_OK(lk_json_read(&json, path, 1 << 20, &err), &err);
+    free(path);
+    path = check_golden("families.safetensors");
+    lk_safetensors *st;
+    CHECK_OK(lk_safetensors_open(&st, path, &err), &err);
+    free(path);
+    const cJSON *the_case;
+    int n = 0;
+    cJSON_ArrayForEach(the_case, lk_json_get(json, "cases"))
+    {
+        check_case(the_case, st, tier);
+        n++;
+    }
+    assert_true(n > 15);
+    lk_safetensors_close(st);
+    cJSON_Delete(json);
+}
+
+static void test_reference(void **state)
+{
+    (void)state;
+    check_all("reference");
+}
+
+static void test_fast(void **state)
+{
+    (void)state;
+    check_all(NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_fast)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
