@@ -1,204 +1,45 @@
-/* Results do not depend on company. Sixteen requests on eight adapters of different ranks and on the base, greedy and sampled, with
- * penalties, biases and logprobs, are first asked one at a time; then all at once, chunked and unchunked, with pages enough and with so few
- * that requests are preempted, with fewer places in memory than adapters: each must get the same ids and the same bits of logprobs. Once
- * more with an engine that looks ahead: what was asked alone on a backend that answers at once must come out of one that queues. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+/* The engine's answers do not depend on company (tests/company.h): chunked and unchunked, with pages enough and with so few that requests
+ * are preempted, with fewer places in memory than adapters. Once more with an engine that looks ahead: what was asked alone on a backend
+ * that answers at once must come out of one that queues. */
+#include "tests/company.h"
 
-#include "base/log.h"
-#include "tests/engine.h"
-#include "tests/queued.h"
-
-enum { N = 16, ADAPTERS = 8 };
-
-static const int32_t RANKS[ADAPTERS] = {1, 2, 3, 5, 8, 16, 17, 32};
-
-typedef struct asked {
-    lk_request_spec spec;
-    char adapter[32];
-    int32_t prompt[128];
-    int32_t bias_ids[2];
-    float bias[2];
-    int32_t stops[LK_MAX_STOPS];
-} asked;
-
-/* Two requests for each of six adapters, one each for the other two, two for the base. */
-static void make_requests(asked q[N], int64_t vocab)
-{
-    check_random r = {20240229};
-    for (int i = 0; i < N; i++) {
-        lk_request_spec *s = &q[i].spec;
-        lk_request_spec_default(s);
-        s->n_prompt = 1 + (int64_t)(check_random_u64(&r) % 100);
-        for (int64_t t = 0; t < s->n_prompt; t++) q[i].prompt[t] = (int32_t)(check_random_u64(&r) % (uint64_t)vocab);
-        s->prompt = q[i].prompt;
-        s->max_tokens = 20 + (int64_t)(check_random_u64(&r) % 60);
-        s->ignore_eos = i % 4 != 0;
-        s->seed = 1000 + (uint64_t)i;
-        s->n_logprobs = i % 5 == 0 ? -1 : i % 5 * 5;
-        if (i % 3) {
-            s->temperature = 0.7f + 0.1f * (float)i;
-            s->top_p = i % 2 ? 0.9f : 1.0f;
-            s->top_k = i % 4 == 1 ? 30 : 0;
-            s->min_p = i % 4 == 2 ? 0.02f : 0.0f;
-        }
-        if (i % 4 == 3) {
-            s->repetition_penalty = 1.2f;
-            s->presence_penalty = 0.3f;
-            s->frequency_penalty = 0.2f;
-        }
-        if (i % 6 == 5) {
-            q[i].bias_ids[0] = 7;
-            q[i].bias_ids[1] = 11;
-            q[i].bias[0] = 3.0f;
-            q[i].bias[1] = -100.0f;
-            s->bias_ids = q[i].bias_ids;
-            s->bias = q[i].bias;
-            s->n_bias = 2;
-        }
-        if (i % 4 == 1) { /* one token in ten ends it */
-            for (int k = 0; k < LK_MAX_STOPS; k++) q[i].stops[k] = (int32_t)((i + 10 * k) % vocab);
-            s->stop_ids = q[i].stops;
-            s->n_stop_ids = LK_MAX_STOPS;
-        }
-        if (i >= 14) continue;
-        snprintf(q[i].adapter, sizeof q[i].adapter, "a%d", i % ADAPTERS);
-        s->adapter = q[i].adapter;
-    }
-}
-
-typedef struct scene {
-    const char *name;
-    int32_t token_budget, n_pages, max_running, max_resident;
-    bool preempts;
-    bool kv_8bit;
-} scene;
-
-static const scene SCENES[] = {
-    {"all at once", 2048, 256, 16, 8, false, false},
-    {"chunked", 19, 256, 16, 8, false, false},
-    {"few pages", 2048, 24, 16, 8, true, false},
-    {"chunked, few pages", 23, 24, 16, 8, true, false},
-    {"chunks of one page at most, barely any pages", 16, 14, 16, 8, true, false},
-    {"two places in memory", 64, 256, 16, 2, false, false},
+static const check_scene scenes[] = {
+    {"all at once", 2048, 256, 16, 8, false},
+    {"chunked", 19, 256, 16, 8, false},
+    {"few pages", 2048, 24, 16, 8, true},
+    {"chunked, few pages", 23, 24, 16, 8, true},
+    {"chunks of one page at most, barely any pages", 16, 14, 16, 8, true},
+    {"two places in memory", 64, 256, 16, 2, false},
 };
+enum { N_SCENES = sizeof scenes / sizeof *scenes };
 
-static lk_engine *start(lk_model *model, const scene *s, const char *folder, int n_adapters)
-{
-    lk_error err = {0};
-    lk_engine_options o;
-    lk_engine_options_default(&o);
-    lk_kv_shape page = lk_infer_kv_shape(model, 16, 1);
-    o.kv_8bit = s->kv_8bit;
-    if (o.kv_8bit) page.type = LK_I8;
-    o.token_budget = s->token_budget;
-    o.kv_bytes = (size_t)s->n_pages * lk_kv_page_bytes(model->be, &page);
-    o.max_running = s->max_running;
-    o.max_resident_adapters = s->max_resident;
-    lk_engine *engine;
-    CHECK_OK(lk_engine_start(&engine, model, &o, &err), &err);
-    for (int a = 0; a < n_adapters; a++) {
-        char name[32], path[4200];
-        snprintf(name, sizeof name, "a%d", a);
-        snprintf(path, sizeof path, "%s/%s", folder, name);
-        CHECK_OK(lk_engine_load_adapter(engine, name, path, false, NULL, &err), &err);
-    }
-    return engine;
-}
-
-static void run_scene(lk_model *model, const scene *s, const char *folder, const asked q[N], check_answer *alone[N])
-{
-    lk_error err = {0};
-    lk_engine *engine = start(model, s, folder, ADAPTERS);
-    lk_request *requests[N];
-    for (int i = 0; i < N; i++) CHECK_OK(lk_engine_submit(engine, &q[i].spec, &requests[i], &err), &err);
-    int64_t tokens = 0, preempted = 0;
-    for (int i = 0; i < N; i++) {
-        check_answer *together = check_collect(requests[i]);
-        char what[100];
-        snprintf(what, sizeof what, "%s, request %d", s->name, i);
-        check_same_answer(what, together, alone[i]);
-        tokens += together->n;
-        preempted += together->facts.n_preempted;
-        free(together);
-    }
-    check_engine_idle(engine);
-    lk_engine_stats stats;
-    lk_engine_get_stats(engine, &stats);
-    assert_int_equal(stats.finished_stop + stats.finished_length, N);
-    assert_true(stats.finished_stop >= 2);
-    assert_true(stats.iterations < tokens); /* they did keep each other company */
-    assert_int_equal(stats.preemptions, preempted);
-    assert_int_equal(preempted > 0, s->preempts);
-    if (s->max_resident < ADAPTERS) assert_true(stats.adapter_evictions > ADAPTERS - s->max_resident);
-    lk_engine_stop(engine);
-}
-
-static void run(const char *model_name, lk_quant quant, lk_dtype compute, int threads, bool ahead, bool kv_8bit)
-{
-    lk_log_set_level(LK_LOG_WARN);
-    char *golden = check_golden(model_name), *folder = check_temporary("company");
-    check_model m = check_model_open(golden, quant, compute, threads, NULL);
-    for (int a = 0; a < ADAPTERS; a++) {
-        char path[4200];
-        snprintf(path, sizeof path, "%s/a%d", folder, a);
-        check_adapter_write(m.model, path, RANKS[a], (uint64_t)a + 1, 0.05f);
-    }
-    asked *q = calloc(N, sizeof *q);
-    make_requests(q, m.model->config.vocab);
-    check_answer *alone[N];
-    lk_engine *engine = start(m.model, &(scene){"alone", 512, 64, 4, 8, false, kv_8bit}, folder, ADAPTERS);
-    for (int i = 0; i < N; i++) alone[i] = check_ask(engine, &q[i].spec);
-    /* An adapter must make a difference, or the comparison would mean little. */
-    lk_request_spec base = q[1].spec;
-    base.adapter = NULL;
-    check_answer *without = check_ask(engine, &base);
-    assert_true(memcmp(without->logprobs, alone[1]->logprobs, sizeof without->logprobs) != 0);
-    free(without);
-    lk_engine_stop(engine);
-
-    check_queued queued;
-    if (ahead) check_queued_make(&queued, m.be);
-    for (size_t s = 0; s < sizeof SCENES / sizeof *SCENES; s++) {
-        scene now = SCENES[s];
-        now.kv_8bit = kv_8bit;
-        run_scene(m.model, &now, folder, q, alone);
-    }
-    if (ahead) {
-        assert_int_equal(queued.most_under_way, 2);
-        assert_int_equal(queued.begun, queued.ended);
-        check_queued_free(&queued);
-    }
-    for (int i = 0; i < N; i++) free(alone[i]);
-    free(q);
-    check_model_close(&m);
-    free(folder);
-    free(golden);
-}
+static const lk_backend_options bf16 = {.device = "cpu", .threads = 2, .compute = LK_BF16};
 
 static void test_nf4_bf16(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, false, false);
+    check_company(&(check_crowd){"models/llama-tiny", LK_QUANT_NF4, bf16, .shrink = 1, .scenes = scenes, .n_scenes = N_SCENES});
 }
 
 static void test_f32_one_thread(void **state)
 {
     (void)state;
-    run("models/qwen3-tiny", LK_QUANT_NONE, LK_F32, 1, false, false);
+    const lk_backend_options f32 = {.device = "cpu", .threads = 1, .compute = LK_F32};
+    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NONE, f32, .shrink = 1, .scenes = scenes, .n_scenes = N_SCENES});
 }
 
 static void test_ahead(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true, false);
+    check_company(
+        &(check_crowd){"models/llama-tiny", LK_QUANT_NF4, bf16, .queued = true, .shrink = 1, .scenes = scenes, .n_scenes = N_SCENES});
 }
 
 static void test_8bit_keys_and_values(void **state)
 {
     (void)state;
-    run("models/llama-tiny", LK_QUANT_NF4, LK_BF16, 2, true, true);
+    check_company(&(check_crowd){"models/llama-tiny", LK_QUANT_NF4, bf16, .kv_8bit = true, .queued = true, .shrink = 2, .scenes = scenes,
+                                 .n_scenes = N_SCENES - 1});
 }
 
 int main(void)

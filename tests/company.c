@@ -1,0 +1,160 @@
+#include "tests/company.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "tests/queued.h"
+
+enum { N = 16, ADAPTERS = 8 };
+
+static const int32_t RANKS[ADAPTERS] = {1, 2, 3, 5, 8, 16, 17, 32};
+
+typedef struct asked {
+    lk_request_spec spec;
+    char adapter[32];
+    int32_t prompt[128];
+    int32_t bias_ids[2];
+    float bias[2];
+    int32_t stops[LK_MAX_STOPS];
+} asked;
+
+/* Two requests for each of six adapters, one each for the other two, two for the base. */
+static void make_requests(asked q[N], int64_t vocab, int shrink)
+{
+    check_random r = {20240229};
+    for (int i = 0; i < N; i++) {
+        lk_request_spec *s = &q[i].spec;
+        lk_request_spec_default(s);
+        s->n_prompt = 1 + (int64_t)(check_random_u64(&r) % (uint64_t)(100 / shrink));
+        for (int64_t t = 0; t < s->n_prompt; t++) q[i].prompt[t] = (int32_t)(check_random_u64(&r) % (uint64_t)vocab);
+        s->prompt = q[i].prompt;
+        s->max_tokens = 20 / shrink + (int64_t)(check_random_u64(&r) % (uint64_t)(60 / shrink));
+        s->ignore_eos = i % 4 != 0;
+        s->seed = 1000 + (uint64_t)i;
+        s->n_logprobs = i % 5 == 0 ? -1 : i % 5 * 5;
+        if (i % 3) {
+            s->temperature = 0.7f + 0.1f * (float)i;
+            s->top_p = i % 2 ? 0.9f : 1.0f;
+            s->top_k = i % 4 == 1 ? 30 : 0;
+            s->min_p = i % 4 == 2 ? 0.02f : 0.0f;
+        }
+        if (i % 4 == 3) {
+            s->repetition_penalty = 1.2f;
+            s->presence_penalty = 0.3f;
+            s->frequency_penalty = 0.2f;
+        }
+        if (i % 6 == 5) {
+            q[i].bias_ids[0] = 7;
+            q[i].bias_ids[1] = 11;
+            q[i].bias[0] = 3.0f;
+            q[i].bias[1] = -100.0f;
+            s->bias_ids = q[i].bias_ids;
+            s->bias = q[i].bias;
+            s->n_bias = 2;
+        }
+        if (i % 4 == 1) { /* one token in ten ends it */
+            for (int k = 0; k < LK_MAX_STOPS; k++) q[i].stops[k] = (int32_t)((i + 10 * k) % vocab);
+            s->stop_ids = q[i].stops;
+            s->n_stop_ids = LK_MAX_STOPS;
+        }
+        if (i >= 14) continue;
+        snprintf(q[i].adapter, sizeof q[i].adapter, "a%d", i % ADAPTERS);
+        s->adapter = q[i].adapter;
+    }
+}
+
+static lk_engine *start(lk_model *model, const check_scene *s, bool kv_8bit, const char *folder, int n_adapters)
+{
+    lk_error err = {0};
+    lk_engine_options o;
+    lk_engine_options_default(&o);
+    lk_kv_shape page = lk_infer_kv_shape(model, 16, 1);
+    o.kv_8bit = kv_8bit;
+    if (o.kv_8bit) page.type = LK_I8;
+    o.token_budget = s->token_budget;
+    o.kv_bytes = (size_t)s->n_pages * lk_kv_page_bytes(model->be, &page);
+    o.max_running = s->max_running;
+    o.max_resident_adapters = s->max_resident;
+    lk_engine *engine;
+    CHECK_OK(lk_engine_start(&engine, model, &o, &err), &err);
+    for (int a = 0; a < n_adapters; a++) {
+        char name[32], path[4200];
+        snprintf(name, sizeof name, "a%d", a);
+        snprintf(path, sizeof path, "%s/%s", folder, name);
+        CHECK_OK(lk_engine_load_adapter(engine, name, path, false, NULL, &err), &err);
+    }
+    return engine;
+}
+
+static void run_scene(lk_model *model, const check_scene *s, bool kv_8bit, const char *folder, const asked q[N], check_answer *alone[N])
+{
+    lk_error err = {0};
+    lk_engine *engine = start(model, s, kv_8bit, folder, ADAPTERS);
+    lk_request *requests[N];
+    for (int i = 0; i < N; i++) CHECK_OK(lk_engine_submit(engine, &q[i].spec, &requests[i], &err), &err);
+    int64_t tokens = 0, preempted = 0, stopped = 0;
+    for (int i = 0; i < N; i++) {
+        check_answer *together = check_collect(requests[i]);
+        char what[100];
+        snprintf(what, sizeof what, "%s, request %d", s->name, i);
+        check_same_answer(what, together, alone[i]);
+        tokens += together->n;
+        preempted += together->facts.n_preempted;
+        stopped += alone[i]->finish == LK_FINISH_STOP;
+        free(together);
+    }
+    check_engine_idle(engine);
+    lk_engine_stats stats;
+    lk_engine_get_stats(engine, &stats);
+    assert_int_equal(stats.finished_stop + stats.finished_length, N);
+    assert_int_equal(stats.finished_stop, stopped);
+    assert_true(stats.iterations < tokens); /* they did keep each other company */
+    assert_int_equal(stats.preemptions, preempted);
+    assert_int_equal(preempted > 0, s->preempts);
+    if (s->max_resident < ADAPTERS) assert_true(stats.adapter_evictions > ADAPTERS - s->max_resident);
+    lk_engine_stop(engine);
+}
+
+void check_company(const check_crowd *c)
+{
+    lk_log_set_level(LK_LOG_WARN);
+    char *golden = check_golden(c->model), *folder = check_temporary("company");
+    check_model m = check_model_open_on(golden, c->quant, &c->backend);
+    lk_backend_options on_cpu = {.device = "cpu", .threads = 1, .compute = LK_F32};
+    check_model cpu = check_model_open_on(golden, c->quant, &on_cpu); /* writes the adapters, whatever they are served on */
+    for (int a = 0; a < ADAPTERS; a++) {
+        char path[4200];
+        snprintf(path, sizeof path, "%s/a%d", folder, a);
+        check_adapter_write(cpu.model, path, RANKS[a], (uint64_t)a + 1, 0.05f);
+    }
+    check_model_close(&cpu);
+    asked *q = calloc(N, sizeof *q);
+    make_requests(q, m.model->config.vocab, c->shrink);
+    check_answer *alone[N];
+    lk_engine *engine = start(m.model, &(check_scene){"alone", 512, 64, 4, 8, false}, c->kv_8bit, folder, ADAPTERS);
+    for (int i = 0; i < N; i++) alone[i] = check_ask(engine, &q[i].spec);
+    if (c->shrink == 1) assert_true(alone[1]->finish == LK_FINISH_STOP || alone[5]->finish == LK_FINISH_STOP);
+    /* An adapter must make a difference, or the comparison would mean little. */
+    lk_request_spec base = q[1].spec;
+    base.adapter = NULL;
+    check_answer *without = check_ask(engine, &base);
+    assert_true(memcmp(without->logprobs, alone[1]->logprobs, sizeof without->logprobs) != 0);
+    free(without);
+    lk_engine_stop(engine);
+
+    check_queued queued;
+    if (c->queued) check_queued_make(&queued, m.be);
+    for (int s = 0; s < c->n_scenes; s++) run_scene(m.model, &c->scenes[s], c->kv_8bit, folder, q, alone);
+    if (c->queued) {
+        assert_int_equal(queued.most_under_way, 2);
+        assert_int_equal(queued.begun, queued.ended);
+        check_queued_free(&queued);
+    }
+    for (int i = 0; i < N; i++) free(alone[i]);
+    free(q);
+    check_model_close(&m);
+    free(folder);
+    free(golden);
+}

@@ -1,0 +1,31 @@
+/* Results do not depend on company: sixteen requests on eight adapters of different ranks and on the base, greedy and sampled, with
+ * penalties, biases, stops and logprobs, are first asked one at a time; then all at once in a number of scenes: each must get the same ids
+ * and the same bits of logprobs.
+ *
+ *     check_company(&(check_crowd){.model = "models/llama-tiny", .quant = LK_QUANT_NF4, .backend = {...}, .scenes = s, .n_scenes = 6}); */
+#ifndef LK_TESTS_COMPANY_H
+#define LK_TESTS_COMPANY_H
+
+#include "tests/engine.h"
+
+/* How the engine is set up for all of them together. */
+typedef struct check_scene {
+    const char *name;
+    int32_t token_budget, n_pages, max_running, max_resident;
+    bool preempts;
+} check_scene;
+
+typedef struct check_crowd {
+    const char *model; /* in tests/golden */
+    lk_quant quant;
+    lk_backend_options backend;
+    bool kv_8bit;
+    bool queued; /* in company the backend is made one that samples behind the host's back (tests/queued.h) */
+    int shrink;  /* prompts and answers are so many times shorter: 1 on the CPU */
+    const check_scene *scenes;
+    int n_scenes;
+} check_crowd;
+
+void check_company(const check_crowd *crowd);
+
+#endif

@@ -1,0 +1,32 @@
+/* The engine on the CUDA backend: answers do not depend on company (tests/company.h), with steps recorded and the next one queued before
+ * this one is read. */
+#include "tests/company.h"
+#include "tests/cuda/cuda_check.h"
+
+static const check_scene scenes[] = {
+    {"all at once", 512, 256, 16, 8, false},
+    {"chunked, few pages", 23, 8, 16, 8, true},
+    {"two places in memory", 64, 256, 16, 2, false},
+};
+enum { N_SCENES = sizeof scenes / sizeof *scenes, SHRINK = 5 };
+
+static const lk_backend_options on_cuda = {.device = "cuda", .threads = 1, .compute = LK_BF16};
+
+static void test_company(void **state)
+{
+    (void)state;
+    check_company(&(check_crowd){"models/llama-tiny", LK_QUANT_NF4, on_cuda, .shrink = SHRINK, .scenes = scenes, .n_scenes = N_SCENES});
+}
+
+static void test_8bit_keys_and_values(void **state)
+{
+    (void)state;
+    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NONE, on_cuda, .kv_8bit = true, .shrink = 2 * SHRINK, .scenes = scenes + 1,
+                                 .n_scenes = 1});
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_company), cmocka_unit_test(test_8bit_keys_and_values)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
