@@ -21,7 +21,7 @@ static void test_company(void **state)
 static void test_8bit_keys_and_values(void **state)
 {
     (void)state;
-    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NONE, on_cuda, .kv_8bit = true, .shrink = 2 * SHRINK, .scenes = scenes + 1,
+    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NONE, on_cuda, .kv_8bit = true, .shrink = 2 * SHRINK, .scenes = scenes,
                                  .n_scenes = 1});
 }
 
