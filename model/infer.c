@@ -1,8 +1,12 @@
 /* The serving forward: one step over a mixed batch of prefill chunks and decodes, over paged keys and values. Nothing is kept for a
- * backward, so most buffers are shared: the block's output goes back into its input, the gated product into the gate. */
+ * backward, so most buffers are shared: the block's output goes back into its input, the gated product into the gate.
+ *
+ * A step of decoding alone (one token of each sequence, all logits wanted) comes again and again. Where the backend records, its rows are
+ * padded to one of a few numbers and it runs as a recorded step (lk_step_begin); a row's bits do not depend on the others. */
 #include "model/transformer.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "model/block.h"
 #include "model/carve.h"
@@ -14,10 +18,20 @@ struct lk_infer {
     lk_block block;
     lk_positions positions;
     lk_tensor rows, logits;
+    int32_t *padded_ids, *padded_positions, *padded_wanted; /* host, [padded_rows(most)] of a padded step */
 };
 
 /* What every sequence may become: fixes the frequencies of RoPE kinds that ask (model/rotary.h). */
 static int64_t longest(const lk_infer_options *o) { return o->max_context > 0 ? o->max_context : 1; }
+
+/* Rows of a recorded step of n tokens. Steps grow with n, so that at most a third of the rows is padding. A buffer's end is a size too. */
+static int64_t padded_rows(const lk_infer *f, int64_t n)
+{
+    int64_t most = f->options.max_tokens < f->options.max_rows ? f->options.max_tokens : f->options.max_rows;
+    int64_t by = n <= 2 ? 1 : n <= 4 ? 2 : n <= 8 ? 4 : n <= 64 ? 8 : n <= 128 ? 16 : n <= 256 ? 32 : 64;
+    int64_t padded = (n + by - 1) / by * by;
+    return padded < most ? padded : most;
+}
 
 static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
 {
@@ -99,6 +113,14 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
         status = lk_reserve(be, &limits);
         if (!status) status = lk_positions_prepare(&f->positions, model, longest(options));
     }
+    size_t most = (size_t)padded_rows(f, INT32_MAX);
+    f->padded_ids = calloc(most, sizeof *f->padded_ids);
+    f->padded_positions = calloc(most, sizeof *f->padded_positions);
+    f->padded_wanted = calloc(most, sizeof *f->padded_wanted);
+    if (!status && !(f->padded_ids && f->padded_positions && f->padded_wanted)) {
+        lk_infer_destroy(f);
+        return lk_fail(err, LK_ERR_MEMORY, "no memory for inference");
+    }
     if (status) {
         lk_backend_fail(be, status, err);
         lk_infer_destroy(f);
@@ -111,28 +133,77 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
 void lk_infer_destroy(lk_infer *f)
 {
     if (!f) return;
+    lk_step_forget(f->model->be);
     lk_free(f->model->be, f->memory);
+    free(f->padded_ids);
+    free(f->padded_positions);
+    free(f->padded_wanted);
     free(f);
 }
 
-static lk_status step(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits)
+/* The operations of a step over the rows of the batch and its padding. */
+static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv)
 {
     const lk_model *model = f->model;
     lk_backend *be = model->be;
-    lk_block b = lk_block_rows(&f->block, batch->n_tokens);
+    int64_t R = batch->n_rows;
+    lk_block b = lk_block_rows(&f->block, batch->n_tokens + batch->padding);
+    lk_tensor last = lk_tensor_rows(&f->rows, 0, R), logits = lk_tensor_rows(&f->logits, 0, R);
     lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv};
-    LK_TRY(lk_batch_begin(be, batch));
     LK_TRY(lk_positions_fill(&f->positions, model, batch, longest(&f->options)));
     LK_TRY(lk_embed(be, &b.x_in, model->embedding, batch->ids));
     if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &b.x_in, &b.x_in, (float)model->config.embedding_scale));
     for (int64_t layer = 0; layer < model->config.layers; layer++) LK_TRY(lk_block_forward(&c, layer, &b, false));
-    lk_tensor last = lk_tensor_rows(&f->rows, 0, n_rows);
-    *logits = lk_tensor_rows(&f->logits, 0, n_rows);
-    if (n_rows == 0) return LK_OK;
-    LK_TRY(lk_gather_rows(be, &last, &b.x_out, rows));
+    if (R == 0) return LK_OK;
+    LK_TRY(lk_gather_rows(be, &last, &b.x_out, batch->rows));
     LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
-    LK_TRY(lk_linear(be, logits, &last, model->head, NULL, NULL));
-    return model->config.logit_cap != 0.0 ? lk_cap(be, logits, (float)model->config.logit_cap) : LK_OK;
+    LK_TRY(lk_linear(be, &logits, &last, model->head, NULL, NULL));
+    return model->config.logit_cap != 0.0 ? lk_cap(be, &logits, (float)model->config.logit_cap) : LK_OK;
+}
+
+/* What tells steps apart whose operations or tensors differ, beside their rows: whose buffers, which cache, adapters or none. */
+static uint64_t step_key(const lk_infer *f, const lk_kv *kv, bool adapted)
+{
+    const uint64_t parts[] = {(uintptr_t)f, (uintptr_t)kv, adapted};
+    uint64_t key = 14695981039346656037u; /* FNV-1a, by words */
+    for (int i = 0; i < 3; i++) key = (key ^ parts[i]) * 1099511628211u;
+    return key;
+}
+
+static lk_status recorded_step(lk_infer *f, lk_batch *batch, lk_kv *kv)
+{
+    lk_backend *be = f->model->be;
+    int64_t n = batch->n_tokens, padded = padded_rows(f, n);
+    size_t bytes = (size_t)n * sizeof(int32_t), behind = (size_t)(padded - n) * sizeof(int32_t);
+    memcpy(f->padded_ids, batch->ids, bytes);
+    memcpy(f->padded_positions, batch->positions, bytes);
+    memcpy(f->padded_wanted, batch->rows, bytes);
+    memset(f->padded_ids + n, 0, behind);
+    memset(f->padded_positions + n, 0, behind);
+    memset(f->padded_wanted + n, 0, behind);
+    batch->padding = padded - n;
+    batch->ids = f->padded_ids;
+    batch->positions = f->padded_positions;
+    batch->rows = f->padded_wanted;
+    batch->n_rows = padded;
+    bool queued;
+    LK_TRY(lk_batch_begin(be, batch));
+    LK_TRY(lk_step_begin(be, step_key(f, kv, batch->n_segments > 0), &queued));
+    if (queued) return LK_OK;
+    lk_status status = operations(f, batch, kv), ended = lk_step_end(be);
+    return status ? status : ended;
+}
+
+static lk_status step(lk_infer *f, const lk_batch *given, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits)
+{
+    lk_batch batch = *given;
+    batch.rows = rows;
+    batch.n_rows = n_rows;
+    *logits = lk_tensor_rows(&f->logits, 0, n_rows);
+    bool decoding = batch.n_sequences == batch.n_tokens && n_rows == batch.n_tokens;
+    if (decoding && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
+    LK_TRY(lk_batch_begin(f->model->be, &batch));
+    return operations(f, &batch, kv);
 }
 
 lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,
@@ -142,7 +213,8 @@ lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const 
         return lk_fail(err, LK_ERR_INTERNAL, "a step of %lld tokens and %lld rows does not fit the planned %lld and %lld",
                        (long long)batch->n_tokens, (long long)n_rows, (long long)f->options.max_tokens, (long long)f->options.max_rows);
     for (int64_t t = 0; t < batch->n_tokens; t++)
-        if ((batch->ids[t] < 0 && !lk_backend_ahead(f->model->be)) || batch->ids[t] >= f->model->config.vocab)
+        if (batch->ids[t] < (lk_backend_ahead(f->model->be) ? lk_drawn(f->options.max_rows - 1) : 0) ||
+            batch->ids[t] >= f->model->config.vocab)
             return lk_fail(err, LK_ERR_FORMAT, "token id %d is outside the model's vocabulary of %lld", batch->ids[t],
                            (long long)f->model->config.vocab);
     lk_status status = step(f, batch, kv, rows, n_rows, logits);

@@ -50,7 +50,7 @@ static lk_status fill_rows(lk_positions *p, const lk_model *model, const lk_batc
 
 lk_status lk_positions_fill(lk_positions *p, const lk_model *model, const lk_batch *batch, int64_t length)
 {
-    if (length > 0) return fill_rows(p, model, batch, 0, batch->n_tokens, length);
+    if (length > 0) return fill_rows(p, model, batch, 0, batch->n_tokens + batch->padding, length);
     /* Neighbours with the same frequencies go together. */
     for (int64_t d = 0; d < batch->n_docs;) {
         int64_t first = d, n = batch->doc_starts[d + 1] - batch->doc_starts[d];

@@ -19,6 +19,7 @@ size_t lk_cuda_adapters_entries_bytes(lk_backend *be) { return (size_t)lk_cuda_o
 void lk_cuda_adapters_unreserve(lk_backend *be)
 {
     lk_cuda_adapters *t = &lk_cuda_of(be)->adapters;
+    lk_cuda_step_forget(be);
     if (t->entries) lk_cuda_free(be, t->entries);
     free(t->sent);
     free(t->site_ranks);

@@ -61,6 +61,8 @@ static lk_status start(lk_cuda *cu, int ordinal)
     LK_TRY(lk_rt_event_create(&cu->reached, err));
     for (int i = 0; i < LK_TRANSFER_SLOTS; i++) LK_TRY(lk_rt_event_create(&cu->arrived[i], err));
     LK_TRY(lk_blas_create(&cu->blas, &cu->device, err));
+    const char *graphs = getenv("LK_CUDA_GRAPHS"); /* "0": steps run without; for tests, and should recordings ever misbehave */
+    cu->steps.off = graphs && strcmp(graphs, "0") == 0;
     lk_error without = {0};
     const char *attention = getenv("LK_CUDA_ATTENTION"); /* "own": never cuDNN's; for tests, and should its attention ever misbehave */
     bool own = attention && strcmp(attention, "own") == 0;

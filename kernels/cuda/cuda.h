@@ -25,12 +25,13 @@ extern "C" {
 
 #include "kernels/backend.h"
 #include "kernels/cuda/adapters.h"
-#include "kernels/cuda/tables.h"
 #include "kernels/cuda/blas.h"
 #include "kernels/cuda/collective.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/sdpa.h"
+#include "kernels/cuda/step.h"
+#include "kernels/cuda/tables.h"
 
 typedef struct lk_cuda {
     lk_backend base; /* first: pointers convert */
@@ -57,8 +58,8 @@ typedef struct lk_cuda {
     lk_cuda_adapters adapters; /* of the batch at hand */
     lk_cuda_tables tables;     /* the same */
     bool serving;              /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
-    bool recording;            /* the stream captures a step */
-    const lk_kv *kv;           /* the cache that was made or used last, of n_kvs */
+    lk_cuda_steps steps;
+    const lk_kv *kv; /* the cache that was made or used last, of n_kvs */
     int32_t n_kvs;
     lk_cuda_sampler sampler;
     int32_t *drawn;   /* [rows]: what the last sampling drew, which negative ids name (lk_drawn); NULL where none was reserved for */

@@ -33,6 +33,7 @@ lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **out, const lk_kv_shape *shap
 void lk_cuda_kv_destroy(lk_backend *be, lk_kv *kv)
 {
     lk_cuda *cu = lk_cuda_of(be);
+    lk_cuda_step_forget(be);
     cu->n_kvs--;
     if (cu->kv == kv) cu->kv = NULL;
     lk_free(be, kv->data);

@@ -53,6 +53,7 @@ void lk_cuda_sampler_unreserve(lk_backend *be)
 {
     lk_cuda *cu = lk_cuda_of(be);
     lk_cuda_sampler *s = &cu->sampler;
+    lk_cuda_step_forget(be);                    /* recordings name `drawn` */
     if (s->memory) lk_cuda_free(be, s->memory); /* waits for what uses it */
     for (int i = 0; i < 2; i++) {
         lk_rt_host_free(s->words[i]);

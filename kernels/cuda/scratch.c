@@ -43,6 +43,7 @@ size_t lk_cuda_scratch_bytes(const lk_backend *be, const lk_limits *limits)
 void lk_cuda_unreserve(lk_backend *be)
 {
     lk_cuda *cu = lk_cuda_of(be);
+    lk_cuda_step_forget(be);
     if (cu->scratch) lk_cuda_free(be, cu->scratch);
     if (cu->staging) lk_cuda_free(be, cu->staging);
     cu->scratch = cu->staging = NULL;
@@ -93,7 +94,7 @@ lk_status lk_cuda_ring(lk_backend *be, void **device, size_t bytes)
 
 lk_status lk_cuda_stage(lk_backend *be, void **device, const void *host, size_t bytes)
 {
-    if (lk_cuda_of(be)->recording)
+    if (lk_cuda_of(be)->steps.recording)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "a recorded step brings a host array that lk_batch_begin was not given");
     LK_TRY(lk_cuda_ring(be, device, bytes));
     return lk_rt_copy(*device, host, bytes, lk_cuda_of(be)->stream, &be->error);

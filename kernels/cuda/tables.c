@@ -57,6 +57,7 @@ size_t lk_cuda_tables_bytes(const lk_limits *limits) { return room_for(limits); 
 void lk_cuda_tables_unreserve(lk_backend *be)
 {
     lk_cuda_tables *t = &lk_cuda_of(be)->tables;
+    lk_cuda_step_forget(be);
     if (t->device) lk_cuda_free(be, t->device);
     for (int i = 0; i < LK_CUDA_TURNS; i++) {
         lk_rt_host_free(t->turns[i].host);
@@ -239,6 +240,9 @@ static lk_status lay_out(lk_backend *be, layout *l, const lk_batch *batch, const
         b->ranks = cu->adapters.ranks;
         b->n_sites = batch->n_sites;
     }
+    t->host[0] = batch->ids;
+    t->host[1] = batch->positions;
+    t->host[2] = batch->rows;
     t->ids = array(l, batch->ids, b->rows);
     t->positions = array(l, batch->positions, b->rows);
     t->rows = array(l, batch->rows, b->wanted);
@@ -284,10 +288,9 @@ lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
 lk_status lk_cuda_array(lk_backend *be, const int32_t **device, const int32_t *host, int64_t n)
 {
     const lk_cuda_tables *t = &lk_cuda_of(be)->tables;
-    const lk_batch *batch = t->batch;
-    if (batch && n == t->bounds.rows && host == batch->ids && t->ids) return *device = t->ids, LK_OK;
-    if (batch && n == t->bounds.rows && host == batch->positions && t->positions) return *device = t->positions, LK_OK;
-    if (batch && n == t->bounds.wanted && host == batch->rows && t->rows) return *device = t->rows, LK_OK;
+    const int32_t *const sent[] = {t->ids, t->positions, t->rows};
+    for (int i = 0; i < 3 && t->batch; i++)
+        if (sent[i] && host == t->host[i] && n == (i == 2 ? t->bounds.wanted : t->bounds.rows)) return *device = sent[i], LK_OK;
     void *staged;
     LK_TRY(lk_cuda_stage(be, &staged, host, (size_t)n * sizeof *host));
     *device = staged;
@@ -302,7 +305,7 @@ lk_status lk_cuda_tables_for(lk_backend *be, const lk_batch *batch, const lk_kv 
     bool same = t->batch == batch && t->page_tokens == kv->shape.page_tokens;
     if (same && group == 0) return LK_OK;
     if (same && group == t->group && t->kv.first == first && t->kv.next > first) return LK_OK;
-    if (cu->recording) return lk_fail(&be->error, LK_ERR_INTERNAL, "a recorded step wants tables that lk_batch_begin did not make");
+    if (cu->steps.recording) return lk_fail(&be->error, LK_ERR_INTERNAL, "a recorded step wants tables that lk_batch_begin did not make");
     if (group) t->group = group;
     LK_TRY(send(be, batch, kv, first, false));
     if (group == 0 || t->kv.next > first) return LK_OK;

@@ -67,8 +67,9 @@ typedef struct lk_cuda_tables {
     int turn;
     int64_t group; /* query heads on a key/value head, as far as is known */
     /* the batch at hand */
-    const lk_batch *batch; /* NULL: none */
-    bool whole;            /* all of its sequences are in the tables */
+    const lk_batch *batch;  /* NULL: none; only told apart, it may be gone when operations come that are not handed it */
+    const int32_t *host[3]; /* its ids, positions and rows */
+    bool whole;             /* all of its sequences are in the tables */
     lk_cuda_bounds bounds;
     int32_t page_tokens;                   /* that slots and pages were made for; 0: neither is there */
     const int32_t *ids, *positions, *rows; /* device memory, as all that follows */
