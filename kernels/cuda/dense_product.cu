@@ -101,21 +101,37 @@ extern "C" lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product
 
 /* ---------------------------------------------------------------------------------------------- joining pieces */
 
+typedef struct join_args {
+    product p[LK_MOST_PARTS];
+    int32_t blocks[LK_MOST_PARTS]; /* along x, of each part */
+    int32_t pieces;
+} join_args;
+
 /* A thread an output; bytes: 4 a piece and output, read once, mostly from L2. */
-LK_KERNEL void join_kernel(product p, const float *partials, int32_t pieces)
+LK_KERNEL void join_kernel(join_args a)
 {
-    int32_t row = (int32_t)(blockIdx.x * THREADS + threadIdx.x), token = (int32_t)blockIdx.y;
+    int32_t of = 0, own = (int32_t)blockIdx.x;
+    while (own >= a.blocks[of]) own -= a.blocks[of++];
+    const product &p = a.p[of];
+    int32_t row = own * THREADS + (int32_t)threadIdx.x, token = (int32_t)blockIdx.y;
     if (row >= p.n) return;
     int64_t at = (int64_t)token * p.n + row, step = (int64_t)p.tokens * p.n;
-    float total = partials[at];
-    for (int32_t piece = 1; piece < pieces; piece++) total = lk_add_rn(total, partials[piece * step + at]);
+    float total = p.partials[at];
+    for (int32_t piece = 1; piece < a.pieces; piece++) total = lk_add_rn(total, p.partials[piece * step + at]);
     finish(p, token, row, total);
 }
 
-extern "C" lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *c, int64_t pieces)
+extern "C" lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *c, int n, int64_t pieces)
 {
-    product p = product_of(c);
-    dim3 grid((unsigned)((p.n + THREADS - 1) / THREADS), (unsigned)p.tokens);
-    LK_LAUNCH("product_join", join_kernel, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, p, c->partials, (int32_t)pieces);
+    join_args a = {};
+    dim3 grid(0, (unsigned)c->tokens);
+    a.pieces = (int32_t)pieces;
+    for (int i = 0; i < n; i++) {
+        a.p[i] = product_of(&c[i]);
+        a.p[i].partials = c[i].partials;
+        a.blocks[i] = (a.p[i].n + THREADS - 1) / THREADS;
+        grid.x += (unsigned)a.blocks[i];
+    }
+    LK_LAUNCH("product_join", join_kernel, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, a);
     return lk_rt_launched("product_join", &be->error);
 }

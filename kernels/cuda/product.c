@@ -1,12 +1,12 @@
 /* Products of a serving batch: which kernels, over which scratch. The arithmetic stands in product.h.
  *
- * Scratch: sums of pieces for up to 64 tokens (256 bytes a row of w and piece), and a copy of x when its rows do not allow loads of 16
+ * Scratch: sums of pieces for up to 128 tokens (512 bytes a row of w and piece), and a copy of x when its rows do not allow loads of 16
  * bytes, which activations of a model always do. A matrix whose sums would not fit (a head) has rows enough not to need pieces. */
 #include "kernels/cuda/product.h"
 
 #include "kernels/cuda/lora.h"
 
-enum { MOST_TOKENS = 64 };
+enum { MOST_TOKENS = 128 };
 
 static size_t copy_bytes(int64_t k) { return lk_cuda_carved((size_t)(MOST_TOKENS * lk_cuda_padded(k)) * 2); }
 

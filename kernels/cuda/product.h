@@ -41,14 +41,14 @@ typedef struct lk_cuda_product {
     size_t partials_bytes;
 } lk_cuda_product;
 
-/* n <= LK_MOST_PARTS products with the same x; up to 8 tokens take one launch. */
+/* n <= LK_MOST_PARTS products with the same x, in one launch or two (pieces and their joining). */
 lk_status lk_cuda_nf4_product(lk_backend *be, const lk_cuda_product *p, int n);
 lk_status lk_cuda_dense_product(lk_backend *be, const lk_cuda_product *p, int n);
 /* Lets the kernels use the shared memory they want; once, when the backend opens. */
 lk_status lk_cuda_nf4_product_prepare(lk_backend *be);
 lk_status lk_cuda_dense_product_prepare(lk_backend *be);
-/* y[t][n] = partials[0][t][n] + ... + partials[pieces-1][t][n] + bias + residual */
-lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *p, int64_t pieces);
+/* y[t][row] = partials[0][t][row] + ... + partials[pieces-1][t][row] + bias + residual, of n products */
+lk_status lk_cuda_product_join(lk_backend *be, const lk_cuda_product *p, int n, int64_t pieces);
 
 /* lk_linear for a serving batch. */
 lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,

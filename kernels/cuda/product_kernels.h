@@ -15,7 +15,9 @@
  * shared memory, each warp unpacks its own rows in registers. Two shapes: 16 rows a warp and up to 64 tokens; 32 rows a warp and 128 tokens
  * for prompts, where a tile costs 48 cycles of shared memory (16 of lookups, 32 of x) beside 52 of mma (2048 products a cycle at 62 %,
  * which is what mma.sync reaches of wgmma's rate). With few rows of blocks each block takes one piece of K and writes its sum; a second
- * kernel joins them (the same bits: see product.h).
+ * kernel joins them (the same bits: see product.h). Parts with one x share both launches. Computed for a layer of Llama-3.1-8B on an H200
+ * with 2 us a launch: at 32 tokens 76 us, of which 48 are tiles (52 cycles of shared memory each), 9 sums of pieces, 14 launches; part
+ * after part, all of them in pieces, it was 96. At 128 tokens 156 us; in two halves of 64 it was 290.
  *
  * Rejected: split k by atomics or by the number of tokens (bits would depend on company); x through L1 straight into fragments (8 lines a
  * load); a table of 16 entries (twice the lookups); prmt arithmetic instead of a table (96 cycles of half-rate instructions a tile);
@@ -28,7 +30,7 @@
 
 enum { WARPS = 8, THREADS = WARPS * 32, DEPTH = 64, PIECE = LK_CUDA_PIECE / DEPTH, ROW_BYTES = DEPTH * 2 };
 enum { FEW = 8, SLOT_BYTES = FEW * ROW_BYTES, OUTPUTS = 16 * FEW, GROUP = 8 /* tiles of 16 rows a block */ };
-enum { MIDDLE = 64 }; /* tokens at once in pieces, up to twice as many */
+enum { IN_PIECES = 128 }; /* tokens that may go in pieces: as many as scratch has room for (product.c) */
 
 /* By value into kernels. */
 typedef struct product {
@@ -181,6 +183,13 @@ template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 2) few_kernel(fe
 
 /* ---------------------------------------------------------------------------------------------- more tokens */
 
+/* Products with one x: blocks [sum of those before, ... + groups) along x take the rows of a part, a group each. */
+template <typename W> struct tiles_args {
+    W w[LK_MOST_PARTS];
+    product p[LK_MOST_PARTS];
+    int32_t groups[LK_MOST_PARTS];
+};
+
 /* Tokens [token0, token0 + TOKENS) and GROUP tiles of rows at one depth. */
 template <typename W, int TOKENS>
 LK_DEVICE void stage_depth(unsigned char *stage, const W &w, const product &p, int32_t tile0, int32_t token0, int32_t depth)
@@ -242,15 +251,19 @@ template <typename W> using prompt_tiles = layout<W, 2, 8, 2>;
 
 /* RT tiles of 16 rows and NT of 8 tokens a warp, WT warps side by side along the tokens. With partials a block computes piece blockIdx.z.
  */
-template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(const W &w, const product &p)
+template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(const tiles_args<W> &all)
 {
+    int32_t of = 0, own = (int32_t)blockIdx.x;
+    while (own >= all.groups[of]) own -= all.groups[of++];
+    const W &w = all.w[of];
+    const product &p = all.p[of];
     typedef layout<W, RT, NT, WT> L;
     constexpr int TOKENS = L::TOKENS, STAGES = L::STAGES, STAGE_BYTES = L::STAGE_BYTES;
     static_assert(WARPS / WT * RT == GROUP, "a warp stages one tile of rows");
     LK_SHARED_DYNAMIC(unsigned char, shared);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     unsigned char *table = shared, *ring = shared + W::TABLE_BYTES;
-    int32_t tile0 = (int32_t)blockIdx.x * GROUP, token0 = (int32_t)blockIdx.y * TOKENS, mine = warp / WT * RT;
+    int32_t tile0 = own * GROUP, token0 = (int32_t)blockIdx.y * TOKENS, mine = warp / WT * RT;
     int32_t first = p.partials ? (int32_t)blockIdx.z * PIECE : 0, last = p.partials ? min(first + PIECE, p.depths) : p.depths;
 
     LK_UNROLL
@@ -298,12 +311,12 @@ template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(cons
     write_sums<RT, NT>(sum, p, tile0 + mine, token0 + warp % WT * NT * 8, lane);
 }
 
-template <typename W, int NT> LK_KERNEL void __launch_bounds__(THREADS, 2) tiles_kernel(W w, product p)
+template <typename W, int NT> LK_KERNEL void __launch_bounds__(THREADS, 2) tiles_kernel(tiles_args<W> all)
 {
-    multiply_tiles<W, 1, NT, 1>(w, p);
+    multiply_tiles<W, 1, NT, 1>(all);
 }
 /* One block a multiprocessor: its sums and fragments take twice the registers. */
-template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 1) prompt_kernel(W w, product p) { multiply_tiles<W, 2, 8, 2>(w, p); }
+template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 1) prompt_kernel(tiles_args<W> all) { multiply_tiles<W, 2, 8, 2>(all); }
 
 /* ---------------------------------------------------------------------------------------------- launching */
 
@@ -349,55 +362,40 @@ static inline product product_of(const lk_cuda_product *c)
     return p;
 }
 
-static inline dim3 tiles_grid(const product &p, int tokens, unsigned pieces)
+static inline int64_t groups_of(const lk_cuda_product *c) { return (c->w->base.n + GROUP * 16 - 1) / (GROUP * 16); }
+
+/* One launch of a shape over all parts, in `pieces` of K or over all of it. */
+template <typename W, typename L>
+static lk_status run_shape(lk_backend *be, const char *name, void (*kernel)(tiles_args<W>), const tiles_args<W> &a, int64_t pieces)
 {
-    return dim3((unsigned)((p.n + GROUP * 16 - 1) / (GROUP * 16)), (unsigned)((p.tokens + tokens - 1) / tokens), pieces);
+    dim3 grid(0, (unsigned)((a.p[0].tokens + L::TOKENS - 1) / L::TOKENS), (unsigned)pieces);
+    for (int i = 0; i < LK_MOST_PARTS; i++) grid.x += (unsigned)a.groups[i];
+    LK_LAUNCH(name, kernel, grid, dim3(THREADS), (size_t)L::BYTES, lk_cuda_of(be)->stream, a);
+    return lk_rt_launched(name, &be->error);
 }
 
-template <typename W, int NT> static lk_status run_tiles(lk_backend *be, const W &w, const product &p, unsigned pieces)
+/* Whether up to IN_PIECES tokens are faster in pieces of K. Times in units of one block's piece on a multiprocessor of its own (2 to 4 us):
+ * over all of K the fullest multiprocessor has ceil(groups / sms) * pieces of them; in pieces the work is spread evenly, and writing and
+ * reading the sums through L2 adds 0.3 (16 tokens) to 0.8 (128) of it, the joining launch 1. Computed for an H200, not measured. */
+static inline bool better_in_pieces(int64_t groups, int64_t pieces, int64_t tokens, int64_t sms)
 {
-    typedef small_tiles<W, NT> L;
-    LK_LAUNCH(W::tiles_name, (tiles_kernel<W, NT>), tiles_grid(p, L::TOKENS, pieces), dim3(THREADS), (size_t)L::BYTES,
-              lk_cuda_of(be)->stream, w, p);
-    return lk_rt_launched(W::tiles_name, &be->error);
+    int64_t whole = (groups + sms - 1) / sms * pieces * sms;
+    return 224 * whole > groups * pieces * (280 + tokens) + 224 * sms;
 }
 
-template <typename W> static lk_status run_prompt(lk_backend *be, const W &w, const product &p)
+/* Sums of pieces for all parts, behind one another in the scratch, when that is better and they fit; returns the pieces, else 1. */
+static inline int64_t cut_in_pieces(const lk_backend *be, lk_cuda_product *c, int n)
 {
-    typedef prompt_tiles<W> L;
-    if (!fits(be, L::BYTES)) return run_tiles<W, 4>(be, w, p, 1);
-    LK_LAUNCH(W::prompt_name, prompt_kernel<W>, tiles_grid(p, L::TOKENS, 1), dim3(THREADS), (size_t)L::BYTES, lk_cuda_of(be)->stream, w, p);
-    return lk_rt_launched(W::prompt_name, &be->error);
-}
-
-/* Up to MIDDLE tokens; by pieces when the rows alone would leave multiprocessors idle. */
-template <typename W> static lk_status run_middle(lk_backend *be, const W &w, const lk_cuda_product *c)
-{
-    product p = product_of(c);
-    int64_t pieces = (p.depths + PIECE - 1) / PIECE, groups = (c->w->base.n + GROUP * 16 - 1) / (GROUP * 16);
-    size_t bytes = (size_t)(pieces * c->tokens * c->w->base.n) * sizeof(float);
-    bool split = pieces > 1 && pieces <= 65535 && groups < 2 * lk_cuda_of(be)->device.sms && bytes <= c->partials_bytes;
-    unsigned at_once = split ? (unsigned)pieces : 1;
-    if (split) p.partials = c->partials;
-    if (p.tokens <= 16)
-        LK_TRY((run_tiles<W, 2>(be, w, p, at_once)));
-    else if (p.tokens <= 32 || !fits(be, small_tiles<W, 8>::BYTES))
-        LK_TRY((run_tiles<W, 4>(be, w, p, at_once)));
-    else
-        LK_TRY((run_tiles<W, 8>(be, w, p, at_once)));
-    return split ? lk_cuda_product_join(be, c, pieces) : LK_OK;
-}
-
-/* The call's rows [first, first + count). */
-static inline lk_cuda_product rows_of(const lk_cuda_product *c, int64_t first, int64_t count)
-{
-    lk_cuda_product part = *c;
-    int64_t size = c->y_f32 ? 4 : 2;
-    part.x = (const lk_bf16 *)c->x + first * c->ldx;
-    part.y = (char *)c->y + first * c->ldy * size;
-    if (c->residual) part.residual = (const char *)c->residual + first * c->ldr * size;
-    part.tokens = count;
-    return part;
+    int64_t pieces = (c->w->base.k + LK_CUDA_PIECE - 1) / LK_CUDA_PIECE, groups = 0, tokens = c->tokens, rows = 0;
+    for (int i = 0; i < n; i++) {
+        groups += groups_of(&c[i]);
+        rows += c[i].w->base.n;
+    }
+    bool room = (size_t)(pieces * tokens * rows) * sizeof(float) <= c->partials_bytes;
+    if (tokens > IN_PIECES || pieces > 65535 || !room) return 1;
+    if (!better_in_pieces(groups, pieces, tokens, ((const lk_cuda *)be)->device.sms)) return 1;
+    for (int i = 1; i < n; i++) c[i].partials = c[i - 1].partials + pieces * tokens * c[i - 1].w->base.n;
+    return pieces;
 }
 
 /* Every product its share of the blocks that fit at once, by its tiles. */
@@ -419,14 +417,29 @@ template <typename W> static lk_status run_few(lk_backend *be, const W *w, const
     return lk_rt_launched(W::few_name, &be->error);
 }
 
-template <typename W> static lk_status run_more(lk_backend *be, const W &w, const lk_cuda_product *c)
+/* More than 8 tokens: one launch, and one that joins pieces. */
+template <typename W> static lk_status run_tiles(lk_backend *be, const W *w, const lk_cuda_product *c, int n)
 {
-    if (c->tokens > 2 * MIDDLE) return run_prompt(be, w, product_of(c));
-    for (int64_t first = 0; first < c->tokens; first += MIDDLE) {
-        lk_cuda_product part = rows_of(c, first, c->tokens - first < MIDDLE ? c->tokens - first : (int64_t)MIDDLE);
-        LK_TRY(run_middle(be, w, &part));
+    tiles_args<W> a = {};
+    lk_cuda_product parts[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) parts[i] = c[i];
+    int64_t pieces = cut_in_pieces(be, parts, n), tokens = c->tokens;
+    for (int i = 0; i < n; i++) {
+        a.w[i] = w[i];
+        a.p[i] = product_of(&parts[i]);
+        a.p[i].partials = pieces > 1 ? parts[i].partials : NULL;
+        a.groups[i] = (int32_t)groups_of(&parts[i]);
     }
-    return LK_OK;
+    bool wide = tokens > small_tiles<W, 8>::TOKENS && fits(be, prompt_tiles<W>::BYTES);
+    if (wide)
+        LK_TRY((run_shape<W, prompt_tiles<W>>(be, W::prompt_name, prompt_kernel<W>, a, pieces)));
+    else if (tokens <= small_tiles<W, 2>::TOKENS)
+        LK_TRY((run_shape<W, small_tiles<W, 2>>(be, W::tiles_name, tiles_kernel<W, 2>, a, pieces)));
+    else if (tokens <= small_tiles<W, 4>::TOKENS || !fits(be, small_tiles<W, 8>::BYTES))
+        LK_TRY((run_shape<W, small_tiles<W, 4>>(be, W::tiles_name, tiles_kernel<W, 4>, a, pieces)));
+    else
+        LK_TRY((run_shape<W, small_tiles<W, 8>>(be, W::tiles_name, tiles_kernel<W, 8>, a, pieces)));
+    return pieces > 1 ? lk_cuda_product_join(be, parts, n, pieces) : LK_OK;
 }
 
 /* Products with one x. */
@@ -436,9 +449,7 @@ template <typename W> static lk_status run_products(lk_backend *be, const W *w, 
         if (c[i].w->base.n >= INT32_MAX / 2 || c[i].w->base.k >= INT32_MAX / 2 || c[i].tokens >= 65535 * 32)
             return lk_fail(&be->error, LK_ERR_INTERNAL, "linear: %lld rows of a matrix of %lld x %lld are more than the kernels count",
                            (long long)c[i].tokens, (long long)c[i].w->base.n, (long long)c[i].w->base.k);
-    if (c->tokens <= FEW && fits(be, few_shared<W>())) return run_few(be, w, c, n);
-    for (int i = 0; i < n; i++) LK_TRY(run_more(be, w[i], &c[i]));
-    return LK_OK;
+    return c->tokens <= FEW && fits(be, few_shared<W>()) ? run_few(be, w, c, n) : run_tiles(be, w, c, n);
 }
 
 #endif

@@ -23,6 +23,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "tests/cuda_emu/counts.h"
 #include "tests/kernels/ops_check.h"
 
 /* ---- backends */
@@ -52,6 +53,17 @@ static inline bool set_schedule(uint64_t seed)
     memcpy(&schedule, &symbol, sizeof symbol); /* POSIX's way round the missing conversion */
     if (schedule) schedule(seed);
     return schedule != NULL;
+}
+
+/* Kernels launched so far; 0 on a real GPU. */
+static inline int64_t kernels_launched(void)
+{
+    void (*get)(lk_emu_counts *);
+    void *symbol = emulation_symbol("lk_emu_get_counts");
+    memcpy(&get, &symbol, sizeof symbol);
+    lk_emu_counts counts = {0};
+    if (get) get(&counts);
+    return counts.kernels;
 }
 
 /* ---- tensors in a backend's memory, with a pattern round and between their rows */

@@ -341,7 +341,14 @@ static void test_refused(void **state)
     OP(be, lk_backend_use(be));
     assert_true(lk_backend_serves(be) && lk_backend_ahead(be));
     OP(be, lk_reserve(be, &limits));
-    assert_int_equal(sample_one(be, logits, 3, &plain).token >= 0, 1);
+    lk_sample_request greedy = plain;
+    greedy.temperature = 0.0f;
+    int64_t at = kernels_launched();
+    assert_true(sample_one(be, logits, 3, &plain).token >= 0);
+    if (at) assert_int_equal(kernels_launched() - at, 3);
+    at = kernels_launched();
+    assert_int_equal(sample_one(be, logits, 3, &greedy).token, 2);
+    if (at) assert_int_equal(kernels_launched() - at, 2);
     lk_backend_close(be);
 }
 
