@@ -83,6 +83,9 @@ typedef struct lk_ops {
     lk_status (*kv_create)(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
     void (*kv_destroy)(lk_backend *be, lk_kv *kv);
     lk_status (*kv_write)(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
+    /* May be empty: then rope, rope and kv_write run one after the other. */
+    lk_status (*rope_kv_write)(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, int64_t heads, const lk_tensor *q,
+                               const lk_tensor *k, const lk_tensor *v, const lk_tensor *cos_sin);
     lk_status (*paged_attention)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
 

@@ -289,13 +289,19 @@ lk_status lk_rope_table(lk_backend *be, const lk_tensor *cos_sin, const int32_t 
     return be->ops->rope_table(be, cos_sin, positions, inv_freq, factor);
 }
 
-lk_status lk_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward)
+static lk_status check_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin)
 {
-    NEED(rope);
     if (!x || !cos_sin || heads < 1 || x->cols % heads) return bad(be, "rope", "columns do not divide into heads");
     LK_TRY(check(be, "rope", "x", x, false, x->rows, x->cols));
     LK_TRY(check_f32(be, "rope", "cos_sin", cos_sin, x->rows, cos_sin->cols));
     if (cos_sin->cols % 2 || cos_sin->cols > x->cols / heads) return bad(be, "rope", "cos_sin is wider than a head, or odd");
+    return LK_OK;
+}
+
+lk_status lk_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const lk_tensor *cos_sin, bool backward)
+{
+    NEED(rope);
+    LK_TRY(check_rope(be, x, heads, cos_sin));
     return be->ops->rope(be, x, heads, cos_sin, backward);
 }
 
@@ -449,14 +455,35 @@ static lk_status check_pages(lk_backend *be, const char *op, const lk_batch *bat
     return LK_OK;
 }
 
+static lk_status check_kv_write(lk_backend *be, const char *op, const lk_batch *batch, const lk_kv *kv, int32_t layer, const lk_tensor *k,
+                                const lk_tensor *v)
+{
+    LK_TRY(check_pages(be, op, batch, kv, layer));
+    int64_t width = (int64_t)kv->shape.kv_heads * kv->shape.head_dim;
+    LK_TRY(check(be, op, "k", k, false, rows_of(batch), width));
+    return check(be, op, "v", v, false, rows_of(batch), width);
+}
+
 lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v)
 {
     NEED(kv_write);
-    LK_TRY(check_pages(be, "kv_write", batch, kv, layer));
-    int64_t width = (int64_t)kv->shape.kv_heads * kv->shape.head_dim;
-    LK_TRY(check(be, "kv_write", "k", k, false, rows_of(batch), width));
-    LK_TRY(check(be, "kv_write", "v", v, false, rows_of(batch), width));
+    LK_TRY(check_kv_write(be, "kv_write", batch, kv, layer, k, v));
     return be->ops->kv_write(be, batch, kv, layer, k, v);
+}
+
+lk_status lk_rope_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, int64_t heads, const lk_tensor *q,
+                           const lk_tensor *k, const lk_tensor *v, const lk_tensor *cos_sin)
+{
+    if (!kv) return bad(be, "rope_kv_write", "no cache");
+    if (!be->ops->rope_kv_write) {
+        LK_TRY(lk_rope(be, q, heads, cos_sin, false));
+        LK_TRY(lk_rope(be, k, kv->shape.kv_heads, cos_sin, false));
+        return lk_kv_write(be, batch, kv, layer, k, v);
+    }
+    LK_TRY(check_rope(be, q, heads, cos_sin));
+    LK_TRY(check_rope(be, k, kv->shape.kv_heads, cos_sin));
+    LK_TRY(check_kv_write(be, "rope_kv_write", batch, kv, layer, k, v));
+    return be->ops->rope_kv_write(be, batch, kv, layer, heads, q, k, v, cos_sin);
 }
 
 lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, const lk_tensor *q,

@@ -368,6 +368,11 @@ void *lk_kv_page(lk_kv *kv, int32_t page);
 /* Writes k[T,G*D], v[T,G*D] (k already rotated) of the batch's rows into the pages of their sequences. */
 lk_status lk_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
 
+/* lk_rope of q[T,heads*D] and of k, then lk_kv_write of k and v, in one go where the backend can; the same bits in the pages and in q. What
+ * k holds afterwards means nothing. */
+lk_status lk_rope_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, int64_t heads, const lk_tensor *q,
+                           const lk_tensor *k, const lk_tensor *v, const lk_tensor *cos_sin);
+
 /* o[T,H*D]: each row of q attends to its sequence's cached positions up to its own. Prefill chunks and decode alike: the result
  * of a row depends only on its query, its position and the cached values. lk_kv_write of the same rows must have come first. */
 lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, const lk_tensor *q,

@@ -131,12 +131,21 @@ static lk_attention_shape attention_shape(const lk_config *config, int64_t layer
                                 .cap = (float)config->attention_cap};
 }
 
+/* Rotates queries and keys, and attends. */
 static lk_status attend(const lk_block_context *c, int64_t layer, const lk_block *b)
 {
     lk_backend *be = c->model->be;
-    lk_attention_shape shape = attention_shape(config_of(c), layer);
-    if (!c->kv) return lk_attention(be, c->batch, &shape, &b->o, b->lse, &b->q, &b->k, &b->v);
-    LK_TRY(lk_kv_write(be, c->batch, c->kv, (int32_t)layer, &b->k, &b->v));
+    const lk_config *config = config_of(c);
+    lk_attention_shape shape = attention_shape(config, layer);
+    if (!c->kv) {
+        LK_TRY(rotate(c, layer, &b->q, &b->k, false));
+        return lk_attention(be, c->batch, &shape, &b->o, b->lse, &b->q, &b->k, &b->v);
+    }
+    lk_tensor table;
+    if (lk_positions_of(c->positions, config, layer, b->q.rows, &table))
+        LK_TRY(lk_rope_kv_write(be, c->batch, c->kv, (int32_t)layer, config->heads, &b->q, &b->k, &b->v, &table));
+    else
+        LK_TRY(lk_kv_write(be, c->batch, c->kv, (int32_t)layer, &b->k, &b->v));
     return lk_paged_attention(be, c->batch, &shape, &b->o, &b->q, c->kv, (int32_t)layer);
 }
 
@@ -149,7 +158,6 @@ static lk_status attention_forward(const lk_block_context *c, int64_t layer, con
         LK_TRY(qk_norm(c, &b->q, b->q_rstd, &b->q_raw, norm_of(c, layer, LK_NORM_Q)));
         LK_TRY(qk_norm(c, &b->k, b->k_rstd, &b->k_raw, norm_of(c, layer, LK_NORM_K)));
     }
-    LK_TRY(rotate(c, layer, &b->q, &b->k, false));
     LK_TRY(attend(c, layer, b));
     ending e = {LK_O, LK_NORM_ATTENTION_OUT, &b->o, &b->h[LK_O], &b->x_in, &b->attn_out, &b->x_mid, b->attn_out_rstd};
     return leave(c, layer, &e, false);

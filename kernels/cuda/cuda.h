@@ -197,6 +197,8 @@ size_t lk_cuda_kv_page_bytes(const lk_backend *be, const lk_kv_shape *shape);
 lk_status lk_cuda_kv_create(lk_backend *be, lk_kv **kv, const lk_kv_shape *shape);
 void lk_cuda_kv_destroy(lk_backend *be, lk_kv *kv);
 lk_status lk_cuda_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, const lk_tensor *k, const lk_tensor *v);
+lk_status lk_cuda_rope_kv_write(lk_backend *be, const lk_batch *batch, lk_kv *kv, int32_t layer, int64_t heads, const lk_tensor *q,
+                                const lk_tensor *k, const lk_tensor *v, const lk_tensor *cos_sin);
 lk_status lk_cuda_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
                                   const lk_tensor *q, const lk_kv *kv, int32_t layer);
 size_t lk_cuda_paged_scratch(const lk_limits *limits);

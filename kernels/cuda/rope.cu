@@ -4,7 +4,7 @@
  * others. The angle is one fp32 product and the functions are the exact ones: positions in the hundred thousands leave nothing for
  * approximations of sin and cos. The table is made once a batch, 8 bytes a pair. */
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/rope.h"
 
 enum { THREADS = 256 };
 
@@ -35,7 +35,7 @@ extern "C" lk_status lk_cuda_rope_table(lk_backend *be, const lk_tensor *cos_sin
 
 /* ---------------------------------------------------------------------------------------------- the rotation */
 
-/* (a, b) -> (a cos - b sin, b cos + a sin); backward: sign -1. */
+/* backward: sign -1. */
 LK_KERNEL void rotate_eights(lk_bf16 *x, int64_t stride, const float *table, int64_t table_stride, int heads, int head_dim, int half,
                              float sign)
 {
@@ -45,17 +45,7 @@ LK_KERNEL void rotate_eights(lk_bf16 *x, int64_t stride, const float *table, int
     for (int item = (int)threadIdx.x; item < heads * per_head; item += (int)blockDim.x) {
         int at = item % per_head * 8;
         lk_bf16 *p = row + (int64_t)(item / per_head) * head_dim + at;
-        float a[8], b[8];
-        lk_load8(a, p);
-        lk_load8(b, p + half);
-        LK_UNROLL
-        for (int i = 0; i < 8; i++) {
-            float c = turn[at + i], s = sign * turn[half + at + i], was = a[i];
-            a[i] = was * c - b[i] * s;
-            b[i] = b[i] * c + was * s;
-        }
-        lk_store8(p, a);
-        lk_store8(p + half, b);
+        lk_cuda_turn_eights(p, p + half, p, turn + at, half, sign);
     }
 }
 
@@ -68,8 +58,8 @@ LK_KERNEL void rotate_ones(lk_bf16 *x, int64_t stride, const float *table, int64
         int i = item % half;
         lk_bf16 *p = row + (int64_t)(item / half) * head_dim + i;
         float a = lk_bf16_float(p[0]), b = lk_bf16_float(p[half]), c = turn[i], s = sign * turn[half + i];
-        p[0] = lk_float_bf16(a * c - b * s);
-        p[half] = lk_float_bf16(b * c + a * s);
+        p[0] = lk_float_bf16(lk_cuda_turn_low(a, b, c, s));
+        p[half] = lk_float_bf16(lk_cuda_turn_high(a, b, c, s));
     }
 }
 

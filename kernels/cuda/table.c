@@ -53,6 +53,7 @@ const lk_ops lk_cuda_ops = {
     .kv_create = lk_cuda_kv_create,
     .kv_destroy = lk_cuda_kv_destroy,
     .kv_write = lk_cuda_kv_write,
+    .rope_kv_write = lk_cuda_rope_kv_write,
     .paged_attention = lk_cuda_paged_attention,
     .linear_loss = lk_cuda_linear_loss,
     .sum_squares = lk_cuda_sum_squares,

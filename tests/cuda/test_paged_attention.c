@@ -177,8 +177,86 @@ static void test_bytes(void **state)
     lk_backend_close(be);
 }
 
+/* ---------------------------------------------------------------------------------------------- rotation and write in one */
+
+typedef struct rotated {
+    int64_t heads, kv_heads, head_dim, turned;
+    lk_dtype type;
+    bool fused;
+} rotated;
+
+/* Queries as they come out, and all pages. */
+static void run_rotated(lk_backend *be, const void *the_case, outcome *o)
+{
+    const rotated *c = the_case;
+    enum { ROWS = 5, PAGES = 3 };
+    int64_t wide = c->heads * c->head_dim, narrow = c->kv_heads * c->head_dim;
+    lk_dtype act = lk_backend_act(be);
+    float *q = random_floats(31, ROWS * wide, 1.0f), *k = random_floats(32, ROWS * narrow, 1.0f),
+          *v = random_floats(33, ROWS * narrow, 1.0f);
+    float inv_freq[128];
+    for (int64_t i = 0; i < c->turned / 2; i++) inv_freq[i] = (float)pow(10000.0, -2.0 * (double)i / (double)c->turned);
+    int32_t positions[ROWS] = {14, 15, 16, 17, 40}, pages[2][PAGES] = {{2, 0, 1}, {2, 0, 1}};
+    lk_sequence sequences[2] = {{0, 4, 18, pages[0]}, {4, 1, 41, pages[1]}};
+    lk_batch batch = {.n_tokens = ROWS, .positions = positions, .n_sequences = 2, .sequences = sequences};
+    lk_kv_shape shape = {1, (int32_t)c->kv_heads, (int32_t)c->head_dim, 16, PAGES, c->type};
+    lk_kv *kv;
+    OP(be, lk_kv_create(be, &kv, &shape));
+    device_tensor frequencies = device_exact(be, 1, c->turned / 2, inv_freq), table = device_make(be, LK_F32, ROWS, c->turned, 0);
+    device_tensor queries = device_from(be, act, ROWS, wide, 8, q), keys = device_from(be, act, ROWS, narrow, 8, k),
+                  values = device_from(be, act, ROWS, narrow, 0, v);
+    OP(be, lk_batch_begin(be, &batch));
+    OP(be, lk_rope_table(be, &table.t, positions, device_f32(&frequencies), 1.0f));
+    if (c->fused) {
+        OP(be, lk_rope_kv_write(be, &batch, kv, 0, c->heads, &queries.t, &keys.t, &values.t, &table.t));
+    } else {
+        OP(be, lk_rope(be, &queries.t, c->heads, &table.t, false));
+        OP(be, lk_rope(be, &keys.t, c->kv_heads, &table.t, false));
+        OP(be, lk_kv_write(be, &batch, kv, 0, &keys.t, &values.t));
+    }
+    size_t bytes = PAGES * lk_kv_page_bytes(be, &shape);
+    unsigned char *held = malloc(bytes);
+    float *shown = malloc(bytes * sizeof *shown);
+    OP(be, lk_download(be, held, lk_kv_page(kv, 0), bytes));
+    for (size_t i = 0; i < bytes; i++) shown[i] = held[i];
+    outcome_add(o, "queries", &queries, 4e-3);
+    outcome_take(o, "pages", shown, (int64_t)bytes, 0.0);
+    free(held);
+    free(q);
+    free(k);
+    free(v);
+    device_tensor *all[] = {&frequencies, &table, &keys, &values};
+    for (int i = 0; i < 4; i++) device_free(all[i]);
+    lk_kv_destroy(be, kv);
+}
+
+static void test_rotated(void **state)
+{
+    (void)state;
+    static const rotated cases[] = {
+        {4, 2, 64, 64, LK_BF16, false}, {6, 2, 96, 32, LK_BF16, false}, {4, 1, 128, 128, LK_I8, false},
+        {4, 2, 64, 32, LK_I8, false},   {3, 3, 20, 20, LK_I8, false}, /* odd sizes: not in one */
+    };
+    lk_limits limits = limits_of_cases();
+    lk_backend *be = open_cuda(&limits);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        outcome apart = {0}, together = {0};
+        rotated c = cases[i];
+        run_rotated(be, &c, &apart);
+        c.fused = true;
+        run_rotated(be, &c, &together);
+        assert_int_equal(apart.n, together.n);
+        for (int p = 0; p < apart.n; p++)
+            check_same_bits(apart.parts[p].name, together.parts[p].values, apart.parts[p].values, (size_t)apart.parts[p].n * sizeof(float));
+        outcome_clear(&apart);
+        outcome_clear(&together);
+    }
+    lk_backend_close(be);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company), cmocka_unit_test(test_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company), cmocka_unit_test(test_rotated),
+                                       cmocka_unit_test(test_bytes)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
