@@ -39,7 +39,7 @@ static void test_usage(void **state)
     check_program_says(2, "--combine is cat, linear", "merge a b c -o d --combine mean");
     check_program_says(2, "--weights wants 2 numbers", "merge a b c -o d --weights 1");
     check_program_says(2, "--check is for merged models", "merge a b c -o d --as adapter --check x");
-    check_program_says(2, "--to is bundle", "export a -o b --to zip");
+    check_program_says(2, "--to is gguf|gguf-lora", "export a -o b --to zip");
 }
 
 /* Chats with the base and with two adapters: transformers' greedy ids over the same NF4 weights (served.json). */
