@@ -13,6 +13,7 @@ static lk_status compute(const lk_model *model, const char *adapter_path, const 
     lk_adapter *adapter = NULL;
     lk_pass *pass = NULL;
     lk_lora *table = NULL;
+    lk_adapter_tables tables;
     int32_t *positions = malloc((size_t)n * 4), starts[2] = {0, (int32_t)n};
     lk_segment segment = {0, n, 0};
     lk_batch batch = {.n_tokens = n, .ids = ids, .positions = positions, .n_docs = 1, .doc_starts = starts};
@@ -34,6 +35,7 @@ static lk_status compute(const lk_model *model, const char *adapter_path, const 
         batch.n_sites = adapter->n_sites;
         batch.n_adapters = 1;
         batch.lora = table;
+        batch.tables = lk_adapter_fill_tables(&tables, (const lk_adapter *const *)&adapter, 1);
     }
     status = lk_pass_logits(pass, &batch, out, err);
 out:

@@ -69,6 +69,9 @@ typedef struct lk_ops {
     lk_status (*glu)(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
     lk_status (*glu_backward)(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                               const lk_tensor *up, lk_activation act);
+    lk_status (*gain)(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+    lk_status (*gain_backward)(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
+                               const float *inverse_norm);
     lk_status (*add)(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
     lk_status (*scale)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
     lk_status (*cap)(lk_backend *be, const lk_tensor *y, float cap);

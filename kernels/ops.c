@@ -328,6 +328,26 @@ lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tenso
     return be->ops->glu_backward(be, dgate, dup, dy, gate, up, act);
 }
 
+lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual)
+{
+    NEED(gain);
+    if (!y || !gain) return bad(be, "gain", "no y or no gain");
+    LK_TRY(check(be, "gain", "y", y, false, y->rows, y->cols));
+    if (residual) LK_TRY(check(be, "gain", "residual", residual, false, y->rows, y->cols));
+    return be->ops->gain(be, y, gain, bias, residual);
+}
+
+lk_status lk_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm, const float *inverse_norm)
+{
+    NEED(gain_backward);
+    if (!y || !gain || (dm && !inverse_norm)) return bad(be, "gain_backward", "no y, no gain or no norm");
+    LK_TRY(check(be, "gain_backward", "y", y, false, y->rows, y->cols));
+    LK_TRY(check(be, "gain_backward", "dy", dy, false, y->rows, y->cols));
+    return be->ops->gain_backward(be, y, dy, gain, dm, inverse_norm);
+}
+
+bool lk_backend_gains(const lk_backend *be) { return be->ops->gain && be->ops->gain_backward; }
+
 lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
 {
     NEED(add);

@@ -189,7 +189,20 @@ typedef struct lk_lora {
     lk_dtype type;  /* of a and b: F32, or BF16 (serving only) */
     int32_t rank;
     float scale; /* alpha/r, or alpha/sqrt(r) for rsLoRA */
+    /* What lk_lora_forward does not look at (model/adapted.h does): DoRA's m/norm [N], its 1/norm and the gradient of m when training; a
+     * bias [N] in place of the layer's own. F32, or NULL: none. */
+    const float *gain, *inverse_norm, *bias;
+    float *dm;
 } lk_lora;
+
+/* What one adapter puts in the place of the embedding and the head, or adds to it. NULL: the base's own. Read by model/adapted.h only. */
+typedef struct lk_adapter_tables {
+    const lk_matrix *embedding, *head;
+    const lk_matrix *embed_a, *embed_b; /* adds embed_b[C,R] embed_a[V,R]: an adapted embedding's A transposed, and its B with the scale */
+    const lk_matrix *token_rows;        /* [n_tokens,C]: the rows of the tokens token_ids (rising), instead of all the above */
+    const int32_t *token_ids;
+    int32_t n_tokens;
+} lk_adapter_tables;
 
 /* One sequence of a serving batch: its new tokens are rows [begin, begin+count), at positions length-count .. length-1. */
 typedef struct lk_sequence {
@@ -224,6 +237,7 @@ typedef struct lk_batch {
     const lk_segment *segments;
     int32_t n_sites, n_adapters;
     const lk_lora *lora;
+    const lk_adapter_tables *tables; /* [n_adapters], or NULL: none has any */
 } lk_batch;
 
 /* Called once before the operations of a forward or backward over this batch. Operations that are not handed a batch (lk_linear) belong
@@ -315,6 +329,16 @@ lk_status lk_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, cons
 /* dgate and dup from dy and the forward's inputs; dgate may alias gate, dup may alias up. */
 lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                           const lk_tensor *up, lk_activation act);
+
+/* y[T,N] = y * gain[N] + bias[N] + residual[T,N]: the end of a layer that a DoRA adapter (Liu et al. 2024) rescales, its factors already in
+ * y. gain and bias F32, bias and residual may be NULL; residual of y's type. */
+lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+/* From y as it was before lk_gain, and the gradient dy behind it: dm[N] += inverse_norm[N] * sum over rows of dy * y (in row order; dm may
+ * be NULL), and y becomes the gradient before the gain, dy * gain. gain = m * inverse_norm, the norm without a gradient (section 4.3). */
+lk_status lk_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
+                           const float *inverse_norm);
+/* Whether the backend has the two: it computes DoRA, biases and tables of adapters. */
+bool lk_backend_gains(const lk_backend *be);
 
 /* y += x. */
 lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);

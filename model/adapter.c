@@ -88,6 +88,8 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
         at += padded(sites[s].rank * sites[s].k);
         sites[s].b = at;
         at += padded(sites[s].rank * sites[s].n);
+        sites[s].m = at;
+        if (sites[s].dora) at += padded(sites[s].n);
         if (sites[s].rank > most) most = sites[s].rank;
     }
     *n_params = at;
@@ -111,6 +113,7 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
             return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
                            lk_module_name(where.module), (long long)site->n, (long long)site->k,
                            (long long)(most < LK_ADAPTER_MAX_RANK ? most : LK_ADAPTER_MAX_RANK));
+        site->dora = spec->use_dora;
         site->alpha = (float)alpha;
         site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
     }
@@ -127,7 +130,7 @@ lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec
     if (!status) {
         lk_adapter_place(sites, n_sites, n_params, max_rank);
         *n_trainable = 0;
-        for (int32_t s = 0; s < n_sites; s++) *n_trainable += sites[s].rank * (sites[s].k + sites[s].n);
+        for (int32_t s = 0; s < n_sites; s++) *n_trainable += sites[s].rank * (sites[s].k + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
     }
     free(sites);
     return status;
@@ -183,6 +186,7 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
         init_factor(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
     }
     status = lk_adapter_set(a, host, err);
+    if (!status && spec->use_dora) status = lk_adapter_extras_create(a, err);
 out:
     free(host);
     if (status)
@@ -214,6 +218,7 @@ lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err)
 void lk_adapter_destroy(lk_adapter *a)
 {
     if (!a) return;
+    lk_adapter_extras_free(a);
     if (!a->lent) lk_free(a->model->be, a->weights);
     free(a->sites);
     free(a);
@@ -232,6 +237,7 @@ void lk_adapter_digest(lk_adapter *a, const void *values)
         lk_sha256_update(&hash, text, (size_t)n);
     }
     lk_sha256_update(&hash, values, lk_adapter_bytes(a));
+    lk_sha256_update(&hash, a->values_digest, strlen(a->values_digest));
     lk_sha256_final(&hash, a->digest);
 }
 
@@ -260,7 +266,13 @@ void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t
             const lk_adapter_site *site = &a->sites[s];
             lk_lora *entry = &table[(int64_t)s * n_adapters + i];
             *entry = (lk_lora){.type = a->type, .rank = site->rank, .scale = site->scale};
+            if (site->own_bias) entry->bias = a->extra + site->bias;
             if (!site->rank) continue;
+            if (site->dora) {
+                entry->gain = a->extra + site->gain;
+                entry->inverse_norm = a->extra + site->inverse_norm;
+                if (grad) entry->dm = grad + site->m;
+            }
             entry->a = (const char *)a->weights + site->a * size;
             entry->b = (const char *)a->weights + site->b * size;
             if (grad) entry->da = grad + site->a, entry->db = grad + site->b;

@@ -20,6 +20,10 @@ typedef struct lk_adapter_site {
     float alpha, scale;
     int64_t n, k; /* of the base matrix */
     int64_t a, b; /* element offsets of A[R,K] and B[N,R] in the flat vector */
+    bool dora;
+    bool own_bias;                               /* in place of the base's, which may have none */
+    int64_t m;                                   /* with dora: of the magnitude [N] in the flat vector */
+    int64_t gain, inverse_norm, w_squares, bias; /* offsets in `extra`: m/norm, 1/norm, ||w||^2 and the bias, [N] each */
 } lk_adapter_site;
 
 typedef struct lk_adapter {
@@ -34,6 +38,14 @@ typedef struct lk_adapter {
     bool lent;       /* the weights' memory is not the adapter's own: lk_adapter_read */
     bool use_rslora;
     double dropout;
+    /* What is more than factors, only on backends that have lk_gain: in memory of a backend of the adapter's own, of the model's kind. */
+    lk_backend *own;
+    float *extra;
+    int64_t n_extra;
+    lk_matrix *embedding, *head, *embed_a, *embed_b, *token_rows; /* as lk_adapter_tables; NULL: none */
+    int32_t *token_ids;
+    int32_t n_tokens;
+    char values_digest[65]; /* of biases and tables; "" without */
 } lk_adapter;
 
 /* Which layers get which rank. Patterns are tried in order on the module path, PEFT's rule: (.*\.)?(PATTERN)$. */
@@ -47,7 +59,7 @@ typedef struct lk_adapter_spec {
     int32_t rank;
     double alpha;
     double dropout;
-    bool use_rslora;
+    bool use_rslora, use_dora;
     bool targets[LK_N_MODULES];
     const lk_adapter_pattern *patterns;
     int n_patterns;
@@ -84,10 +96,15 @@ lk_status lk_adapter_fits(const struct lk_peft *peft, const char *path, const ch
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
 size_t lk_adapter_bytes(const lk_adapter *a);
+/* After the weights of a DoRA changed: its gains, computed by the model's backend. Does nothing for others. */
+lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
 lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err); /* after training changed the weights */
 
 /* table[site * n_adapters + i] for adapters[i], as lk_batch.lora wants it. grads: flat gradient vectors parallel to adapters (NULL, or an
  * entry NULL: no gradients). */
 void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t n_adapters, float *const *grads);
+
+/* tables[i] of adapters[i], as lk_batch.tables wants them. Returns NULL when none has any, else tables. */
+const lk_adapter_tables *lk_adapter_fill_tables(lk_adapter_tables *tables, const lk_adapter *const *adapters, int32_t n_adapters);
 
 #endif

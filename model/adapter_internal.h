@@ -4,6 +4,7 @@
 
 #include "data/peft.h"
 #include "model/adapter.h"
+#include "model/adapter_parts.h"
 
 /* Ranks above this are a mistake or an attack on memory; the kernels are tested up to it. */
 enum { LK_ADAPTER_MAX_RANK = 512 };
@@ -15,6 +16,11 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
 lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err);
 lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err);
 void lk_adapter_digest(lk_adapter *a, const void *values); /* of these weights, in host memory */
+/* Extras (adapter_extras.c). For a DoRA that is made here; lk_adapter_refresh comes after. */
+lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err);
+/* For an adapter that was read, its sites placed. Does nothing for plain factors. */
+lk_status lk_adapter_extras_load(lk_adapter *a, const lk_adapter_parts *parts, const char *path, lk_error *err);
+void lk_adapter_extras_free(lk_adapter *a);
 float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora);
 
 #endif

@@ -20,26 +20,23 @@ static lk_status check_base(const lk_peft *peft, const lk_model *model, const ch
     return LK_OK;
 }
 
-static lk_status place_sites(lk_adapter *a, const lk_peft *peft, const char *folder, lk_error *err)
+static lk_status place_sites(lk_adapter *a, const lk_adapter_parts *parts, const char *path, lk_error *err)
 {
-    const lk_config *c = &a->model->config;
-    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
-        const lk_peft_module *m = lk_peft_at(peft, i);
-        int32_t number = lk_site_find(c, m->name);
-        if (number < 0)
-            return lk_fail(err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%lld layers)", folder, m->name,
-                           a->model->name, (long long)c->layers);
-        lk_adapter_site *site = &a->sites[number];
-        if (m->a->shape[1] != site->k || m->b->shape[0] != site->n)
-            return lk_fail(err, LK_ERR_MISMATCH,
-                           "adapter %s: %s adapts a [%lld,%lld] layer, but %s has [%lld,%lld] there: another base model", folder, m->name,
-                           (long long)m->b->shape[0], (long long)m->a->shape[1], a->model->name, (long long)site->n, (long long)site->k);
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        lk_adapter_site *site = &a->sites[s];
+        const lk_peft_module *m = parts->sites[s];
+        lk_site shape = lk_site_at(&a->model->config, s);
+        site->n = shape.n;
+        site->k = shape.k;
+        site->own_bias = parts->biases[s] || (m && m->bias);
+        if (!m) continue;
         if (m->rank > LK_ADAPTER_MAX_RANK)
-            return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", folder, m->rank,
-                           m->name, LK_ADAPTER_MAX_RANK);
+            return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", path, m->rank, m->name,
+                           LK_ADAPTER_MAX_RANK);
         site->rank = m->rank;
         site->alpha = (float)m->alpha;
         site->scale = (float)m->scale;
+        site->dora = m->magnitude != NULL;
     }
     return LK_OK;
 }
@@ -52,27 +49,29 @@ static lk_status read_factor(const lk_adapter *a, const lk_st_tensor *t, int64_t
     return LK_OK;
 }
 
-static lk_status read_factors(const lk_adapter *a, const lk_peft *peft, char *values, lk_error *err)
+static lk_status read_factors(const lk_adapter *a, const lk_adapter_parts *parts, char *values, lk_error *err)
 {
     int64_t most = 1;
     for (int32_t s = 0; s < a->n_sites; s++) {
-        int64_t wider = a->sites[s].n > a->sites[s].k ? a->sites[s].n : a->sites[s].k;
-        if (a->sites[s].rank * wider > most) most = a->sites[s].rank * wider;
+        int64_t wider = a->sites[s].n > a->sites[s].k ? a->sites[s].n : a->sites[s].k, rank = a->sites[s].rank ? a->sites[s].rank : 1;
+        if (rank * wider > most) most = rank * wider;
     }
     float *wide = malloc((size_t)most * sizeof *wide);
     if (!wide) return lk_fail(err, LK_ERR_MEMORY, "no memory for a factor of %lld values", (long long)most);
     lk_status status = LK_OK;
-    for (int64_t i = 0; i < lk_peft_count(peft) && !status; i++) {
-        const lk_peft_module *m = lk_peft_at(peft, i);
-        const lk_adapter_site *site = &a->sites[lk_site_find(&a->model->config, m->name)]; /* place_sites found it */
+    for (int32_t s = 0; s < a->n_sites && !status; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        const lk_peft_module *m = parts->sites[s];
+        if (!m) continue;
         status = read_factor(a, m->a, site->a, site->rank * site->k, wide, values, err);
         if (!status) status = read_factor(a, m->b, site->b, site->rank * site->n, wide, values, err);
+        if (!status && site->dora) status = read_factor(a, m->magnitude, site->m, site->n, wide, values, err);
     }
     free(wide);
     return status;
 }
 
-/* What a plain pair of factors does not say is refused by the name of its field. */
+/* For combining: what a plain pair of factors does not say is refused by the name of its field. */
 lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err)
 {
     static const char *const kinds[] = {"modules_to_save", "bias", "trainable_token_indices", "an adapted embedding's base_layer"};
@@ -86,8 +85,7 @@ lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error
         name = lk_peft_value_at(peft, 0)->name;
         what = kinds[lk_peft_value_at(peft, 0)->kind];
     }
-    return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) cannot be combined or is not supported", path, what, name)
-                : LK_OK;
+    return what ? lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: %s (of %s) cannot be combined", path, what, name) : LK_OK;
 }
 
 lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model, const char *path, lk_dtype type,
@@ -97,28 +95,26 @@ lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model
     *values = NULL;
     lk_peft *peft = NULL;
     lk_adapter *a = NULL;
+    lk_adapter_parts parts = {0};
     lk_status status;
     if ((status = lk_peft_open(&peft, path, keys, err))) goto out;
-    if ((status = lk_adapter_check_plain(peft, path, err))) goto out;
     if ((status = check_base(peft, model, path, err))) goto out;
+    if ((status = lk_adapter_parts_find(&parts, peft, &model->config, path, model->name, err))) goto out;
     if ((status = lk_adapter_alloc(&a, model, err))) goto out;
     a->type = type;
     a->lent = true;
-    for (int32_t s = 0; s < a->n_sites; s++) {
-        lk_site site = lk_site_at(&model->config, s);
-        a->sites[s].n = site.n;
-        a->sites[s].k = site.k;
-    }
-    if ((status = place_sites(a, peft, path, err))) goto out;
+    if ((status = place_sites(a, &parts, path, err))) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
     if (!(*values = memory->take(memory->context, lk_adapter_bytes(a)))) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, path);
         goto out;
     }
     memset(*values, 0, lk_adapter_bytes(a)); /* between the factors */
-    if ((status = read_factors(a, peft, *values, err))) goto out;
+    if ((status = read_factors(a, &parts, *values, err))) goto out;
+    if ((status = lk_adapter_extras_load(a, &parts, path, err))) goto out;
     lk_adapter_digest(a, *values);
 out:
+    lk_adapter_parts_free(&parts);
     lk_peft_close(peft);
     if (status)
         lk_adapter_destroy(a);

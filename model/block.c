@@ -1,5 +1,7 @@
 #include "model/block.h"
 
+#include "model/adapted.h"
+
 lk_block lk_block_rows(const lk_block *block, int64_t T)
 {
     lk_block b = *block;
@@ -22,11 +24,7 @@ static const float *norm_of(const lk_block_context *c, int64_t layer, lk_norm no
 static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
                         const lk_tensor *residual)
 {
-    lk_backend *be = c->model->be;
-    int32_t site = lk_site_of(config_of(c), layer, m, -1);
-    const lk_weight *weight = &c->model->weights[site];
-    if (!c->batch->n_segments) return lk_linear(be, y, x, weight->w, weight->bias, residual);
-    return lk_linear_lora(be, c->batch, site, y, x, weight->w, weight->bias, residual, h, c->dropout);
+    return lk_adapted_linear(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), y, x, residual, h, c->dropout);
 }
 
 /* The same for layers that share their input. */
@@ -39,7 +37,7 @@ static lk_status linears(const lk_block_context *c, int64_t layer, const lk_bloc
         const lk_weight *weight = &c->model->weights[site];
         parts[i] = (lk_part){.w = weight->w, .bias = weight->bias, .site = site, .y = *y[i], .h = b->h[modules[i]]};
     }
-    return lk_linear_parts(c->model->be, c->batch, parts, n, x, c->dropout);
+    return lk_adapted_parts(c->model, c->batch, parts, n, x, c->dropout);
 }
 
 static lk_status query_key_value(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_tensor *x)
@@ -182,14 +180,10 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
 /* ---------------------------------------------------------------------------------------------- backward */
 
 /* dx (+)= dy W and the adapters' three gradients. dx NULL: only the adapters' own. */
-static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *dx, const lk_tensor *dy,
-                                 const lk_tensor *x, const lk_tensor *h, bool accumulate)
+static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_module m, const lk_block_grads *g, const lk_tensor *dx,
+                                 const lk_tensor *dy, const lk_tensor *x, const lk_tensor *h, bool accumulate)
 {
-    lk_backend *be = c->model->be;
-    int32_t site = lk_site_of(config_of(c), layer, m, -1);
-    const lk_matrix *w = c->model->weights[site].w;
-    if (!c->batch->n_segments) return dx ? lk_linear_backward(be, dx, dy, w, accumulate) : LK_OK;
-    return lk_linear_lora_backward(be, c->batch, site, dx, dy, w, x, h, accumulate, c->dropout);
+    return lk_adapted_backward(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), dx, dy, x, h, &g->spare, accumulate, c->dropout);
 }
 
 bool lk_block_has_branch(const lk_config *c) { return c->norms != LK_NORMS_BEFORE || c->residual_scale != 0.0; }
@@ -235,13 +229,13 @@ static lk_status mlp_backward(const lk_block_context *c, int64_t layer, const lk
     LK_TRY(leave_backward(c, layer, LK_NORM_MLP_OUT, g, dx, &b->mlp_out, b->mlp_out_rstd, &dy));
     LK_TRY(enter(c, layer, LK_NORM_MLP, b, NULL, &b->x_mid, &x));
     LK_TRY(lk_glu(be, &act, &b->gate, &b->up, config->activation));
-    LK_TRY(linear_backward(c, layer, LK_DOWN, &dact, dy, &act, &b->h[LK_DOWN], false));
+    LK_TRY(linear_backward(c, layer, LK_DOWN, g, &dact, dy, &act, &b->h[LK_DOWN], false));
     LK_TRY(lk_glu_backward(be, &b->gate, &b->up, &dact, &b->gate, &b->up, config->activation));
     if (config->fused) {
-        LK_TRY(linear_backward(c, layer, LK_GATE_UP, &g->dnormed, &b->gate_up, x, &b->h[LK_GATE_UP], false));
+        LK_TRY(linear_backward(c, layer, LK_GATE_UP, g, &g->dnormed, &b->gate_up, x, &b->h[LK_GATE_UP], false));
     } else {
-        LK_TRY(linear_backward(c, layer, LK_GATE, &g->dnormed, &b->gate, x, &b->h[LK_GATE], false));
-        LK_TRY(linear_backward(c, layer, LK_UP, &g->dnormed, &b->up, x, &b->h[LK_UP], true));
+        LK_TRY(linear_backward(c, layer, LK_GATE, g, &g->dnormed, &b->gate, x, &b->h[LK_GATE], false));
+        LK_TRY(linear_backward(c, layer, LK_UP, g, &g->dnormed, &b->up, x, &b->h[LK_UP], true));
     }
     return enter_backward(c, layer, LK_NORM_MLP, g, dx, &b->x_mid, b->mlp_rstd);
 }
@@ -272,7 +266,7 @@ static lk_status attention_backward(const lk_block_context *c, int64_t layer, co
     lk_tensor dout = narrow(&g->wide[0], config->heads * config->head_dim, g->gap), dqkv, dq, dk, dv;
     qkv_gradients(config, g, &dqkv, &dq, &dk, &dv);
     LK_TRY(leave_backward(c, layer, LK_NORM_ATTENTION_OUT, g, dx, &b->attn_out, b->attn_out_rstd, &dy));
-    LK_TRY(linear_backward(c, layer, LK_O, &dout, dy, &b->o, &b->h[LK_O], false));
+    LK_TRY(linear_backward(c, layer, LK_O, g, &dout, dy, &b->o, &b->h[LK_O], false));
     LK_TRY(lk_attention_backward(be, c->batch, &shape, &dq, &dk, &dv, &dout, &b->o, b->lse, &b->q, &b->k, &b->v));
     LK_TRY(rotate(c, layer, &dq, &dk, true));
     if (config->qk_norm) {
@@ -281,11 +275,11 @@ static lk_status attention_backward(const lk_block_context *c, int64_t layer, co
     }
     LK_TRY(enter(c, layer, LK_NORM_ATTENTION, b, NULL, &b->x_in, &x));
     if (config->fused) {
-        LK_TRY(linear_backward(c, layer, LK_QKV, dnormed, &dqkv, x, &b->h[LK_QKV], false));
+        LK_TRY(linear_backward(c, layer, LK_QKV, g, dnormed, &dqkv, x, &b->h[LK_QKV], false));
     } else {
-        LK_TRY(linear_backward(c, layer, LK_Q, dnormed, &dq, x, &b->h[LK_Q], false));
-        LK_TRY(linear_backward(c, layer, LK_K, dnormed, &dk, x, &b->h[LK_K], true));
-        LK_TRY(linear_backward(c, layer, LK_V, dnormed, &dv, x, &b->h[LK_V], true));
+        LK_TRY(linear_backward(c, layer, LK_Q, g, dnormed, &dq, x, &b->h[LK_Q], false));
+        LK_TRY(linear_backward(c, layer, LK_K, g, dnormed, &dk, x, &b->h[LK_K], true));
+        LK_TRY(linear_backward(c, layer, LK_V, g, dnormed, &dv, x, &b->h[LK_V], true));
     }
     return need_dx ? enter_backward(c, layer, LK_NORM_ATTENTION, g, dx, &b->x_in, b->attn_rstd) : LK_OK;
 }

@@ -55,6 +55,7 @@ typedef struct lk_block_grads {
     lk_tensor dk, dv;  /* [T, G*D]; unused with fused layers */
     lk_tensor dnormed; /* [T,C] */
     lk_tensor dbranch; /* [T,C] where something stands between the last layer of attention or MLP and the residual; else no data */
+    lk_tensor spare;   /* [T, widest] where a DoRA adapter trains; else no data */
     int64_t gap;       /* elements behind each row of wide beyond its widest use */
 } lk_block_grads;
 

@@ -47,6 +47,7 @@ static lk_status compute(float *out, const lk_model *model, const lk_adapter *ad
     int32_t starts[2] = {0, (int32_t)n}, *positions = malloc((size_t)n * sizeof *positions);
     lk_lora *table = calloc((size_t)lk_sites(&model->config), sizeof *table);
     lk_segment segment = {0, n, 0};
+    lk_adapter_tables tables;
     lk_batch batch = {.n_tokens = n, .ids = ids, .positions = positions, .n_docs = 1, .doc_starts = starts};
     lk_pass *pass = NULL;
     lk_status status = positions && table ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for %lld tokens", (long long)n);
@@ -58,6 +59,7 @@ static lk_status compute(float *out, const lk_model *model, const lk_adapter *ad
         batch.n_sites = adapter->n_sites;
         batch.n_adapters = 1;
         batch.lora = table;
+        batch.tables = lk_adapter_fill_tables(&tables, &adapter, 1);
     }
     lk_pass_options options = {.max_tokens = n, .max_rank = adapter ? adapter->max_rank : 0};
     if (!status) status = lk_pass_create(&pass, model, &options, err);

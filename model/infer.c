@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/adapted.h"
 #include "model/block.h"
 #include "model/carve.h"
 
@@ -151,13 +152,13 @@ static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv)
     lk_tensor last = lk_tensor_rows(&f->rows, 0, R), logits = lk_tensor_rows(&f->logits, 0, R);
     lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv};
     LK_TRY(lk_positions_fill(&f->positions, model, batch, longest(&f->options)));
-    LK_TRY(lk_embed(be, &b.x_in, model->embedding, batch->ids));
+    LK_TRY(lk_adapted_embed(model, batch, &b.x_in, &b.normed, &b.h[LK_O]));
     if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &b.x_in, &b.x_in, (float)model->config.embedding_scale));
     for (int64_t layer = 0; layer < model->config.layers; layer++) LK_TRY(lk_block_forward(&c, layer, &b, false));
     if (R == 0) return LK_OK;
     LK_TRY(lk_gather_rows(be, &last, &b.x_out, batch->rows));
     LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
-    LK_TRY(lk_linear(be, &logits, &last, model->head, NULL, NULL));
+    LK_TRY(lk_adapted_head(model, batch, &logits, &last, batch->rows, 0));
     return model->config.logit_cap != 0.0 ? lk_cap(be, &logits, (float)model->config.logit_cap) : LK_OK;
 }
 

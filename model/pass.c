@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/adapted.h"
 #include "model/block.h"
 #include "model/carve.h"
 
@@ -112,6 +113,7 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
             p->grads.dv = lk_carve_gapped(c, act, T, kv, p->gap);
         }
         if (lk_block_has_branch(m)) p->grads.dbranch = lk_carve_gapped(c, act, T, m->hidden, p->gap);
+        if (o->gains) p->grads.spare = lk_carve_tensor(c, act, T, lk_config_widest(m));
         p->grads.gap = p->gap;
         p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
     }
@@ -289,6 +291,14 @@ static lk_status abandon(const lk_pass *p, lk_status status, lk_error *err)
 
 /* ---------------------------------------------------------------------------------------------- forward and backward */
 
+/* The inner activations of any site: free until the first layer. */
+static const lk_tensor *embedding_inner(const lk_pass *p)
+{
+    int i = 0;
+    while (!p->slots[0].h[i].data) i++;
+    return &p->slots[0].h[i];
+}
+
 /* backward_follows: inputs that the device does not keep are sent to the host. */
 static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_final, bool backward_follows)
 {
@@ -298,7 +308,8 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
     LK_TRY(lk_batch_begin(be, c->batch));
     LK_TRY(lk_positions_fill(&p->positions, model, c->batch, 0));
     lk_tensor x0 = front(input_of(p, 0), T);
-    LK_TRY(lk_embed(be, &x0, model->embedding, c->batch->ids));
+    lk_tensor spare = front(&p->normed, T), inner = front(embedding_inner(p), T);
+    LK_TRY(lk_adapted_embed(model, c->batch, &x0, &spare, &inner));
     if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &x0, &x0, (float)model->config.embedding_scale));
     for (int64_t layer = 0; layer < model->config.layers; layer++) {
         lk_block b = block_of(p, layer, T);
@@ -314,7 +325,7 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
 {
     int64_t T = c->batch->n_tokens;
     lk_block_grads g = p->grads;
-    lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch};
+    lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch, &g.spare};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i]->data) *all[i] = front(all[i], T);
     for (int64_t layer = p->model->config.layers - 1; layer >= 0; layer--) {
@@ -331,13 +342,13 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
 }
 
 /* Final norm, head and loss; dnormed NULL for evaluation. */
-static lk_status loss(lk_pass *p, const lk_tensor *x_final, const lk_tensor *dnormed, const int32_t *labels, float grad_scale, bool hits)
+static lk_status loss(lk_pass *p, const lk_batch *batch, const lk_tensor *x_final, const lk_tensor *dnormed, const int32_t *labels,
+                      float grad_scale, bool hits)
 {
     const lk_model *model = p->model;
     lk_tensor normed = front(&p->normed, x_final->rows);
     LK_TRY(lk_rmsnorm(model->be, &normed, p->final_rstd, x_final, model->final_norm, model->config.rms_eps));
-    return lk_linear_loss(model->be, p->nll, hits ? p->hits : NULL, dnormed, &normed, model->head, labels, grad_scale,
-                          (float)model->config.logit_cap);
+    return lk_adapted_loss(model, batch, p->nll, hits ? p->hits : NULL, dnormed, &normed, labels, grad_scale);
 }
 
 static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *labels, float grad_scale, float *nll)
@@ -346,7 +357,7 @@ static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *
     int64_t T = c->batch->n_tokens;
     lk_tensor x_final, dnormed = front(&p->grads.dnormed, T), dx = front(&p->dx, T);
     LK_TRY(forward(p, c, &x_final, true));
-    LK_TRY(loss(p, &x_final, &dnormed, labels, grad_scale, false));
+    LK_TRY(loss(p, c->batch, &x_final, &dnormed, labels, grad_scale, false));
     LK_TRY(lk_rmsnorm_backward(model->be, &dx, &dnormed, &x_final, model->final_norm, p->final_rstd, false));
     LK_TRY(backward(p, c, &dx));
     return lk_download(model->be, nll, p->nll, (size_t)T * 4);
@@ -370,7 +381,7 @@ lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels,
     lk_tensor x_final;
     lk_block_context c = {.model = p->model, .batch = batch, .positions = &p->positions};
     lk_status status = forward(p, &c, &x_final, false);
-    if (!status) status = loss(p, &x_final, NULL, labels, 0.0f, hits != NULL);
+    if (!status) status = loss(p, batch, &x_final, NULL, labels, 0.0f, hits != NULL);
     if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
     if (!status && hits) status = lk_download(be, hits, p->hits, (size_t)batch->n_tokens);
     return status ? lk_backend_fail(be, status, err) : LK_OK;
@@ -392,7 +403,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     for (int64_t t = 0; !status && t < batch->n_tokens; t += PIECE) {
         int64_t n = batch->n_tokens - t < PIECE ? batch->n_tokens - t : PIECE;
         lk_tensor x = lk_tensor_rows(&normed, t, n), y = lk_tensor_make(memory, LK_F32, n, model->config.vocab);
-        status = lk_linear(be, &y, &x, model->head, NULL, NULL);
+        status = lk_adapted_head(model, batch, &y, &x, NULL, t);
         if (!status && model->config.logit_cap != 0.0) status = lk_cap(be, &y, (float)model->config.logit_cap);
         if (!status) status = lk_download(be, out + t * model->config.vocab, memory, (size_t)(n * model->config.vocab) * 4);
     }

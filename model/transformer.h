@@ -30,6 +30,7 @@ typedef struct lk_pass_options {
                             keep their input alone and are recomputed in the backward. Every setting gives the same bits */
     bool offload;        /* training: those inputs wait in host memory, copied beside the computing, instead of on the device */
     bool training;       /* false: lk_pass_loss only */
+    bool gains;          /* training: the adapter is a DoRA */
 } lk_pass_options;
 
 typedef struct lk_pass_plan {

@@ -22,8 +22,9 @@ lk_status lk_batch_builder_init(lk_batch_builder *b, const lk_batch_limits *limi
     b->serials = calloc(adapters, sizeof *b->serials);
     b->table_serials = calloc(adapters, sizeof *b->table_serials);
     b->table = calloc(adapters * (size_t)limits->n_sites, sizeof *b->table);
+    b->tables = calloc(adapters, sizeof *b->tables);
     if (b->rows && b->requests && b->ids && b->positions && b->sequences && b->segments && b->order && b->entry_adapter && b->adapters &&
-        b->serials && b->table_serials && b->table)
+        b->serials && b->table_serials && b->table && b->tables)
         return LK_OK;
     lk_batch_builder_free(b);
     return lk_fail(err, LK_ERR_MEMORY, "no memory for batches of %zu tokens and %zu adapters", tokens, adapters);
@@ -43,6 +44,7 @@ void lk_batch_builder_free(lk_batch_builder *b)
     free(b->serials);
     free(b->table_serials);
     free(b->table);
+    free(b->tables);
     *b = (lk_batch_builder){0};
 }
 
@@ -112,7 +114,8 @@ void lk_batch_build(lk_batch_builder *b, const lk_plan *plan)
                           .segments = b->segments,
                           .n_sites = b->limits.n_sites,
                           .n_adapters = n_adapters,
-                          .lora = b->table};
+                          .lora = b->table,
+                          .tables = n_adapters ? lk_adapter_fill_tables(b->tables, b->adapters, n_adapters) : NULL};
     b->n_rows = 0;
     int64_t row = 0;
     for (int32_t i = 0; i < plan->n; i++) {

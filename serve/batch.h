@@ -34,6 +34,7 @@ typedef struct lk_batch_builder {
     uint64_t *table_serials; /* of those the table was built for */
     int32_t n_table;
     lk_lora *table;
+    lk_adapter_tables *tables; /* of the same adapters */
 } lk_batch_builder;
 
 lk_status lk_batch_builder_init(lk_batch_builder *builder, const lk_batch_limits *limits, lk_error *err);

@@ -76,6 +76,7 @@ void check_batch_adapter(check_batch *b, const lk_adapter *adapter, float *grads
     b->batch.n_sites = adapter->n_sites;
     b->batch.n_adapters = 1;
     b->batch.lora = b->table;
+    b->batch.tables = lk_adapter_fill_tables(&b->tables, &adapter, 1);
 }
 
 void check_batch_free(check_batch *b)

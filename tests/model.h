@@ -33,6 +33,7 @@ typedef struct check_batch {
     int32_t doc_starts[2];
     lk_segment segment;
     lk_lora *table;
+    lk_adapter_tables tables;
 } check_batch;
 void check_batch_init(check_batch *b, const int32_t *ids, int64_t n);
 /* All rows on one adapter; grads may be NULL. */

@@ -24,12 +24,14 @@ static lk_status add_micro_batch(evaluation *e, const lk_micro_batch *m, lk_eval
 {
     lk_segment segment = {0, m->batch.n_tokens, 0};
     lk_batch batch = m->batch;
+    lk_adapter_tables tables;
     if (e->adapter) {
         batch.n_segments = 1;
         batch.segments = &segment;
         batch.n_sites = e->adapter->n_sites;
         batch.n_adapters = 1;
         batch.lora = e->table;
+        batch.tables = lk_adapter_fill_tables(&tables, &e->adapter, 1);
     }
     LK_TRY(lk_pass_loss(e->pass, &batch, m->labels, e->nll, e->hits, err));
     for (int64_t t = 0; t < batch.n_tokens; t++) {

@@ -5,6 +5,13 @@
 
 #include "optim/clip.h"
 
+static bool is_dora(const lk_adapter *a)
+{
+    for (int32_t s = 0; s < a->n_sites; s++)
+        if (a->sites[s].dora) return true;
+    return false;
+}
+
 static lk_status take_memory(lk_trainer *t, lk_error *err)
 {
     lk_backend *be = t->model->be;
@@ -22,7 +29,8 @@ static lk_status take_memory(lk_trainer *t, lk_error *err)
                             .max_rank = t->adapter->max_rank,
                             .kept_layers = t->options.kept_layers,
                             .offload = t->options.offload,
-                            .training = true};
+                            .training = true,
+                            .gains = is_dora(t->adapter)};
     return lk_pass_create(&t->pass, t->model, &pass, err);
 }
 
@@ -95,5 +103,6 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
                             .weight_decay = (float)o->weight_decay,
                             .step = step + 1,
                             .grad_scale = scale};
-    return lk_adamw_state_update(&t->optim, t->adapter->weights, t->grads, &update, err);
+    LK_TRY(lk_adamw_state_update(&t->optim, t->adapter->weights, t->grads, &update, err));
+    return lk_adapter_refresh(t->adapter, err);
 }

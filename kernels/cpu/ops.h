@@ -22,6 +22,9 @@ lk_status lk_cpu_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const l
 lk_status lk_cpu_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
 lk_status lk_cpu_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                               const lk_tensor *up, lk_activation act);
+lk_status lk_cpu_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+lk_status lk_cpu_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
+                               const float *inverse_norm);
 lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 lk_status lk_cpu_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
 lk_status lk_cpu_cap(lk_backend *be, const lk_tensor *y, float cap);

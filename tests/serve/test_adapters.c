@@ -510,6 +510,42 @@ static void test_bundles(void **state)
     lk_bundle_keys_free(keys);
 }
 
+/* DoRA, own heads and trained tokens beside plain adapters: each request gets what it gets alone. */
+static void test_more_than_factors(void **state)
+{
+    fixture *f = *state;
+    static const char *const names[] = {"dora", "saved", "tokens", "lora_bias"};
+    enum { N = 4 };
+    lk_error err = {0};
+    lk_engine *engine = start(f, N + 1);
+    check_answer *alone[N];
+    lk_request *requests[N + 2];
+    load(f, engine, "plain", 0);
+    for (int i = 0; i < N; i++) {
+        char relative[100];
+        snprintf(relative, sizeof relative, "options/%s", names[i]);
+        char *path = check_golden(relative);
+        CHECK_OK(lk_engine_load_adapter(engine, names[i], path, true, NULL, &err), &err);
+        free(path);
+        lk_request_spec spec = f->spec;
+        spec.adapter = names[i];
+        alone[i] = check_ask(engine, &spec);
+        assert_true(memcmp(alone[i]->logprobs, f->alone[N_FOLDERS]->logprobs, sizeof alone[i]->logprobs) != 0);
+    }
+    requests[N] = submit(f, engine, "plain");
+    for (int i = 0; i < N; i++) requests[i] = submit(f, engine, names[i]);
+    requests[N + 1] = submit(f, engine, NULL);
+    for (int i = 0; i < N; i++) {
+        check_answer *a = check_collect(requests[i]);
+        check_same_answer(names[i], a, alone[i]);
+        free(a);
+        free(alone[i]);
+    }
+    collect(f, requests[N], 0);
+    collect(f, requests[N + 1], N_FOLDERS);
+    lk_engine_stop(engine);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -523,6 +559,7 @@ int main(void)
         cmocka_unit_test(test_broken_weights_end_only_their_requests),
         cmocka_unit_test(test_churn),
         cmocka_unit_test(test_bundles),
+        cmocka_unit_test(test_more_than_factors),
     };
     return cmocka_run_group_tests(tests, open_fixture, close_fixture);
 }

@@ -29,6 +29,9 @@ lk_status lk_ref_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const l
 lk_status lk_ref_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
 lk_status lk_ref_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                               const lk_tensor *up, lk_activation act);
+lk_status lk_ref_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+lk_status lk_ref_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
+                               const float *inverse_norm);
 lk_status lk_ref_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 lk_status lk_ref_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
 lk_status lk_ref_cap(lk_backend *be, const lk_tensor *y, float cap);

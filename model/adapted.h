@@ -1,0 +1,28 @@
+/* Layers under adapters that are more than factors: DoRA, own biases, own embeddings and heads. Where no adapter of the batch is one, these
+ * are the operations they are named after. A row's result does not depend on the other rows' adapters: each row goes through the same
+ * operations whoever is beside it, only in fewer or more calls. Internal to model/. */
+#ifndef LK_MODEL_ADAPTED_H
+#define LK_MODEL_ADAPTED_H
+
+#include "model/model.h"
+
+/* lk_linear_lora of a site. */
+lk_status lk_adapted_linear(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                            const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout);
+/* lk_linear_parts: layers that read the same x. */
+lk_status lk_adapted_parts(const lk_model *model, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
+                           const lk_dropout *dropout);
+/* lk_linear_lora_backward. spare [T, at least N]: for DoRA's output before its gain, which is computed again. */
+lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                              const lk_tensor *x, const lk_tensor *h, const lk_tensor *spare, bool accumulate, const lk_dropout *dropout);
+
+/* lk_embed of the batch's ids. spare [T,C] and h [T,R] are overwritten. */
+lk_status lk_adapted_embed(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *spare, const lk_tensor *h);
+/* y[n,V] = x[n,C] * head^T, where x's rows belong to the batch's rows rows[0..n), or first, first+1, ... when rows is NULL. */
+lk_status lk_adapted_head(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *x, const int32_t *rows,
+                          int64_t first);
+/* lk_linear_loss over all rows of the batch, for evaluation where an adapter has a head of its own. */
+lk_status lk_adapted_loss(const lk_model *model, const lk_batch *batch, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
+                          const int32_t *labels, float grad_scale);
+
+#endif
