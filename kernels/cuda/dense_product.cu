@@ -11,6 +11,7 @@ struct dense_weights {
     int32_t n, chunks; /* chunks: 16-byte groups of a row */
 
     static constexpr int TABLE_BYTES = 0, RING = 2, TILE_BYTES = 16 * ROW_BYTES;
+    static constexpr int TILES_A_WARP = 1; /* HBM bounds it: 2 KB a tile */
     static constexpr const char *few_name = "dense_few", *tiles_name = "dense_tiles", *prompt_name = "dense_prompt";
     struct codes {
         uint4 v[2][2]; /* rows g and g+8, columns 8t and 32 + 8t */

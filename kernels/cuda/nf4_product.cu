@@ -13,6 +13,7 @@ struct nf4_weights {
     int32_t n, tiles, depths;
 
     static constexpr int TABLE_BYTES = LUT_BYTES + 256 * 4, RING = 8, TILE_BYTES = LK_CUDA_TILE_BYTES;
+    static constexpr int TILES_A_WARP = 2; /* from 17 tokens on: reading x from shared memory is what bounds it, two tiles share that */
     static constexpr const char *few_name = "nf4_few", *tiles_name = "nf4_tiles", *prompt_name = "nf4_prompt";
     struct codes {
         uint4 v;

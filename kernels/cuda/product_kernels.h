@@ -11,13 +11,16 @@
  * schedulers: 20 cycles. HBM delivers a tile in 23 cycles at 4.8 TB/s and 26 at the 4.3 TB/s that a copy reaches (1.75 GHz): the design is
  * level with the copy rate and 75 % leaves a third of slack. Computed, not measured.
  *
- * tiles_kernel and prompt_kernel, more tokens: a block takes 128 rows of w and a tile of tokens, x and codes go through a ring of stages in
- * shared memory, each warp unpacks its own rows in registers. Two shapes: 16 rows a warp and up to 64 tokens; 32 rows a warp and 128 tokens
- * for prompts, where a tile costs 48 cycles of shared memory (16 of lookups, 32 of x) beside 52 of mma (2048 products a cycle at 62 %,
- * which is what mma.sync reaches of wgmma's rate). With few rows of blocks each block takes one piece of K and writes its sum; a second
- * kernel joins them (the same bits: see product.h). Parts with one x share both launches. Computed for a layer of Llama-3.1-8B on an H200
- * with 2 us a launch: at 32 tokens 76 us, of which 48 are tiles (52 cycles of shared memory each), 9 sums of pieces, 14 launches; part
- * after part, all of them in pieces, it was 96. At 128 tokens 156 us; in two halves of 64 it was 290.
+ * tiles_kernel, middle_kernel and prompt_kernel, more tokens: a block takes 128 or 256 rows of w and a tile of tokens, x and codes go
+ * through a ring of stages in shared memory, each warp unpacks its own rows in registers. Shapes (layout below): 16 rows a warp and 16 or
+ * 32 tokens; for 17 to 64 tokens of NF4 32 rows a warp, which share what is read of x: at 32 tokens a tile costs 36 cycles of shared memory
+ * instead of 52, at 64 52 instead of 84, beside 26 and 52 of mma (2048 products a cycle at 62 %, which is what mma.sync reaches of
+ * wgmma's rate); 32 rows and 128 tokens for prompts, 104 beside 104. With few rows of blocks each block takes one piece of K and writes its
+ * sum; a second kernel joins them (the same bits: see product.h). Parts with one x share both launches.
+ *
+ * Computed for a layer of Llama-3.1-8B (213,000 tiles) on an H200, 2 us a launch, sums of pieces at 5.5 TB/s of L2: at 32 tokens 59 us
+ * (tiles 36, sums 9, launches 14; with 16 rows a warp and every part in launches and pieces of its own 96); at 128 tokens 156 us (tiles
+ * 105, sums 37, launches 14; in two halves of 64 it was 290).
  *
  * Rejected: split k by atomics or by the number of tokens (bits would depend on company); x through L1 straight into fragments (8 lines a
  * load); a table of 16 entries (twice the lookups); prmt arithmetic instead of a table (96 cycles of half-rate instructions a tile);
@@ -29,7 +32,7 @@
 #include "kernels/cuda/product.h"
 
 enum { WARPS = 8, THREADS = WARPS * 32, DEPTH = 64, PIECE = LK_CUDA_PIECE / DEPTH, ROW_BYTES = DEPTH * 2 };
-enum { FEW = 8, SLOT_BYTES = FEW * ROW_BYTES, OUTPUTS = 16 * FEW, GROUP = 8 /* tiles of 16 rows a block */ };
+enum { FEW = 8, SLOT_BYTES = FEW * ROW_BYTES, OUTPUTS = 16 * FEW };
 enum { IN_PIECES = 128 }; /* tokens that may go in pieces: as many as scratch has room for (product.c) */
 
 /* By value into kernels. */
@@ -191,7 +194,7 @@ template <typename W> struct tiles_args {
 };
 
 /* Tokens [token0, token0 + TOKENS) and GROUP tiles of rows at one depth. */
-template <typename W, int TOKENS>
+template <typename W, int TOKENS, int GROUP>
 LK_DEVICE void stage_depth(unsigned char *stage, const W &w, const product &p, int32_t tile0, int32_t token0, int32_t depth)
 {
     int thread = (int)threadIdx.x;
@@ -200,7 +203,11 @@ LK_DEVICE void stage_depth(unsigned char *stage, const W &w, const product &p, i
         int id = thread + i * THREADS;
         if (id < TOKENS * 8) copy_x<W>(stage, p, id / 8, id % 8, token0 + id / 8, depth);
     }
+    static_assert(GROUP == WARPS || GROUP == 2 * WARPS, "a warp stages one tile of rows, or two");
     W::stage(stage + TOKENS * ROW_BYTES + thread / 32 * W::TILE_BYTES, w, tile0 + thread / 32, depth, thread % 32);
+    if (GROUP == WARPS) return;
+    stage += WARPS * W::TILE_BYTES;
+    W::stage(stage + TOKENS * ROW_BYTES + thread / 32 * W::TILE_BYTES, w, tile0 + WARPS + thread / 32, depth, thread % 32);
 }
 
 /* Adds a finished piece to the running total and clears it. Totals lie in shared memory, four floats of a thread together: they are touched
@@ -240,17 +247,22 @@ template <int RT, int NT> LK_DEVICE void write_sums(const float sum[RT][NT][4], 
     }
 }
 
-/* What a shape takes of shared memory: the table, the ring, the totals. */
+/* A shape: RT tiles of 16 rows and NT of 8 tokens a warp, WT warps side by side along the tokens. Shared memory: the table, the ring, the
+ * totals. CYCLES: what a tile of 16 x 64 weights costs a multiprocessor, by reading shared memory (20 for codes and lookups, 8 for x), or
+ * by the bytes that HBM brings a cycle. */
 template <typename W, int RT, int NT, int WT> struct layout {
-    static constexpr int TOKENS = NT * 8 * WT, STAGES = RT == 1 ? 4 : 3, STAGE_BYTES = TOKENS * ROW_BYTES + GROUP * W::TILE_BYTES;
-    static constexpr int TOTALS = W::TABLE_BYTES + STAGES * STAGE_BYTES, BYTES = TOTALS + THREADS * RT * NT * 16;
+    static constexpr int TOKENS = NT * 8 * WT, GROUP = WARPS / WT * RT, STAGES = WT == 1 ? 4 : 3;
+    static constexpr int STAGE_BYTES = TOKENS * ROW_BYTES + GROUP * W::TILE_BYTES, TOTALS = W::TABLE_BYTES + STAGES * STAGE_BYTES;
+    static constexpr int BYTES = TOTALS + THREADS * RT * NT * 16;
+    static constexpr int READING = WT * (20 + 8 * NT / RT), ARRIVING = W::TILE_BYTES / 18;
+    static constexpr int CYCLES = READING > ARRIVING ? READING : ARRIVING;
 };
 
 template <typename W, int NT> using small_tiles = layout<W, 1, NT, 1>;
+template <typename W, int NT> using middle_tiles = layout<W, W::TILES_A_WARP, NT, 1>;
 template <typename W> using prompt_tiles = layout<W, 2, 8, 2>;
 
-/* RT tiles of 16 rows and NT of 8 tokens a warp, WT warps side by side along the tokens. With partials a block computes piece blockIdx.z.
- */
+/* With partials a block computes piece blockIdx.z. */
 template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(const tiles_args<W> &all)
 {
     int32_t of = 0, own = (int32_t)blockIdx.x;
@@ -259,16 +271,15 @@ template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(cons
     const product &p = all.p[of];
     typedef layout<W, RT, NT, WT> L;
     constexpr int TOKENS = L::TOKENS, STAGES = L::STAGES, STAGE_BYTES = L::STAGE_BYTES;
-    static_assert(WARPS / WT * RT == GROUP, "a warp stages one tile of rows");
     LK_SHARED_DYNAMIC(unsigned char, shared);
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     unsigned char *table = shared, *ring = shared + W::TABLE_BYTES;
-    int32_t tile0 = own * GROUP, token0 = (int32_t)blockIdx.y * TOKENS, mine = warp / WT * RT;
+    int32_t tile0 = own * L::GROUP, token0 = (int32_t)blockIdx.y * TOKENS, mine = warp / WT * RT;
     int32_t first = p.partials ? (int32_t)blockIdx.z * PIECE : 0, last = p.partials ? min(first + PIECE, p.depths) : p.depths;
 
     LK_UNROLL
     for (int s = 0; s < STAGES - 1; s++) {
-        if (first + s < last) stage_depth<W, TOKENS>(ring + s * STAGE_BYTES, w, p, tile0, token0, first + s);
+        if (first + s < last) stage_depth<W, TOKENS, L::GROUP>(ring + s * STAGE_BYTES, w, p, tile0, token0, first + s);
         lk_async_commit();
     }
     typename W::scales scales[RT];
@@ -285,7 +296,7 @@ template <typename W, int RT, int NT, int WT> LK_DEVICE void multiply_tiles(cons
             if (slot == 0) W::load_scales(raw[r], w, tile0 + mine + r, depth, lane);
         lk_async_wait<STAGES - 2>();
         lk_block_sync(); /* the stage has arrived for everyone, and everyone has left the one before it */
-        if (ahead < last) stage_depth<W, TOKENS>(ring + (turn + STAGES - 1) % STAGES * STAGE_BYTES, w, p, tile0, token0, ahead);
+        if (ahead < last) stage_depth<W, TOKENS, L::GROUP>(ring + (turn + STAGES - 1) % STAGES * STAGE_BYTES, w, p, tile0, token0, ahead);
         lk_async_commit();
         const unsigned char *stage = ring + turn % STAGES * STAGE_BYTES, *x = stage + warp % WT * NT * SLOT_BYTES;
         uint32_t a[RT][4][4];
@@ -315,7 +326,11 @@ template <typename W, int NT> LK_KERNEL void __launch_bounds__(THREADS, 2) tiles
 {
     multiply_tiles<W, 1, NT, 1>(all);
 }
-/* One block a multiprocessor: its sums and fragments take twice the registers. */
+/* One block a multiprocessor: sums and fragments take twice the registers. */
+template <typename W, int NT> LK_KERNEL void __launch_bounds__(THREADS, 3 - W::TILES_A_WARP) middle_kernel(tiles_args<W> all)
+{
+    multiply_tiles<W, W::TILES_A_WARP, NT, 1>(all);
+}
 template <typename W> LK_KERNEL void __launch_bounds__(THREADS, 1) prompt_kernel(tiles_args<W> all) { multiply_tiles<W, 2, 8, 2>(all); }
 
 /* ---------------------------------------------------------------------------------------------- launching */
@@ -336,11 +351,14 @@ static inline lk_status allow(lk_backend *be, const void *kernel, size_t shared)
 template <typename W> static lk_status allow_all(lk_backend *be)
 {
     static_assert(small_tiles<W, 2>::BYTES <= SHARED_SM86 && small_tiles<W, 4>::BYTES <= SHARED_SM86, "somebody has to");
-    static_assert(small_tiles<W, 8>::BYTES <= SHARED_SM80 && prompt_tiles<W>::BYTES <= SHARED_SM80, "a data centre's device has all");
+    static_assert(middle_tiles<W, 4>::BYTES <= SHARED_SM80 && middle_tiles<W, 8>::BYTES <= SHARED_SM80 &&
+                      prompt_tiles<W>::BYTES <= SHARED_SM80,
+                  "a data centre's device has all");
     LK_TRY(allow(be, (const void *)few_kernel<W>, few_shared<W>()));
     LK_TRY(allow(be, (const void *)tiles_kernel<W, 2>, small_tiles<W, 2>::BYTES));
     LK_TRY(allow(be, (const void *)tiles_kernel<W, 4>, small_tiles<W, 4>::BYTES));
-    LK_TRY(allow(be, (const void *)tiles_kernel<W, 8>, small_tiles<W, 8>::BYTES));
+    LK_TRY(allow(be, (const void *)middle_kernel<W, 4>, middle_tiles<W, 4>::BYTES));
+    LK_TRY(allow(be, (const void *)middle_kernel<W, 8>, middle_tiles<W, 8>::BYTES));
     return allow(be, (const void *)prompt_kernel<W>, prompt_tiles<W>::BYTES);
 }
 
@@ -362,40 +380,70 @@ static inline product product_of(const lk_cuda_product *c)
     return p;
 }
 
-static inline int64_t groups_of(const lk_cuda_product *c) { return (c->w->base.n + GROUP * 16 - 1) / (GROUP * 16); }
-
-/* One launch of a shape over all parts, in `pieces` of K or over all of it. */
-template <typename W, typename L>
-static lk_status run_shape(lk_backend *be, const char *name, void (*kernel)(tiles_args<W>), const tiles_args<W> &a, int64_t pieces)
+/* Whether up to IN_PIECES tokens are faster in pieces of K. Times in units of what a piece of a group of rows takes a multiprocessor (2 to
+ * 4 us): over all of K the fullest one has ceil(groups / sms) * pieces of them; in pieces the work is spread evenly, the joining launch is
+ * 1 more, and sums are written and read through L2: 128 bytes a tile of 16 rows, piece and token, of which a multiprocessor moves 24 a
+ * cycle. Computed for an H200, not measured. */
+template <typename L> static inline bool better_in_pieces(int64_t groups, int64_t pieces, int64_t tokens, int64_t sms)
 {
-    dim3 grid(0, (unsigned)((a.p[0].tokens + L::TOKENS - 1) / L::TOKENS), (unsigned)pieces);
-    for (int i = 0; i < LK_MOST_PARTS; i++) grid.x += (unsigned)a.groups[i];
-    LK_LAUNCH(name, kernel, grid, dim3(THREADS), (size_t)L::BYTES, lk_cuda_of(be)->stream, a);
-    return lk_rt_launched(name, &be->error);
+    int64_t whole = (groups + sms - 1) / sms * pieces * sms, sums = 128 * tokens / 24, tiles = PIECE * L::CYCLES;
+    return whole * tiles > groups * pieces * (tiles + sums) + sms * tiles;
 }
 
-/* Whether up to IN_PIECES tokens are faster in pieces of K. Times in units of one block's piece on a multiprocessor of its own (2 to 4 us):
- * over all of K the fullest multiprocessor has ceil(groups / sms) * pieces of them; in pieces the work is spread evenly, and writing and
- * reading the sums through L2 adds 0.3 (16 tokens) to 0.8 (128) of it, the joining launch 1. Computed for an H200, not measured. */
-static inline bool better_in_pieces(int64_t groups, int64_t pieces, int64_t tokens, int64_t sms)
+template <typename L> static inline int64_t groups_of(const lk_cuda_product *c)
 {
-    int64_t whole = (groups + sms - 1) / sms * pieces * sms;
-    return 224 * whole > groups * pieces * (280 + tokens) + 224 * sms;
+    return (c->w->base.n + L::GROUP * 16 - 1) / (L::GROUP * 16);
 }
 
 /* Sums of pieces for all parts, behind one another in the scratch, when that is better and they fit; returns the pieces, else 1. */
-static inline int64_t cut_in_pieces(const lk_backend *be, lk_cuda_product *c, int n)
+template <typename L> static inline int64_t cut_in_pieces(const lk_backend *be, lk_cuda_product *c, int n)
 {
     int64_t pieces = (c->w->base.k + LK_CUDA_PIECE - 1) / LK_CUDA_PIECE, groups = 0, tokens = c->tokens, rows = 0;
     for (int i = 0; i < n; i++) {
-        groups += groups_of(&c[i]);
+        groups += groups_of<L>(&c[i]);
         rows += c[i].w->base.n;
     }
     bool room = (size_t)(pieces * tokens * rows) * sizeof(float) <= c->partials_bytes;
     if (tokens > IN_PIECES || pieces > 65535 || !room) return 1;
-    if (!better_in_pieces(groups, pieces, tokens, ((const lk_cuda *)be)->device.sms)) return 1;
+    if (!better_in_pieces<L>(groups, pieces, tokens, ((const lk_cuda *)be)->device.sms)) return 1;
     for (int i = 1; i < n; i++) c[i].partials = c[i - 1].partials + pieces * tokens * c[i - 1].w->base.n;
     return pieces;
+}
+
+/* One launch of a shape over all parts, and one that joins pieces. */
+template <typename W, typename L>
+static lk_status run_shape(lk_backend *be, const char *name, void (*kernel)(tiles_args<W>), const W *w, const lk_cuda_product *c, int n)
+{
+    tiles_args<W> a = {};
+    lk_cuda_product parts[LK_MOST_PARTS];
+    for (int i = 0; i < n; i++) parts[i] = c[i];
+    int64_t pieces = cut_in_pieces<L>(be, parts, n);
+    dim3 grid(0, (unsigned)((c->tokens + L::TOKENS - 1) / L::TOKENS), (unsigned)pieces);
+    for (int i = 0; i < n; i++) {
+        a.w[i] = w[i];
+        a.p[i] = product_of(&parts[i]);
+        a.p[i].partials = pieces > 1 ? parts[i].partials : NULL;
+        a.groups[i] = (int32_t)groups_of<L>(&parts[i]);
+        grid.x += (unsigned)a.groups[i];
+    }
+    LK_LAUNCH(name, kernel, grid, dim3(THREADS), (size_t)L::BYTES, lk_cuda_of(be)->stream, a);
+    LK_TRY(lk_rt_launched(name, &be->error));
+    return pieces > 1 ? lk_cuda_product_join(be, parts, n, pieces) : LK_OK;
+}
+
+/* More than 8 tokens. */
+template <typename W> static lk_status run_tiles(lk_backend *be, const W *w, const lk_cuda_product *c, int n)
+{
+    typedef middle_tiles<W, 4> middle;
+    typedef middle_tiles<W, 8> large;
+    typedef prompt_tiles<W> prompt;
+    int64_t tokens = c->tokens;
+    if (tokens <= small_tiles<W, 2>::TOKENS) return run_shape<W, small_tiles<W, 2>>(be, W::tiles_name, tiles_kernel<W, 2>, w, c, n);
+    if (tokens <= middle::TOKENS && fits(be, middle::BYTES)) return run_shape<W, middle>(be, W::tiles_name, middle_kernel<W, 4>, w, c, n);
+    if (tokens > middle::TOKENS && tokens <= large::TOKENS && fits(be, large::BYTES))
+        return run_shape<W, large>(be, W::tiles_name, middle_kernel<W, 8>, w, c, n);
+    if (tokens > large::TOKENS && fits(be, prompt::BYTES)) return run_shape<W, prompt>(be, W::prompt_name, prompt_kernel<W>, w, c, n);
+    return run_shape<W, small_tiles<W, 4>>(be, W::tiles_name, tiles_kernel<W, 4>, w, c, n);
 }
 
 /* Every product its share of the blocks that fit at once, by its tiles. */
@@ -415,31 +463,6 @@ template <typename W> static lk_status run_few(lk_backend *be, const W *w, const
     }
     LK_LAUNCH(W::few_name, few_kernel<W>, grid, dim3(THREADS), few_shared<W>(), cu->stream, a);
     return lk_rt_launched(W::few_name, &be->error);
-}
-
-/* More than 8 tokens: one launch, and one that joins pieces. */
-template <typename W> static lk_status run_tiles(lk_backend *be, const W *w, const lk_cuda_product *c, int n)
-{
-    tiles_args<W> a = {};
-    lk_cuda_product parts[LK_MOST_PARTS];
-    for (int i = 0; i < n; i++) parts[i] = c[i];
-    int64_t pieces = cut_in_pieces(be, parts, n), tokens = c->tokens;
-    for (int i = 0; i < n; i++) {
-        a.w[i] = w[i];
-        a.p[i] = product_of(&parts[i]);
-        a.p[i].partials = pieces > 1 ? parts[i].partials : NULL;
-        a.groups[i] = (int32_t)groups_of(&parts[i]);
-    }
-    bool wide = tokens > small_tiles<W, 8>::TOKENS && fits(be, prompt_tiles<W>::BYTES);
-    if (wide)
-        LK_TRY((run_shape<W, prompt_tiles<W>>(be, W::prompt_name, prompt_kernel<W>, a, pieces)));
-    else if (tokens <= small_tiles<W, 2>::TOKENS)
-        LK_TRY((run_shape<W, small_tiles<W, 2>>(be, W::tiles_name, tiles_kernel<W, 2>, a, pieces)));
-    else if (tokens <= small_tiles<W, 4>::TOKENS || !fits(be, small_tiles<W, 8>::BYTES))
-        LK_TRY((run_shape<W, small_tiles<W, 4>>(be, W::tiles_name, tiles_kernel<W, 4>, a, pieces)));
-    else
-        LK_TRY((run_shape<W, small_tiles<W, 8>>(be, W::tiles_name, tiles_kernel<W, 8>, a, pieces)));
-    return pieces > 1 ? lk_cuda_product_join(be, parts, n, pieces) : LK_OK;
 }
 
 /* Products with one x. */
