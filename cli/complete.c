@@ -13,6 +13,7 @@ lk_status cli_engine_start(lk_engine **engine, const cli_session *s, const char 
     lk_engine_options_default(&options);
     options.max_running = 1;
     options.max_resident_adapters = 1;
+    options.adapter_host_bytes = 0; /* it stays */
     options.max_rank = 512;
     LK_TRY(lk_engine_start(engine, s->model, &options, err));
     if (!adapter) return LK_OK;

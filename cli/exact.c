@@ -136,6 +136,7 @@ lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *a
     lk_engine_options_default(&options);
     options.max_running = AT_ONCE;
     options.max_resident_adapters = 1;
+    options.adapter_host_bytes = 0; /* it stays */
     options.max_rank = 512;
     lk_status status = lk_engine_start(&a.engine, s->model, &options, err);
     if (!status && adapter) status = lk_engine_load_adapter(a.engine, "adapter", adapter, false, NULL, err);

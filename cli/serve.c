@@ -66,7 +66,10 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--api-keys", CLI_STRING, &server_options.api_keys_file, "FILE", "a file of accepted keys, one a line"},
         {"--model-name", CLI_STRING, &server_options.model_name, "NAME", "the base's name in the API (the folder's name)"},
         {"--max-model-len", CLI_INT, &engine_options.max_model_len, "N", "longest prompt and answer together"},
-        {"--kv-memory", CLI_BYTES, &kv_memory, "BYTES", "memory for keys and values: 2G"},
+        {"--kv-memory", CLI_BYTES, &kv_memory, "BYTES", "memory for keys, values and adapters together: 2G"},
+        {"--memory-share", CLI_NUMBER, &engine_options.memory_share, "X", "without --kv-memory: most of a GPU's free memory to take (0.9)"},
+        {"--adapter-host-memory", CLI_BYTES, &engine_options.adapter_host_bytes, "BYTES",
+         "host memory for adapters that are put out, to bring them back quickly (4G on a GPU, else none)"},
         {"--kv-dtype", CLI_STRING, &kv_dtype, "auto|int8", "keys and values as computed, or in 8 bits: twice the context"},
         {"--max-resident-adapters", CLI_INT, &max_resident, "N", "adapters in memory at once"},
         {"--max-rank", CLI_INT, &max_rank, "R", "largest rank of an adapter"},
@@ -101,13 +104,15 @@ static int run(const cli_command *self, int argc, char **argv)
     if ((rc = cli_session_open(&s, self, &common, base, quant, CLI_TOKENIZER | CLI_CHAT | CLI_ENGINE)) >= 0) goto out;
     if (!server_options.model_name) server_options.model_name = s.model->name;
     lk_engine *engine = NULL;
-    size_t kv, activations;
-    if (lk_engine_plan(s.model, &engine_options, &kv, &activations, &err) || lk_engine_start(&engine, s.model, &engine_options, &err)) {
+    lk_engine_memory memory;
+    if (lk_engine_plan(s.model, &engine_options, &memory, &err) || lk_engine_start(&engine, s.model, &engine_options, &err)) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
-        lk_log(LK_LOG_INFO, "%s on %s: weights %.1f MiB, keys and values %.1f MiB, activations %.1f MiB", s.model->name,
-               lk_backend_name(s.be), (double)(lk_allocated(s.be) - kv - activations) / 1048576.0, (double)kv / 1048576.0,
-               (double)activations / 1048576.0);
+        const double MIB = 1048576.0;
+        lk_log(LK_LOG_INFO,
+               "%s on %s: weights %.1f MiB, keys, values and adapters %.1f MiB, activations %.1f MiB; on the host for adapters %.1f MiB",
+               s.model->name, lk_backend_name(s.be), (double)(lk_allocated(s.be) - memory.pool - memory.activations) / MIB,
+               (double)memory.pool / MIB, (double)memory.activations / MIB, (double)memory.host / MIB);
         rc = serve(self, &s, engine, &server_options, &adapters);
         lk_engine_stop(engine);
     }

@@ -77,7 +77,7 @@ static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec,
 }
 
 /* A factor begins where a block of 8-bit moments does: it shares a scale with no other. */
-static int64_t padded(int64_t n) { return (n + LK_ADAMW8_BLOCK - 1) / LK_ADAMW8_BLOCK * LK_ADAMW8_BLOCK; }
+int64_t lk_adapter_factor(int64_t rank, int64_t width) { return (rank * width + LK_ADAMW8_BLOCK - 1) / LK_ADAMW8_BLOCK * LK_ADAMW8_BLOCK; }
 
 void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params, int32_t *max_rank)
 {
@@ -85,11 +85,11 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
     int32_t most = 0;
     for (int32_t s = 0; s < n_sites; s++) {
         sites[s].a = at;
-        at += padded(sites[s].rank * sites[s].k);
+        at += lk_adapter_factor(sites[s].rank, sites[s].k);
         sites[s].b = at;
-        at += padded(sites[s].rank * sites[s].n);
+        at += lk_adapter_factor(sites[s].rank, sites[s].n);
         sites[s].m = at;
-        if (sites[s].dora) at += padded(sites[s].n);
+        if (sites[s].dora) at += lk_adapter_factor(1, sites[s].n);
         if (sites[s].rank > most) most = sites[s].rank;
     }
     *n_params = at;

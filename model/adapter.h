@@ -68,6 +68,8 @@ typedef struct lk_adapter_spec {
 /* Parses "all-linear", or a list of module names, into targets; an unknown name is refused with the known ones. */
 lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *names, int n_names, const char *where, lk_error *err);
 
+/* Values that one factor of rank x width takes, padding included. */
+int64_t lk_adapter_factor(int64_t rank, int64_t width);
 /* Number of parameters (padding included) a spec gives, for the plan. */
 lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
                             int32_t *max_rank, lk_error *err);

@@ -39,6 +39,7 @@ struct lk_engine {
     lk_request_limits limits;
     lk_infer *infer;
     lk_kv *kv;
+    size_t page_bytes;
     lk_pages pages;
     lk_scheduler scheduler;
     lk_batch_builder builder;
@@ -96,25 +97,31 @@ static lk_status enqueue(lk_engine *e, lk_request *r, lk_error *err)
 lk_status lk_engine_submit(lk_engine *e, const lk_request_spec *spec, lk_request **request, lk_error *err)
 {
     *request = NULL;
-    lk_request *r;
-    LK_TRY(lk_request_create(&r, spec, &e->limits, &e->bell, err));
-    lk_status status = LK_OK;
+    lk_request *r = NULL;
+    lk_version *version = NULL;
+    lk_request_limits limits = e->limits;
     if (spec->adapter) {
-        if ((status = lk_registry_pin(e->registry, spec->adapter, &r->version, err))) goto out;
-        memcpy(r->adapter, r->version->name, sizeof r->adapter);
-        memcpy(r->digest, r->version->digest, sizeof r->digest);
-        r->adapter_version = r->version->number;
+        LK_TRY(lk_registry_pin(e->registry, spec->adapter, &version, err));
+        limits.kv_tokens -= (int64_t)version->pages * limits.page_tokens; /* the request must fit beside its adapter */
     }
-    r->task.flow = r->version ? &r->version->flow : &e->base_flow;
+    lk_status status = lk_request_create(&r, spec, &limits, &e->bell, err);
+    if (status) goto out;
+    if (version) {
+        memcpy(r->adapter, version->name, sizeof r->adapter);
+        memcpy(r->digest, version->digest, sizeof r->digest);
+        r->adapter_version = version->number;
+    }
+    r->version = version;
+    r->task.flow = version ? &version->flow : &e->base_flow;
     if ((status = enqueue(e, r, err))) goto out;
     *request = r;
     return LK_OK;
 out:
-    if (r->version) {
-        lk_registry_unpin(e->registry, r->version);
-        lk_bell_ring(&e->bell); /* the pin may have kept a place that somebody waits for */
+    if (version) {
+        lk_registry_unpin(e->registry, version);
+        lk_bell_ring(&e->bell); /* the pin may have kept memory that somebody waits for */
     }
-    lk_request_discard(r);
+    if (r) lk_request_discard(r);
     return status;
 }
 
@@ -172,7 +179,8 @@ static void publish(lk_engine *e)
     stats->running = e->scheduler.n_running;
     stats->waiting = e->scheduler.n_preempted; /* those never admitted are counted where they queue, lk_engine_get_stats adds them */
     stats->pages_total = e->pages.n_pages;
-    stats->pages_used = e->pages.n_pages - e->pages.n_free;
+    stats->pages_adapters = e->pages.n_runs;
+    stats->pages_used = e->pages.n_pages - e->pages.n_free - e->pages.n_runs;
     stats->page_tokens = e->pages.page_tokens;
     stats->preemptions = e->scheduler.preemptions;
     lk_stats_publish(&e->stats);
@@ -210,7 +218,9 @@ static void end_cancelled(lk_engine *e)
 static bool bring_in(lk_engine *e, lk_flow *wanted)
 {
     lk_error reason;
-    if (!lk_registry_want(e->registry, version_of(wanted), &reason)) return false;
+    if (wanted == &e->base_flow) return false; /* what it waits for is that others end */
+    if (!lk_registry_want(e->registry, version_of(wanted), lk_scheduler_most_pages(&e->scheduler), &e->scheduler.kept, &reason))
+        return false;
     while (wanted->first) {
         lk_task *task = wanted->first;
         bool more = task->next != NULL; /* the flow goes with its last request */
@@ -336,7 +346,9 @@ static void *engine_run(void *context)
     lk_backend_use(e->model->be);
     while (take_arrivals(e)) {
         end_cancelled(e);
+        lk_registry_serve(e->registry, lk_scheduler_most_pages(&e->scheduler));
         const lk_plan *plan = lk_scheduler_plan(&e->scheduler);
+        e->scheduler.kept = 0;
         bool again = plan->wanted && bring_in(e, plan->wanted);
         publish(e); /* what runs now, before it leaves the queue: no request is ever uncounted */
         flight *before = &e->flights[e->steps % 2];
@@ -349,22 +361,42 @@ static void *engine_run(void *context)
     }
     land(e, &e->flights[e->steps % 2]);
     for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, NULL, NULL));) end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
+    lk_registry_leave(e->registry);
     publish(e);
     return NULL;
 }
 
 /* ------------------------------------------------------------------------------------------------ start and stop */
 
-static bool hold(void *context, lk_flow *flow)
+static bool hold(void *context, lk_flow *flow, int64_t most_pages)
 {
     lk_engine *e = context;
-    return flow == &e->base_flow || lk_registry_hold(e->registry, version_of(flow));
+    return lk_registry_hold(e->registry, flow == &e->base_flow ? NULL : version_of(flow), most_pages);
 }
 
 static void drop(void *context, lk_flow *flow)
 {
     lk_engine *e = context;
     if (flow != &e->base_flow) lk_registry_drop(e->registry, version_of(flow));
+}
+
+static bool reclaim(void *context, int64_t pages, bool waited)
+{
+    return lk_registry_reclaim(((lk_engine *)context)->registry, pages, waited);
+}
+
+/* A copy that cannot even be queued means that the device is gone; the step says so. */
+static void copy_page(void *context, int32_t to, int32_t from)
+{
+    lk_engine *e = context;
+    (void)lk_copy(e->model->be, lk_kv_page(e->kv, to), lk_kv_page(e->kv, from), e->page_bytes);
+    e->stats.mine.pages_moved++;
+}
+
+static void move(void *context, int32_t first, int32_t n)
+{
+    lk_engine *e = context;
+    lk_scheduler_move(&e->scheduler, first, n, copy_page, e);
 }
 
 static bool drains(void *context, lk_flow *flow)
@@ -395,13 +427,23 @@ static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_erro
 {
     const lk_engine_options *o = &e->options;
     lk_infer_options infer = lk_engine_infer_options(o);
-    lk_scheduler_options scheduler = {o->max_running, o->token_budget, OVERTAKE, hold, drop, drains, e};
+    lk_scheduler_options scheduler = {.max_running = o->max_running,
+                                      .token_budget = o->token_budget,
+                                      .overtake = OVERTAKE,
+                                      .hold = hold,
+                                      .drop = drop,
+                                      .reclaim = reclaim,
+                                      .drains = drains,
+                                      .context = e};
     int32_t n_sites = lk_sites(&e->model->config);
     int32_t most = o->max_running < o->max_resident_adapters ? o->max_running : o->max_resident_adapters;
     lk_batch_limits batch = {o->token_budget, o->max_running, most, n_sites};
     lk_registry_options registry = {.max_resident = o->max_resident_adapters,
                                     .max_rank = o->max_rank,
+                                    .host_bytes = (size_t)o->adapter_host_bytes,
                                     .trusted_keys = o->trusted_keys,
+                                    .pages = &e->pages,
+                                    .move = move,
                                     .changed = adapters_changed,
                                     .context = e};
     e->sampling = calloc((size_t)o->max_running, sizeof *e->sampling);
@@ -412,9 +454,11 @@ static lk_status engine_allocate(lk_engine *e, const lk_kv_shape *shape, lk_erro
     LK_TRY(lk_infer_create(&e->infer, e->model, &infer, err));
     lk_status status = lk_kv_create(e->model->be, &e->kv, shape);
     if (status) return lk_backend_fail(e->model->be, status, err);
+    e->page_bytes = lk_kv_page_bytes(e->model->be, shape);
     LK_TRY(lk_pages_init(&e->pages, shape->n_pages, shape->page_tokens, err));
     LK_TRY(lk_scheduler_init(&e->scheduler, &scheduler, &e->pages, err));
     LK_TRY(lk_batch_builder_init(&e->builder, &batch, err));
+    registry.kv = e->kv;
     return lk_registry_open(&e->registry, e->model, &registry, err);
 }
 
@@ -486,7 +530,11 @@ void lk_engine_get_stats(lk_engine *e, lk_engine_stats *stats)
     pthread_mutex_unlock(&e->bell.lock);
     lk_stats_get(&e->stats, stats);
     stats->waiting += queued;
-    lk_registry_counts(e->registry, &stats->adapter_loads, &stats->adapter_evictions);
+    lk_registry_counts counts;
+    lk_registry_count(e->registry, &counts);
+    stats->adapter_loads = counts.loads;
+    stats->adapter_evictions = counts.evictions;
+    stats->pages_adapters_in_use = counts.pages_in_use;
 }
 
 const lk_engine_options *lk_engine_get_options(const lk_engine *e) { return &e->options; }

@@ -24,13 +24,18 @@ typedef struct lk_engine lk_engine;
 typedef struct lk_request lk_request;
 
 typedef struct lk_engine_options {
-    int64_t max_model_len;         /* prompt and output together; 0: the model's max_positions, at most 8192 */
-    size_t kv_bytes;               /* memory for KV pages; 0: enough for max_running requests of max_model_len, at most 1 GiB */
-    int32_t page_tokens;           /* 16 */
-    bool kv_8bit;                  /* keys and values in 8 bits (lk_kv_shape): twice the context in the same memory */
-    int32_t max_running;           /* requests in one batch */
-    int32_t max_waiting;           /* queue length; more are refused with LK_ERR_BUSY */
-    int32_t token_budget;          /* tokens of one forward */
+    int64_t max_model_len; /* prompt and output together; 0: the model's max_positions, at most 8192 */
+    /* Memory for keys, values and adapters together: the pool. 0: what max_running requests of max_model_len and max_resident_adapters of
+     * max_rank on all linear layers can use at most, but of a device's memory no more than memory_share of what is free beside weights and
+     * activations, and of a host's 1 GiB for the requests and for the adapters 4 GiB or a quarter of the machine. */
+    size_t kv_bytes;
+    double memory_share;        /* 0.9 */
+    int64_t adapter_host_bytes; /* pinned host memory for adapters outside the pool; -1: on a device 4 GiB or what they can use, else 0 */
+    int32_t page_tokens;        /* 16 */
+    bool kv_8bit;               /* keys and values in 8 bits (lk_kv_shape): twice the context in the same memory */
+    int32_t max_running;        /* requests in one batch */
+    int32_t max_waiting;        /* queue length; more are refused with LK_ERR_BUSY */
+    int32_t token_budget;       /* tokens of one forward */
     int32_t max_resident_adapters; /* versions in memory at once; loading one more puts an idle one out (it stays known, and its next
                                       request brings it back), else LK_ERR_BUSY */
     int32_t max_rank;              /* adapters of a larger rank are refused at load */
@@ -38,8 +43,12 @@ typedef struct lk_engine_options {
 } lk_engine_options;
 
 void lk_engine_options_default(lk_engine_options *options);
-/* What lk_engine_start will allocate, term by term in bytes (KV pool, activations, adapters are on top as loaded). */
-lk_status lk_engine_plan(const lk_model *model, const lk_engine_options *options, size_t *kv, size_t *activations, lk_error *err);
+/* What lk_engine_start will allocate beside the weights, in bytes. Adapters lie in the pool, with keys and values. */
+typedef struct lk_engine_memory {
+    size_t pool, activations;
+    size_t host; /* pinned, for adapters */
+} lk_engine_memory;
+lk_status lk_engine_plan(const lk_model *model, const lk_engine_options *options, lk_engine_memory *memory, lk_error *err);
 
 lk_status lk_engine_start(lk_engine **engine, lk_model *model, const lk_engine_options *options, lk_error *err);
 void lk_engine_stop(lk_engine *engine); /* NULL is fine */
@@ -61,6 +70,7 @@ typedef struct lk_adapter_info {
     int64_t running, waiting; /* requests of this version */
     bool current;             /* the alias points here; false: an old version draining */
     bool resident;            /* in memory; false: put out to make room, its next request brings it back */
+    bool in_host;             /* its bytes are in host memory: bringing it back is one upload */
     double loaded_unix;
 } lk_adapter_info;
 /* A copy of the registry in order of loading: current versions and old ones that still have requests; free(*list). */
@@ -135,7 +145,10 @@ extern const double lk_histogram_bounds[LK_HISTOGRAM_BUCKETS]; /* seconds: 0.001
 /* A snapshot the engine publishes after every iteration; reading it takes no engine lock beyond a short copy. */
 typedef struct lk_engine_stats {
     int64_t running, waiting;
-    int32_t pages_total, pages_used, page_tokens;
+    int32_t pages_total, pages_used, page_tokens; /* used: by sequences */
+    int32_t pages_adapters;                       /* pages that hold adapters ... */
+    int32_t pages_adapters_in_use;                /* ... and how many of them must stay, since requests use them */
+    int64_t pages_moved;                          /* to make room for an adapter, ever */
     int64_t prompt_tokens, generated_tokens, preemptions, iterations;
     int64_t largest_batch; /* most requests that were ever in one forward */
     int64_t finished_stop, finished_length, finished_cancelled, finished_error, refused;

@@ -68,8 +68,9 @@ static void engine(const writer *w, const lk_engine_stats *s)
 {
     gauge(w, "vllm:num_requests_running", "Requests in the batch.", (double)s->running);
     gauge(w, "vllm:num_requests_waiting", "Requests in the queue.", (double)s->waiting);
-    gauge(w, "vllm:kv_cache_usage_perc", "Part of the KV pages in use; 1 is all.",
-          s->pages_total ? (double)s->pages_used / s->pages_total : 0.0);
+    int32_t for_sequences = s->pages_total - s->pages_adapters_in_use;
+    gauge(w, "vllm:kv_cache_usage_perc", "Part of the pages in use, of those that adapters in use leave to keys and values; 1 is all.",
+          for_sequences > 0 ? (double)s->pages_used / for_sequences : 0.0);
     counter(w, "vllm:prompt_tokens_total", "Prompt tokens processed.", s->prompt_tokens);
     counter(w, "vllm:generation_tokens_total", "Tokens generated.", s->generated_tokens);
     counter(w, "vllm:num_preemptions_total", "Requests that gave their pages back and were computed again.", s->preemptions);
@@ -86,6 +87,8 @@ static void engine(const writer *w, const lk_engine_stats *s)
     counter(w, "lorikeet_iterations_total", "Forward passes.", s->iterations);
     gauge(w, "lorikeet_batch_requests_max", "Most requests that were ever in one forward pass.", (double)s->largest_batch);
     counter(w, "lorikeet_requests_refused_total", "Requests refused because the queue was full.", s->refused);
+    gauge(w, "lorikeet_adapter_pages", "Pages of the pool that hold adapters.", (double)s->pages_adapters);
+    counter(w, "lorikeet_pages_moved_total", "Pages of keys and values moved to make room for an adapter.", s->pages_moved);
     counter(w, "lorikeet_adapter_loads_total", "Adapter versions brought into memory.", s->adapter_loads);
     counter(w, "lorikeet_adapter_evictions_total", "Adapter versions put out of memory for others.", s->adapter_evictions);
 }

@@ -138,6 +138,7 @@ lk_status lk_request_create(lk_request **request, const lk_request_spec *spec, c
     r->max_tokens = max_tokens;
     r->min_tokens = spec->min_tokens;
     r->task.n_tokens = spec->n_prompt;
+    r->task.most_tokens = spec->n_prompt + max_tokens - 1; /* the last one is not fed back */
     copy_sampling(r, spec, limits->config);
     lk_status status = allocate(r, spec, limits, err);
     if (status) {

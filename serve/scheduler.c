@@ -157,6 +157,11 @@ static lk_task *preempt_youngest(lk_scheduler *s)
     return victim;
 }
 
+static bool reclaim(const lk_scheduler *s, int64_t pages, bool waited)
+{
+    return s->options.reclaim && s->options.reclaim(s->options.context, pages, waited);
+}
+
 /* Puts as many of a running task's tokens into the plan as budget and pages allow. */
 static void plan_task(lk_scheduler *s, lk_task *task)
 {
@@ -164,9 +169,13 @@ static void plan_task(lk_scheduler *s, lk_task *task)
     int64_t count = pending < budget_left(s) ? pending : budget_left(s);
     if (count < 1) return;
     while (!lk_pages_grow(s->pages, &task->table, task->n_cached + count)) {
+        int64_t missing = lk_pages_for(s->pages, task->n_cached + count) - task->table.n - s->pages->n_free;
+        if (missing > 0 && reclaim(s, missing, true)) continue;
         int64_t room = (int64_t)(task->table.n + s->pages->n_free) * s->pages->page_tokens - task->n_cached;
         if (room > 0 && room < count) {
             count = room; /* a shorter chunk is better than throwing somebody out */
+        } else if (missing > 1 && reclaim(s, 1, true)) {
+            continue;
         } else if (preempt_youngest(s) == task) {
             return;
         }
@@ -183,9 +192,34 @@ static void plan_running(lk_scheduler *s, bool decodes)
     }
 }
 
-static bool may_start(const lk_scheduler *s, const lk_task *task)
+static bool has_place(const lk_scheduler *s) { return s->n_running < s->options.max_running && budget_left(s) > 0; }
+
+/* Pages for all that is known of the task, and `kept` more. Adapters that others wait for give way to a task that was admitted once, and
+ * where nothing else could ever give way. */
+static bool has_pages(const lk_scheduler *s, const lk_task *task, int64_t kept)
 {
-    return s->n_running < s->options.max_running && budget_left(s) > 0 && lk_pages_for(s->pages, task->n_tokens) <= s->pages->n_free;
+    int64_t missing = lk_pages_for(s->pages, task->n_tokens) + kept - s->pages->n_free;
+    return missing <= 0 || reclaim(s, missing, task->state == LK_TASK_PREEMPTED || s->n_running == 0);
+}
+
+static int64_t most_pages(const lk_scheduler *s, const lk_task *task)
+{
+    return lk_pages_for(s->pages, task->most_tokens > task->n_tokens ? task->most_tokens : task->n_tokens);
+}
+
+int64_t lk_scheduler_most_pages(const lk_scheduler *s)
+{
+    int64_t most = 0;
+    for (int32_t i = 0; i < s->n_running; i++)
+        if (most_pages(s, s->running[i]) > most) most = most_pages(s, s->running[i]);
+    for (int32_t i = 0; i < s->n_preempted; i++)
+        if (most_pages(s, s->preempted[i]) > most) most = most_pages(s, s->preempted[i]);
+    return most;
+}
+
+void lk_scheduler_move(lk_scheduler *s, int32_t first, int32_t n, void (*move)(void *context, int32_t to, int32_t from), void *context)
+{
+    for (int32_t i = 0; i < s->n_running; i++) lk_pages_move(s->pages, &s->running[i]->table, first, n, move, context);
 }
 
 static void start(lk_scheduler *s, lk_task *task)
@@ -215,11 +249,16 @@ static void admit(lk_scheduler *s)
             flow->passed = s->plans;
             continue;
         }
-        if (!may_start(s, task)) return;
-        if (o->hold && !o->hold(o->context, flow)) {
+        if (!has_place(s)) return;
+        int64_t most = lk_scheduler_most_pages(s), own = most_pages(s, task);
+        if (o->hold && !o->hold(o->context, flow, most > own ? most : own)) {
             flow->passed = s->plans;
             if (!s->plan.wanted) s->plan.wanted = flow;
             continue;
+        }
+        if (!has_pages(s, task, s->n_running ? s->kept : 0)) { /* held first, lest its own adapter be what gives way */
+            if (o->drop) o->drop(o->context, flow);
+            return;
         }
         queue_remove(flow, task);
         s->n_waiting--;
@@ -238,7 +277,7 @@ const lk_plan *lk_scheduler_plan(lk_scheduler *s)
     s->preempted_now = false;
     plan_running(s, true);
     plan_running(s, false);
-    while (!s->preempted_now && s->n_preempted && may_start(s, s->preempted[0])) {
+    while (!s->preempted_now && s->n_preempted && has_place(s) && has_pages(s, s->preempted[0], 0)) {
         lk_task *task = s->preempted[0];
         sorted_remove(s->preempted, &s->n_preempted, task);
         start(s, task);

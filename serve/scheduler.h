@@ -25,7 +25,7 @@
  *
  * Pages are taken for the planned tokens only. When none is free the youngest running task gives all of its pages back and later starts
  * again from its tokens (recomputation: a copy to the host would need memory for the copies and a second path to test). The oldest task
- * is never the victim and always fits alone, so the whole moves on. No task is admitted or resumed while an older preempted one waits for
+ * is never the victim and always fits, so the whole moves on. No task is admitted or resumed while an older preempted one waits for
  * pages, nor in the iteration of a preemption: otherwise newcomers would take the pages it waits for.
  *
  * Look-ahead: a token counts as generated when the step that computes it has been queued, so the next step can be planned before its number
@@ -35,7 +35,13 @@
  * The adapters of more flows may be wanted than fit in memory. `hold` asks for a flow's adapter at admission and `drop` lets it go when
  * the task ends. When the flow whose turn it is cannot be held, the plan names it as `wanted`; flows that are in memory may go on, but
  * only until they are OVERTAKE units of service ahead. Then nothing new is admitted, the memory drains and the wanted flow gets in
- * (a resident adapter must not overtake for ever). */
+ * (a resident adapter must not overtake for ever).
+ *
+ * Adapters and pages of sequences share one pool. Adapters that run nothing leave it when running tasks need pages (`reclaim`), before
+ * anybody is preempted for them; those that do run something stay. So `hold` is told the most pages that any admitted task may come to
+ * need, and refuses where the adapters that run then and those pages together are more than the pool: the oldest task fits beside all
+ * adapters in use, whatever happens. While an adapter waits for memory, `kept` pages are not for newcomers, so that what becomes free
+ * adds up for it; running tasks take what they need all the same. */
 #ifndef LK_SERVE_SCHEDULER_H
 #define LK_SERVE_SCHEDULER_H
 
@@ -53,7 +59,8 @@ struct lk_task {
     uint64_t order;   /* arrival: smaller is older */
     lk_block_table table;
     lk_task_state state;
-    bool ends; /* nothing more is to be computed */
+    bool ends;           /* nothing more is to be computed */
+    int64_t most_tokens; /* positions it may ever need, the caller's word as well; 0: n_tokens at admission */
     int64_t n_preempted;
     lk_task *prev, *next; /* in the flow's queue */
 };
@@ -85,11 +92,14 @@ typedef struct lk_scheduler_options {
     int32_t max_running;
     int64_t token_budget;
     int64_t overtake; /* service units that a flow in memory may get ahead of a wanted one */
-    /* Is the flow's adapter in memory, and may it stay there until drop? NULL: always. Called once per admitted task. */
-    bool (*hold)(void *context, lk_flow *flow);
+    /* Is the flow's adapter in memory, may it stay there until drop, and do most_pages fit beside it? NULL: always. */
+    bool (*hold)(void *context, lk_flow *flow, int64_t most_pages);
     void (*drop)(void *context, lk_flow *flow);
-    bool (*drains)(void *context,
-                   lk_flow *flow); /* may always overtake: it gets no new tasks and leaves memory after its last. NULL: none */
+    /* Puts out adapters that run nothing until `pages` more are free, or none where that is not enough. waited: those that requests wait
+     * for may go too. NULL: there are none. */
+    bool (*reclaim)(void *context, int64_t pages, bool waited);
+    /* May always overtake: it gets no new tasks and leaves memory after its last. NULL: none. */
+    bool (*drains)(void *context, lk_flow *flow);
     void *context;
 } lk_scheduler_options;
 
@@ -104,6 +114,7 @@ typedef struct lk_scheduler {
     int64_t preemptions; /* ever */
     uint64_t plans;
     bool preempted_now;
+    int64_t kept; /* free pages that newcomers must leave; the caller's */
     lk_plan plan;
 } lk_scheduler;
 
@@ -116,6 +127,12 @@ void lk_scheduler_commit(lk_scheduler *s);
 void lk_task_generated(lk_task *task, bool ends); /* after commit; ends: it is the last */
 /* From any state; not between plan and commit. Pages go back at once. */
 void lk_scheduler_finish(lk_scheduler *s, lk_task *task);
+
+/* The most pages that any admitted task may come to need. */
+int64_t lk_scheduler_most_pages(const lk_scheduler *s);
+/* Pages [first, first + n) have become a run: moves those of sequences away from there (lk_pages_move). Not between the making
+ * of a batch and its forward. */
+void lk_scheduler_move(lk_scheduler *s, int32_t first, int32_t n, void (*move)(void *context, int32_t to, int32_t from), void *context);
 
 /* Any task for which match says true (any at all when match is NULL), or NULL. */
 lk_task *lk_scheduler_find(const lk_scheduler *s, bool (*match)(const lk_task *task, void *context), void *context);

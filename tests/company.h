@@ -11,9 +11,14 @@
 /* How the engine is set up for all of them together. */
 typedef struct check_scene {
     const char *name;
-    int32_t token_budget, n_pages, max_running, max_resident;
-    bool preempts;
+    int32_t token_budget;
+    int32_t n_pages;    /* beside adapters in the pool: ... */
+    int32_t n_adapters; /* ... room for so many, the largest, or all */
+    int32_t max_running, max_resident;
+    bool tight; /* requests may be preempted, pages moved; in one of the scenes it happens, in which is a matter of time */
 } check_scene;
+
+enum { CHECK_ADAPTERS = 8 };
 
 typedef struct check_crowd {
     const char *model; /* in tests/golden */

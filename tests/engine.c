@@ -50,7 +50,7 @@ void check_same_answer(const char *what, const check_answer *got, const check_an
     check_same_bits(what, got->top_logprobs, want->top_logprobs, sizeof got->top_logprobs);
 }
 
-void check_adapter_write(const lk_model *model, const char *folder, int32_t rank, uint64_t seed, float size)
+int64_t check_adapter_write(const lk_model *model, const char *folder, int32_t rank, uint64_t seed, float size)
 {
     lk_error err = {0};
     lk_adapter *a;
@@ -66,7 +66,9 @@ void check_adapter_write(const lk_model *model, const char *folder, int32_t rank
     free(host);
     CHECK_OK(lk_adapter_update_digest(a, &err), &err);
     CHECK_OK(lk_adapter_save(a, folder, &err), &err);
+    int64_t n_params = a->n_params;
     lk_adapter_destroy(a);
+    return n_params;
 }
 
 void check_engine_idle(lk_engine *engine)

@@ -28,8 +28,8 @@ check_answer *check_ask(lk_engine *engine, const lk_request_spec *spec);
 void check_same_answer(const char *what, const check_answer *got, const check_answer *want);
 
 /* A PEFT folder with an adapter of this rank on these modules: A and B random from the seed, B times size. model must belong to a backend
- * that no engine is using. */
-void check_adapter_write(const lk_model *model, const char *folder, int32_t rank, uint64_t seed, float size);
+ * that no engine is using. Returns the parameters of its flat vector. */
+int64_t check_adapter_write(const lk_model *model, const char *folder, int32_t rank, uint64_t seed, float size);
 
 /* Waits until nothing runs, nothing waits and every page is free. */
 void check_engine_idle(lk_engine *engine);

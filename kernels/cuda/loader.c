@@ -22,6 +22,7 @@ static void loader_close(lk_backend *be)
 
 static const lk_ops loader_ops = {
     .close = loader_close,
+    .use = lk_cuda_use,
     .alloc = lk_cuda_alloc,
     .free = lk_cuda_free,
     .upload = lk_cuda_upload,

@@ -4,9 +4,10 @@
 #include "tests/cuda/cuda_check.h"
 
 static const check_scene scenes[] = {
-    {"all at once", 512, 256, 16, 8, false},
-    {"chunked, few pages", 23, 8, 16, 8, true},
-    {"two places in memory", 64, 256, 16, 2, false},
+    {"all at once", 512, 256, CHECK_ADAPTERS, 16, 8, false},
+    {"chunked, few pages", 23, 3, CHECK_ADAPTERS, 16, 8, true},
+    {"adapters, keys and values compete", 64, 4, 1, 16, 8, true},
+    {"two places in memory", 64, 256, CHECK_ADAPTERS, 16, 2, false},
 };
 enum { N_SCENES = sizeof scenes / sizeof *scenes, SHRINK = 5 };
 

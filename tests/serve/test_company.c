@@ -1,15 +1,17 @@
 /* The engine's answers do not depend on company (tests/company.h): chunked and unchunked, with pages enough and with so few that requests
- * are preempted, with fewer places in memory than adapters. Once more with an engine that looks ahead: what was asked alone on a backend
+ * are preempted, with fewer places in memory than adapters, with memory that adapters and pages compete for, so that adapters leave and
+ * come and pages are moved. Once more with an engine that looks ahead: what was asked alone on a backend
  * that answers at once must come out of one that queues. */
 #include "tests/company.h"
 
 static const check_scene scenes[] = {
-    {"all at once", 2048, 256, 16, 8, false},
-    {"chunked", 19, 256, 16, 8, false},
-    {"few pages", 2048, 24, 16, 8, true},
-    {"chunked, few pages", 23, 24, 16, 8, true},
-    {"chunks of one page at most, barely any pages", 16, 14, 16, 8, true},
-    {"two places in memory", 64, 256, 16, 2, false},
+    {"all at once", 2048, 256, CHECK_ADAPTERS, 16, 8, false},
+    {"chunked", 19, 256, CHECK_ADAPTERS, 16, 8, false},
+    {"few pages", 2048, 24, CHECK_ADAPTERS, 16, 8, true},
+    {"chunked, few pages", 23, 24, CHECK_ADAPTERS, 16, 8, true},
+    {"chunks of one page at most, barely any pages", 16, 14, CHECK_ADAPTERS, 16, 8, true},
+    {"adapters, keys and values compete", 64, 30, 2, 16, 8, true},
+    {"two places in memory", 64, 256, CHECK_ADAPTERS, 16, 2, false},
 };
 enum { N_SCENES = sizeof scenes / sizeof *scenes };
 

@@ -318,11 +318,11 @@ static void test_statistics(void **state)
     assert_int_equal(queue, 3);
     assert_int_equal(whole, 3);
     assert_true(s.end_to_end.sum >= s.first_token.sum);
-    size_t kv, activations;
+    lk_engine_memory memory;
     lk_error err = {0};
-    CHECK_OK(lk_engine_plan(f->m.model, lk_engine_get_options(engine), &kv, &activations, &err), &err);
-    assert_true(kv > 0 && activations > 0);
-    assert_true(kv + activations <= lk_allocated(f->m.be));
+    CHECK_OK(lk_engine_plan(f->m.model, lk_engine_get_options(engine), &memory, &err), &err);
+    assert_true(memory.pool > 0 && memory.activations > 0);
+    assert_true(memory.pool + memory.activations <= lk_allocated(f->m.be));
     lk_engine_stop(engine);
 }
 

@@ -26,9 +26,10 @@ typedef struct sim {
     int64_t output[MAX_FLOWS]; /* tokens generated per flow */
 } sim;
 
-static bool hold(void *context, lk_flow *flow)
+static bool hold(void *context, lk_flow *flow, int64_t most_pages)
 {
     sim *m = context;
+    (void)most_pages;
     return !m->slots || m->resident[flow - m->flows];
 }
 
@@ -45,7 +46,8 @@ static sim *sim_open(int32_t n_pages, int32_t page_tokens, int32_t max_running, 
     m->tasks = calloc(MAX_TASKS, sizeof *m->tasks);
     m->slots = slots;
     CHECK_OK(lk_pages_init(&m->pages, n_pages, page_tokens, &err), &err);
-    lk_scheduler_options o = {max_running, budget, 200, hold, drop, NULL, m};
+    lk_scheduler_options o = {
+        .max_running = max_running, .token_budget = budget, .overtake = 200, .hold = hold, .drop = drop, .context = m};
     CHECK_OK(lk_scheduler_init(&m->s, &o, &m->pages, &err), &err);
     return m;
 }
@@ -100,7 +102,7 @@ static void check_invariants(const sim *m, const lk_plan *plan, int64_t budget, 
     static unsigned char seen[4096];
     memset(seen, 0, sizeof seen);
     int64_t held = 0, waiting = 0, admitted = 0;
-    for (int32_t i = 0; i < m->pages.n_free; i++) seen[m->pages.free[i]]++;
+    for (int32_t p = 0; p < m->pages.n_pages; p++) seen[p] += m->pages.is_free[p / 64] >> (p % 64) & 1;
     for (int i = 0; i < m->n_tasks; i++) {
         const lk_task *t = &m->tasks[i].task;
         for (int32_t p = 0; p < t->table.n; p++) seen[t->table.pages[p]]++;
