@@ -61,6 +61,12 @@ const char *lk_backend_about(const lk_backend *be) { return be->about; }
 int lk_backend_threads(const lk_backend *be) { return be->threads; }
 lk_dtype lk_backend_compute(const lk_backend *be) { return be->compute; }
 lk_dtype lk_backend_act(const lk_backend *be) { return be->act; }
+bool lk_backend_mixes(const lk_backend *be)
+{
+    const lk_ops *o = be->ops;
+    return o->moe_route && o->moe_route_backward && o->moe_combine && o->moe_combine_backward;
+}
+
 bool lk_backend_serves(const lk_backend *be)
 {
     return be->ops->kv_create && be->ops->kv_write && be->ops->paged_attention && (be->ops->sample || be->ops->sample_begin);

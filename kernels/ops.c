@@ -385,6 +385,68 @@ lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
     return be->ops->gather_rows(be, y, x, rows);
 }
 
+/* ---------------------------------------------------------------------------------------------- mixtures of experts */
+
+static lk_status check_route(lk_backend *be, const char *op, const int32_t *ids, const lk_tensor *weights, const lk_tensor *logits)
+{
+    if (!ids || !weights || !logits || weights->cols < 1 || weights->cols > logits->cols)
+        return bad(be, op, "an argument is missing, or more choices than experts");
+    LK_TRY(check_f32(be, op, "logits", logits, logits->rows, logits->cols));
+    return check_f32(be, op, "weights", weights, logits->rows, weights->cols);
+}
+
+lk_status lk_moe_route(lk_backend *be, int32_t *ids, const lk_tensor *weights, const lk_tensor *logits, bool normalise)
+{
+    NEED(moe_route);
+    LK_TRY(check_route(be, "moe_route", ids, weights, logits));
+    return be->ops->moe_route(be, ids, weights, logits, normalise);
+}
+
+lk_status lk_moe_route_backward(lk_backend *be, const lk_tensor *dlogits, const lk_tensor *dweights, const int32_t *ids,
+                                const lk_tensor *logits, bool normalise)
+{
+    NEED(moe_route_backward);
+    LK_TRY(check_route(be, "moe_route_backward", ids, dweights, logits));
+    LK_TRY(check(be, "moe_route_backward", "dlogits", dlogits, false, logits->rows, logits->cols));
+    return be->ops->moe_route_backward(be, dlogits, dweights, ids, logits, normalise);
+}
+
+/* t[T,C] beside x[T*K,C]; weights may be NULL. */
+static lk_status check_slots(lk_backend *be, const char *op, const char *name, const lk_tensor *t, const lk_tensor *x, const int32_t *slots,
+                             const lk_tensor *weights)
+{
+    if (!t || !x || !slots || t->rows < 1 || x->rows % t->rows)
+        return bad(be, op, "an argument is missing, or slots do not divide into rows");
+    LK_TRY(check(be, op, "x", x, false, x->rows, t->cols));
+    LK_TRY(check(be, op, name, t, false, t->rows, t->cols));
+    if (weights) LK_TRY(check_f32(be, op, "weights", weights, t->rows, x->rows / t->rows));
+    for (int64_t i = 0; i < x->rows; i++)
+        if (slots[i] < 0 || slots[i] >= x->rows)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: slot %d of %lld", op, slots[i], (long long)x->rows);
+    return LK_OK;
+}
+
+lk_status lk_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                         const lk_tensor *residual)
+{
+    NEED(moe_combine);
+    LK_TRY(check_slots(be, "moe_combine", "y", y, x, slots, weights));
+    if (residual) LK_TRY(check(be, "moe_combine", "residual", residual, false, y->rows, y->cols));
+    if (residual && residual->data == y->data) return bad(be, "moe_combine", "y aliases residual");
+    return be->ops->moe_combine(be, y, x, slots, weights, residual);
+}
+
+lk_status lk_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy, const lk_tensor *x,
+                                  const int32_t *slots, const lk_tensor *weights)
+{
+    NEED(moe_combine_backward);
+    if (!weights || !dweights) return bad(be, "moe_combine_backward", "no weights or no dweights");
+    LK_TRY(check_slots(be, "moe_combine_backward", "dy", dy, x, slots, weights));
+    LK_TRY(check(be, "moe_combine_backward", "dx", dx, false, x->rows, x->cols));
+    LK_TRY(check_f32(be, "moe_combine_backward", "dweights", dweights, weights->rows, weights->cols));
+    return be->ops->moe_combine_backward(be, dx, dweights, dy, x, slots, weights);
+}
+
 /* ---------------------------------------------------------------------------------------------- attention */
 
 static lk_status check_heads(lk_backend *be, const char *op, const lk_attention_shape *s)

@@ -70,6 +70,7 @@ const char *lk_backend_about(const lk_backend *be); /* what it runs on and what 
 int lk_backend_threads(const lk_backend *be);
 lk_dtype lk_backend_compute(const lk_backend *be);
 lk_dtype lk_backend_act(const lk_backend *be);
+bool lk_backend_mixes(const lk_backend *be);  /* it has what mixtures of experts need */
 bool lk_backend_serves(const lk_backend *be); /* it has what serving needs: pages of keys and values, attention over them, sampling */
 bool lk_backend_ahead(const lk_backend *be);  /* it has lk_sample_begin: a step can be queued before the one before it is done */
 
@@ -351,6 +352,26 @@ lk_status lk_cap(lk_backend *be, const lk_tensor *y, float cap);
 
 /* y[n,C] = rows[n] of x. */
 lk_status lk_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+
+/* ---------------------------------------------------------------------------------------------- mixtures of experts */
+
+/* A router gives each row of a batch K of E experts. The rows that an expert gets are brought together (lk_gather_rows), so that its linear
+ * layers are ordinary ones: of T*K slots, slot slots[t*K + j] holds what row t has with its j-th choice. */
+
+/* For each row of logits[T,E] F32: the K largest, falling, the lower id first among equals. ids[T*K] I32 in backend memory;
+ * weights[T,K] F32 = their part of the softmax over all E, with `normalise` over the K alone (Mixtral; Qwen3-MoE's norm_topk_prob). */
+lk_status lk_moe_route(lk_backend *be, int32_t *ids, const lk_tensor *weights, const lk_tensor *logits, bool normalise);
+/* dlogits[T,E] act, of the choice that was made. dweights[T,K] F32. */
+lk_status lk_moe_route_backward(lk_backend *be, const lk_tensor *dlogits, const lk_tensor *dweights, const int32_t *ids,
+                                const lk_tensor *logits, bool normalise);
+
+/* y[T,C] = residual + sum over j of weights[t,j] * x[slots[t*K+j]], j rising; K = rows of x / T. slots host memory, a permutation of the
+ * rows of x. weights[T,K] F32, NULL: all 1. residual NULL: none; it must not alias y. */
+lk_status lk_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                         const lk_tensor *residual);
+/* dx[slots[t*K+j]] = weights[t,j] * dy[t];  dweights[t,j] = dy[t] . x[slots[t*K+j]]. dx may be x. */
+lk_status lk_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy, const lk_tensor *x,
+                                  const int32_t *slots, const lk_tensor *weights);
 
 /* ---------------------------------------------------------------------------------------------- attention */
 

@@ -17,13 +17,16 @@ lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *name
     for (int i = 0; i < n_names; i++) {
         bool found = false;
         for (int m = 0; m < LK_N_MODULES; m++) {
-            if (strcmp(names[i], "all-linear") && strcmp(names[i], lk_module_name((lk_module)m))) continue;
+            const char *number = lk_module_number((lk_module)m);
+            bool named = !strcmp(names[i], lk_module_name((lk_module)m)) || (number && !strcmp(names[i], number));
+            if (strcmp(names[i], "all-linear") && !named) continue;
             targets[m] = found = true;
         }
         if (!found)
             return lk_fail(
                 err, LK_ERR_ARGUMENT,
-                "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and \"all-linear\"",
+                "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (w1, w3, w2), "
+                "qkv_proj, gate_up_proj and \"all-linear\"",
                 where, names[i]);
     }
     return LK_OK;
@@ -96,9 +99,27 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
     *max_rank = most;
 }
 
+/* A module that is named and not there would silently be left out: Phi-3 has no q_proj. All of them together are "all-linear". */
+static lk_status check_targets(const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
+{
+    char there[200] = "";
+    int missing = -1;
+    bool all = true;
+    for (int m = 0; m < LK_N_MODULES; m++) {
+        bool has = lk_has_module(config, (lk_module)m);
+        if (has) snprintf(there + strlen(there), sizeof there - strlen(there), "%s%s", *there ? ", " : "", lk_module_name((lk_module)m));
+        if (!spec->targets[m]) all = false;
+        if (spec->targets[m] && !has && missing < 0) missing = m;
+    }
+    if (all || missing < 0) return LK_OK;
+    return lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets %s, which a %s model does not have; it has %s",
+                   lk_module_name((lk_module)missing), config->model_type, there);
+}
+
 static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
 {
     bool any = false;
+    LK_TRY(check_targets(config, spec, err));
     for (int32_t s = 0; s < lk_sites(config); s++) {
         lk_adapter_site *site = &sites[s];
         lk_site where = lk_site_at(config, s);

@@ -11,6 +11,13 @@ lk_block lk_block_rows(const lk_block *block, int64_t T)
         if (all[i]->data) *all[i] = lk_tensor_rows(all[i], 0, T);
     for (int i = 0; i < LK_N_MODULES; i++)
         if (b.h[i].data) b.h[i] = lk_tensor_rows(&b.h[i], 0, T);
+    lk_experts_block *x = &b.experts;
+    if (!x->logits.data) return b;
+    lk_tensor *by_slot[] = {&x->rows, &x->gate, &x->up, &x->act, &x->out, &x->h[0], &x->h[1], &x->h[2]};
+    int64_t slots = T * x->weights.cols;
+    x->logits = lk_tensor_rows(&x->logits, 0, T);
+    x->weights = lk_tensor_rows(&x->weights, 0, T);
+    for (size_t i = 0; i < sizeof by_slot / sizeof *by_slot; i++) *by_slot[i] = lk_tensor_rows(by_slot[i], 0, slots);
     return b;
 }
 
@@ -161,10 +168,19 @@ static lk_status attention_forward(const lk_block_context *c, int64_t layer, con
     return leave(c, layer, &e, false);
 }
 
+static lk_experts_call experts_call(const lk_block_context *c, int64_t layer)
+{
+    return (lk_experts_call){.model = c->model, .batch = c->batch, .dropout = c->dropout, .routing = c->routing, .layer = layer};
+}
+
 static lk_status mlp_forward(const lk_block_context *c, int64_t layer, const lk_block *b, bool skip_output)
 {
     const lk_tensor *x;
     LK_TRY(enter(c, layer, LK_NORM_MLP, b, b->mlp_rstd, &b->x_mid, &x));
+    if (config_of(c)->experts) {
+        lk_experts_call call = experts_call(c, layer);
+        return lk_experts_forward(&call, &b->experts, skip_output ? NULL : &b->x_out, x, &b->x_mid);
+    }
     LK_TRY(gate_and_up(c, layer, b, x));
     LK_TRY(lk_glu(c->model->be, &b->act, &b->gate, &b->up, config_of(c)->activation));
     ending e = {LK_DOWN, LK_NORM_MLP_OUT, &b->act, &b->h[LK_DOWN], &b->x_mid, &b->mlp_out, &b->x_out, b->mlp_out_rstd};
@@ -225,6 +241,12 @@ static lk_status mlp_backward(const lk_block_context *c, int64_t layer, const lk
     const lk_config *config = config_of(c);
     lk_backend *be = c->model->be;
     const lk_tensor *x, *dy;
+    if (config->experts) {
+        lk_experts_call call = experts_call(c, layer);
+        LK_TRY(enter(c, layer, LK_NORM_MLP, b, NULL, &b->x_mid, &x));
+        LK_TRY(lk_experts_backward(&call, &b->experts, &g->experts, &g->dnormed, dx, x));
+        return enter_backward(c, layer, LK_NORM_MLP, g, dx, &b->x_mid, b->mlp_rstd);
+    }
     lk_tensor act = narrow(&g->wide[0], config->intermediate, g->gap), dact = narrow(&g->wide[1], config->intermediate, g->gap);
     LK_TRY(leave_backward(c, layer, LK_NORM_MLP_OUT, g, dx, &b->mlp_out, b->mlp_out_rstd, &dy));
     LK_TRY(enter(c, layer, LK_NORM_MLP, b, NULL, &b->x_mid, &x));

@@ -6,6 +6,7 @@
 #ifndef LK_MODEL_BLOCK_H
 #define LK_MODEL_BLOCK_H
 
+#include "model/experts.h"
 #include "model/model.h"
 #include "model/positions.h"
 
@@ -28,6 +29,7 @@ typedef struct lk_block {
     lk_tensor gate_up;         /* [T,2F] of a fused layer: gate and up are its columns; else no data */
     lk_tensor gate, up;        /* [T,F] (b) */
     lk_tensor act;             /* [T,F] gated product; may alias gate when serving; recomputed in backward */
+    lk_experts_block experts;  /* instead of the MLP's, where there are experts */
     lk_tensor mlp_out;         /* [T,C] before the norm behind the MLP (b); may be x_out when serving or without that norm */
     float *mlp_out_rstd;       /* [T] (b) */
     lk_tensor x_out;           /* [T,C] output; may alias x_in when serving */
@@ -44,6 +46,7 @@ typedef struct lk_block_context {
     const lk_positions *positions;
     const lk_dropout *dropout; /* NULL: none */
     lk_kv *kv;
+    lk_routing *routing; /* where there are experts */
 } lk_block_context;
 
 /* skip_output: x_out is not wanted (recomputation before backward), which saves the last product where no norm stands behind it. */
@@ -54,6 +57,7 @@ typedef struct lk_block_grads {
     lk_tensor wide[2]; /* [T, max(F, H*D)], or of the fused layers */
     lk_tensor dk, dv;  /* [T, G*D]; unused with fused layers */
     lk_tensor dnormed; /* [T,C] */
+    lk_experts_grads experts;
     lk_tensor dbranch; /* [T,C] where something stands between the last layer of attention or MLP and the residual; else no data */
     lk_tensor spare;   /* [T, widest] where a DoRA adapter trains; else no data */
     int64_t gap;       /* elements behind each row of wide beyond its widest use */

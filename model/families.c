@@ -38,6 +38,17 @@ static const lk_family families[] = {
     {.model_type = "olmo2", .reads = LK_READS_ATTENTION_BIAS, .eps = 1e-5, .norms = LK_NORMS_AFTER, .qk_norm = LK_QK_WHOLE},
     {.model_type = "granite", .reads = LK_READS_BIAS | LK_READS_MULTIPLIERS},
     {.model_type = "smollm3", .reads = LK_READS_BIAS | LK_READS_NO_ROPE, .tied = true, .theta = 2e6, .window = LK_WINDOW_NO_ROPE},
+    {.model_type = "mixtral",
+     .reads = LK_READS_EXPERTS,
+     .eps = 1e-5,
+     .theta = 1e6,
+     .window = LK_WINDOW_ALL,
+     .experts = &(lk_family_experts){.count_key = "num_local_experts", .count = 8, .used = 2, .numbers = true}},
+    {.model_type = "qwen3_moe",
+     .reads = LK_READS_ATTENTION_BIAS | LK_READS_EXPERTS,
+     .qk_norm = LK_QK_HEADS,
+     .window = LK_WINDOW_ASKED,
+     .experts = &(lk_family_experts){.count_key = "num_experts", .count = 128, .used = 8, .width_key = "moe_intermediate_size"}},
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 

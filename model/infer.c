@@ -18,6 +18,7 @@ struct lk_infer {
     void *memory;
     lk_block block;
     lk_positions positions;
+    lk_routing routing;
     lk_tensor rows, logits;
     int32_t *padded_ids, *padded_positions, *padded_wanted; /* host, [padded_rows(most)] of a padded step */
 };
@@ -56,9 +57,10 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
         b->q = lk_carve_tensor(c, act, T, q);
         b->k = lk_carve_tensor(c, act, T, kv);
         b->v = lk_carve_tensor(c, act, T, kv);
-        b->gate = lk_carve_tensor(c, act, T, m->intermediate);
-        b->up = lk_carve_tensor(c, act, T, m->intermediate);
+        if (!m->experts) b->gate = lk_carve_tensor(c, act, T, m->intermediate);
+        if (!m->experts) b->up = lk_carve_tensor(c, act, T, m->intermediate);
     }
+    lk_experts_carve(&b->experts, c, m, act, T, f->options.max_rank, false);
     b->q_raw = b->q;
     b->k_raw = b->k;
     b->act = b->gate;
@@ -112,6 +114,10 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
     if (!status) {
         carve(f, &(lk_carve){.base = f->memory}, &model->config, lk_backend_act(be));
         status = lk_reserve(be, &limits);
+        if (!status && (status = lk_routing_init(&f->routing, &model->config, options->max_tokens, err))) {
+            lk_infer_destroy(f);
+            return status;
+        }
         if (!status) status = lk_positions_prepare(&f->positions, model, longest(options));
     }
     size_t most = (size_t)padded_rows(f, INT32_MAX);
@@ -136,6 +142,7 @@ void lk_infer_destroy(lk_infer *f)
     if (!f) return;
     lk_step_forget(f->model->be);
     lk_free(f->model->be, f->memory);
+    lk_routing_free(&f->routing);
     free(f->padded_ids);
     free(f->padded_positions);
     free(f->padded_wanted);
@@ -150,7 +157,7 @@ static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv)
     int64_t R = batch->n_rows;
     lk_block b = lk_block_rows(&f->block, batch->n_tokens + batch->padding);
     lk_tensor last = lk_tensor_rows(&f->rows, 0, R), logits = lk_tensor_rows(&f->logits, 0, R);
-    lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv};
+    lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv, .routing = &f->routing};
     LK_TRY(lk_positions_fill(&f->positions, model, batch, longest(&f->options)));
     LK_TRY(lk_adapted_embed(model, batch, &b.x_in, &b.normed, &b.h[LK_O]));
     if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &b.x_in, &b.x_in, (float)model->config.embedding_scale));

@@ -143,6 +143,11 @@ static lk_status load_layer(loader *l, int64_t index)
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, norm);
         LK_TRY(load_norm(l, &layer->norm[i], name, width, 1.0));
     }
+    if (c->experts) {
+        char name[300];
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, lk_router_name(c));
+        LK_TRY(load_dense(l, &layer->router, name, c->experts, c->hidden));
+    }
     int32_t first = (int32_t)index * lk_layer_sites(c);
     for (int32_t s = first; s < first + lk_layer_sites(c); s++) LK_TRY(load_site(l, s));
     return LK_OK;
@@ -186,6 +191,11 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     lk_sha256_init(&l.digest);
     lk_status status;
     if ((status = lk_config_read(&model->config, folder, err))) goto out;
+    if (model->config.experts && !lk_backend_mixes(be)) {
+        status = lk_fail(err, LK_ERR_UNSUPPORTED, "%s is a mixture of experts, which the backend %s does not run: use --device cpu", folder,
+                         lk_backend_name(be));
+        goto out;
+    }
     model->layers = calloc((size_t)model->config.layers, sizeof *model->layers);
     model->weights = calloc((size_t)lk_sites(&model->config), sizeof *model->weights);
     if (!model->layers || !model->weights) {
@@ -198,7 +208,7 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
     if (four_bit && options->quant == LK_QUANT_NONE)
         lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
-    l.total = lk_sites(&model->config) + (model->config.tied ? 1 : 2);
+    l.total = lk_sites(&model->config) + (model->config.tied ? 1 : 2) + (model->config.experts ? model->config.layers : 0);
     status = load_all(&l);
 out:
     lk_sha256_final(&l.digest, model->digest);
@@ -218,6 +228,7 @@ void lk_model_close(lk_model *model)
     lk_backend *be = model->be;
     for (int64_t i = 0; model->layers && i < model->config.layers; i++) {
         for (int n = 0; n < LK_N_NORMS; n++) lk_free(be, model->layers[i].norm[n]);
+        lk_matrix_destroy(be, model->layers[i].router);
     }
     for (int32_t s = 0; model->weights && s < lk_sites(&model->config); s++) {
         lk_matrix_destroy(be, model->weights[s].w);
@@ -271,6 +282,7 @@ size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quan
     int64_t norms = 0, width;
     for (int i = 0; i < LK_N_NORMS; i++)
         if (lk_norm_name(c, (lk_norm)i, &width)) norms += width * 4;
+    if (c->experts) layer += lk_matrix_bytes(be, facts->dense, c->experts, c->hidden, false);
     size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden, false);
     return (size_t)c->layers * (layer + biases + (size_t)norms) + tables + (size_t)c->hidden * 4;
 }

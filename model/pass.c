@@ -30,6 +30,8 @@ struct lk_pass {
     lk_tensor *inputs;
     lk_block *slots;
     lk_positions positions;
+    lk_routing routing; /* and, where there are experts, the buffers that all layers share */
+    lk_experts_block experts;
     lk_tensor x_final, normed, act, dx;
     float *final_rstd, *nll;
     uint8_t *hits;
@@ -53,6 +55,7 @@ static void carve_projections(lk_carve *c, lk_block *b, const lk_config *m, cons
     b->q = lk_carve_tensor(c, act, T, q);
     b->k = lk_carve_tensor(c, act, T, kv);
     b->v = lk_carve_tensor(c, act, T, kv);
+    if (m->experts) return; /* they have their own */
     b->gate = lk_carve_gapped(c, act, T, F, gap);
     b->up = lk_carve_gapped(c, act, T, F, gap);
 }
@@ -83,7 +86,8 @@ static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pa
         b->mlp_out_rstd = lk_carve_floats(c, T);
     }
     for (int i = 0; i < LK_N_MODULES; i++)
-        if (lk_has_module(m, (lk_module)i)) b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
+        if (lk_has_module(m, (lk_module)i) && !(m->experts && i >= LK_GATE && i <= LK_DOWN))
+            b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
 }
 
 /* Fills pointers and tensors of p (whose inputs and slots arrays exist) from c; the three running totals are the plan. */
@@ -94,11 +98,13 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
     for (int64_t i = 0; i < p->n_inputs; i++) p->inputs[i] = lk_carve_tensor(c, act, T, m->hidden);
     plan->checkpoints = c->used;
     for (int64_t i = 0; i < p->kept; i++) carve_slot(c, &p->slots[i], m, o, act, p->gap, i == 0);
+    for (int64_t i = 0; i < p->kept; i++) lk_experts_carve(&p->slots[i].experts, c, m, act, T, o->max_rank, true);
     plan->activations = c->used - plan->checkpoints;
     lk_positions_carve(&p->positions, c, m, T);
     p->x_final = lk_carve_tensor(c, act, T, m->hidden);
     p->normed = lk_carve_gapped(c, act, T, m->hidden, p->gap);
-    int64_t q = m->heads * m->head_dim + (m->fused ? 2 * m->kv_heads * m->head_dim : 0), wide = m->intermediate > q ? m->intermediate : q;
+    int64_t q = m->heads * m->head_dim + (m->fused ? 2 * m->kv_heads * m->head_dim : 0);
+    int64_t wide = m->experts || m->intermediate < q ? q : m->intermediate;
     p->act = lk_carve_gapped(c, act, T, wide, p->gap);
     p->final_rstd = lk_carve_floats(c, T);
     p->nll = lk_carve_floats(c, T);
@@ -117,6 +123,7 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
         p->grads.gap = p->gap;
         p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
     }
+    lk_experts_carve_shared(&p->experts, o->training ? &p->grads.experts : NULL, c, m, act, T);
     plan->transient = c->used - plan->checkpoints - plan->activations;
 }
 
@@ -199,6 +206,7 @@ lk_status lk_pass_create(lk_pass **out, const lk_model *model, const lk_pass_opt
     lk_limits limits = pass_limits(&model->config, options);
     void *away = NULL;
     status = lk_reserve(be, &limits);
+    if (!status && (status = lk_routing_init(&p->routing, &model->config, options->max_tokens, err))) goto out;
     if (!status && p->n_away) status = lk_host_alloc(be, (size_t)p->n_away * input_bytes(p, be, &model->config), &away);
     p->away = away;
     if (status) lk_backend_fail(be, status, err);
@@ -215,6 +223,7 @@ void lk_pass_destroy(lk_pass *p)
     if (!p) return;
     lk_host_free(p->model->be, p->away);
     lk_free(p->model->be, p->memory);
+    lk_routing_free(&p->routing);
     free_arrays(p);
     free(p);
 }
@@ -236,6 +245,8 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     b.normed = p->normed;
     int64_t width = p->model->config.intermediate;
     b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
+    b.experts.rows = p->experts.rows;
+    b.experts.act = p->experts.act;
     return lk_block_rows(&b, T);
 }
 
@@ -328,6 +339,12 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
     lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch, &g.spare};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i]->data) *all[i] = front(all[i], T);
+    lk_experts_grads *e = &g.experts;
+    if (e->dact.data) {
+        e->dact = front(&e->dact, T * p->model->config.experts_used);
+        e->dweights = front(&e->dweights, T);
+        e->dlogits = front(&e->dlogits, T);
+    }
     for (int64_t layer = p->model->config.layers - 1; layer >= 0; layer--) {
         lk_block b = block_of(p, layer, T);
         if (layer < p->first_kept) {
@@ -368,8 +385,11 @@ lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *lab
 {
     if (!p->options.training) return lk_fail(err, LK_ERR_INTERNAL, "this pass was made for evaluation only");
     LK_TRY(check_batch(p, batch, err));
-    lk_block_context c = {
-        .model = p->model, .batch = batch, .positions = &p->positions, .dropout = dropout && dropout->p > 0 ? dropout : NULL};
+    lk_block_context c = {.model = p->model,
+                          .batch = batch,
+                          .positions = &p->positions,
+                          .routing = &p->routing,
+                          .dropout = dropout && dropout->p > 0 ? dropout : NULL};
     lk_status status = gradient(p, &c, labels, grad_scale, nll);
     return status ? abandon(p, status, err) : LK_OK;
 }
@@ -379,7 +399,7 @@ lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels,
     LK_TRY(check_batch(p, batch, err));
     lk_backend *be = p->model->be;
     lk_tensor x_final;
-    lk_block_context c = {.model = p->model, .batch = batch, .positions = &p->positions};
+    lk_block_context c = {.model = p->model, .batch = batch, .positions = &p->positions, .routing = &p->routing};
     lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = loss(p, batch, &x_final, NULL, labels, 0.0f, hits != NULL);
     if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
@@ -393,7 +413,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     const lk_model *model = p->model;
     lk_backend *be = model->be;
     lk_tensor x_final, normed = front(&p->normed, batch->n_tokens);
-    lk_block_context c = {.model = model, .batch = batch, .positions = &p->positions};
+    lk_block_context c = {.model = model, .batch = batch, .positions = &p->positions, .routing = &p->routing};
     void *memory = NULL;
     lk_status status = forward(p, &c, &x_final, false);
     if (!status) status = lk_rmsnorm(be, &normed, NULL, &x_final, model->final_norm, model->config.rms_eps);

@@ -16,6 +16,8 @@ static int mlp_sites(const lk_config *c) { return c->fused ? 2 : 3; }
 
 const char *lk_module_name(lk_module m) { return names[m]; }
 
+const char *lk_module_number(lk_module m) { return m == LK_GATE ? "w1" : m == LK_DOWN ? "w2" : m == LK_UP ? "w3" : NULL; }
+
 int32_t lk_layer_sites(const lk_config *c) { return attention_sites(c) + (int32_t)(c->experts ? c->experts : 1) * mlp_sites(c); }
 int32_t lk_sites(const lk_config *c) { return (int32_t)c->layers * lk_layer_sites(c); }
 
@@ -78,20 +80,13 @@ int32_t lk_site_of(const lk_config *c, int64_t layer, lk_module m, int32_t exper
 
 bool lk_has_module(const lk_config *c, lk_module m) { return lk_site_of(c, 0, m, is_mlp(m) && c->experts ? 0 : -1) >= 0; }
 
-/* Mixtral's files call the three layers of an expert by numbers. */
-static const char *expert_name(const lk_config *c, lk_module m)
-{
-    if (!c->expert_numbers) return names[m];
-    return m == LK_GATE ? "w1" : m == LK_DOWN ? "w2" : "w3";
-}
-
 void lk_site_path(char *out, size_t size, const lk_config *c, int32_t number)
 {
     lk_site s = lk_site_at(c, number);
     long long layer = (long long)s.layer;
     if (s.expert >= 0)
         snprintf(out, size, "model.layers.%lld.%s.experts.%d.%s", layer, c->expert_numbers ? "block_sparse_moe" : "mlp", s.expert,
-                 expert_name(c, s.module));
+                 c->expert_numbers ? lk_module_number(s.module) : names[s.module]);
     else
         snprintf(out, size, "model.layers.%lld.%s.%s", layer, is_mlp(s.module) ? "mlp" : "self_attn", names[s.module]);
 }
@@ -138,6 +133,8 @@ const char *lk_norm_name(const lk_config *c, lk_norm norm, int64_t *width)
     return norm == LK_NORM_Q ? "self_attn.q_norm" : "self_attn.k_norm";
 }
 
+const char *lk_router_name(const lk_config *c) { return c->expert_numbers ? "block_sparse_moe.gate" : "mlp.gate"; }
+
 int64_t lk_config_linear_params(const lk_config *c)
 {
     int64_t total = 0;
@@ -160,7 +157,7 @@ int64_t lk_config_largest_matrix(const lk_config *c)
 
 int64_t lk_config_widest(const lk_config *c)
 {
-    int64_t most = 0;
+    int64_t most = c->experts; /* the router's width */
     for (int32_t s = 0; s < lk_layer_sites(c); s++) {
         lk_site site = lk_site_at(c, s);
         if (site.n > most) most = site.n;

@@ -38,7 +38,11 @@ typedef enum lk_norm { LK_NORM_ATTENTION, LK_NORM_ATTENTION_OUT, LK_NORM_MLP, LK
 /* Its name within the layer ("input_layernorm"), and how many weights it has; NULL: the layer has no such norm. */
 const char *lk_norm_name(const lk_config *config, lk_norm norm, int64_t *width);
 
-const char *lk_module_name(lk_module m); /* "q_proj" */
+/* The router's name within the layer ("mlp.gate"), where there are experts. */
+const char *lk_router_name(const lk_config *config);
+
+const char *lk_module_number(lk_module m); /* "w1": what Mixtral calls it, or NULL */
+const char *lk_module_name(lk_module m);   /* "q_proj" */
 /* Path of the layer in transformers and PEFT, without ".weight". */
 void lk_site_path(char *out, size_t size, const lk_config *config, int32_t site);
 int32_t lk_site_find(const lk_config *config, const char *path);
@@ -46,7 +50,7 @@ int32_t lk_site_find(const lk_config *config, const char *path);
 /* Parameters: linear layers of all blocks with their biases, and everything. */
 int64_t lk_config_linear_params(const lk_config *config);
 int64_t lk_config_params(const lk_config *config);
-/* N*K of the largest linear layer, and the largest N or K. */
+/* N*K of the largest linear layer, and the largest N or K of any (the router's, too). */
 int64_t lk_config_largest_matrix(const lk_config *config);
 int64_t lk_config_widest(const lk_config *config);
 

@@ -155,6 +155,8 @@ static bool known_name(const char *name, const lk_config *c)
         const char *norm = lk_norm_name(c, (lk_norm)i, &width);
         if (norm && !strncmp(rest, norm, strlen(norm)) && !strcmp(rest + strlen(norm), ".weight")) return true;
     }
+    const char *router = lk_router_name(c);
+    if (c->experts && !strncmp(rest, router, strlen(router)) && !strcmp(rest + strlen(router), ".weight")) return true;
     int32_t site = site_of(c, name, ".weight");
     if (site >= 0) return true;
     site = site_of(c, name, ".bias");

@@ -29,6 +29,13 @@ lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 lk_status lk_cpu_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
 lk_status lk_cpu_cap(lk_backend *be, const lk_tensor *y, float cap);
 lk_status lk_cpu_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
+lk_status lk_cpu_moe_route(lk_backend *be, int32_t *ids, const lk_tensor *weights, const lk_tensor *logits, bool normalise);
+lk_status lk_cpu_moe_route_backward(lk_backend *be, const lk_tensor *dlogits, const lk_tensor *dweights, const int32_t *ids,
+                                    const lk_tensor *logits, bool normalise);
+lk_status lk_cpu_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                             const lk_tensor *residual);
+lk_status lk_cpu_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy,
+                                      const lk_tensor *x, const int32_t *slots, const lk_tensor *weights);
 lk_status lk_cpu_adamw(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
 lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,
                         const lk_adamw_step *step);

@@ -111,6 +111,12 @@ CASES = [
          rope_theta=2000000.0),
     case("smollm3_plain", "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=4, adapter=0, tie_word_embeddings=True, rope_theta=50000.0,
          use_sliding_window=True, sliding_window=8),
+    case("mixtral", "mixtral", "MixtralForCausalLM", num_local_experts=5, num_experts_per_tok=2, rope_theta=1000000.0, output_router_logits=False,
+         intermediate_size=24),
+    case("qwen3_moe", "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=6, num_experts_per_tok=3, moe_intermediate_size=16, norm_topk_prob=True,
+         head_dim=16, decoder_sparse_step=1, mlp_only_layers=[], rope_theta=1000000.0, use_sliding_window=False),
+    case("qwen3_moe_as_is", "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+         norm_topk_prob=False, head_dim=8, num_hidden_layers=1, rope_theta=1000000.0),
 ]
 
 
@@ -155,6 +161,38 @@ def gradients(folder, name, ids, rank, out):
         out[f"{name}.grad.{path}.A"], out[f"{name}.grad.{path}.B"] = a.grad, b.grad
 
 
+def expert_gradients(folder, name, ids, rank, out):
+    """The same where experts are stacked: every weight W replaced by W + 2 B A."""
+    model = load_fp32(folder)
+    params = dict(model.named_parameters())
+    with safe_open(folder / "model.safetensors", "pt") as st:
+        weights = {k: st.get_tensor(k).float() for k in st.keys()}
+    leaves = {}
+
+    def adapted(path):
+        a, b = (f.requires_grad_() for f in factors(path, weights[path + ".weight"].shape, rank))
+        leaves[path] = a, b
+        return weights[path + ".weight"] + 2.0 * b @ a
+
+    swapped = {k: adapted(k.removesuffix(".weight")) for k in params if k.endswith("_proj.weight") and "self_attn" in k}
+    for layer in range(model.config.num_hidden_layers):
+        numbers = model.config.model_type == "mixtral"
+        place = f"model.layers.{layer}." + ("block_sparse_moe" if numbers else "mlp") + ".experts"
+        gate, up, down = ("w1", "w3", "w2") if numbers else ("gate_proj", "up_proj", "down_proj")
+        experts = range(model.config.num_local_experts if numbers else model.config.num_experts)
+        here = f"model.layers.{layer}.mlp.experts"
+        swapped[here + ".gate_up_proj"] = torch.stack([torch.cat([adapted(f"{place}.{e}.{gate}"), adapted(f"{place}.{e}.{up}")]) for e in experts])
+        swapped[here + ".down_proj"] = torch.stack([adapted(f"{place}.{e}.{down}") for e in experts])
+    assert set(swapped) <= set(params), set(swapped) - set(params)
+    logits = torch.func.functional_call(model, swapped, kwargs=dict(input_ids=ids[None], use_cache=False)).logits[0]
+    loss = loss_of(logits, ids)
+    loss.backward()
+    out[f"{name}.loss"] = loss.reshape(1)
+    for path, (a, b) in leaves.items():
+        assert a.grad.abs().max() > 0 and b.grad.abs().max() > 0, (name, path)
+        out[f"{name}.grad.{path}.A"], out[f"{name}.grad.{path}.B"] = a.grad, b.grad
+
+
 def build(folder, config):
     """The folder of a case; returns its tensors as families.json lists them."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -184,7 +222,9 @@ def main():
                     logits = model(input_ids=ids[None], use_cache=False).logits[0]
                 print(f"{name} {n}: logits std {logits.std():.3f}, mean max prob {logits.softmax(-1).max(-1).values.mean():.3f}")
                 out[f"{name}.{n}.ids"], out[f"{name}.{n}.logits"] = ids, logits
-            if rank:
+            if rank and "num_experts_per_tok" in config:
+                expert_gradients(folder, name, ids, rank, out)
+            elif rank:
                 gradients(folder, name, ids, rank, out)
         cases.append(dict(name=name, config=config, tensors=tensors, runs=runs, adapter=rank))
     save(HERE / "families.safetensors", out, "make_families.py", ("transformers", "peft"))

@@ -18,7 +18,11 @@ static void test_refusals(void **state)
         {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not yet supported; supported are: llama"},
         {"{\"model_type\":\"qwen3_next\"," BASE "}", LK_ERR_UNSUPPORTED, "'qwen3_next' is not yet supported"},
         {"{\"model_type\":\"bloom\"," BASE "}", LK_ERR_UNSUPPORTED,
-         "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3"},
+         "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3, "
+         "mixtral, qwen3_moe"},
+        {"{\"model_type\":\"qwen3_moe\"," BASE ",\"mlp_only_layers\":[0]}", LK_ERR_UNSUPPORTED, "every layer must have experts"},
+        {"{\"model_type\":\"mixtral\"," BASE ",\"num_local_experts\":2,\"num_experts_per_tok\":3}", LK_ERR_FORMAT,
+         "num_experts_per_tok 3 of 2 experts"},
         {"{" BASE "}", LK_ERR_FORMAT, "model_type is missing"},
         {"[]", LK_ERR_FORMAT, "must be an object"},
         {"{\"model_type\":\"llama\",\"hidden_size\":64}", LK_ERR_FORMAT, "intermediate_size is missing"},

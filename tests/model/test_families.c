@@ -191,8 +191,6 @@ static float *gradients_of(const check_model *m, const lk_adapter *a, const run 
     float *grads = calloc((size_t)a->n_params, 4), *nll = malloc((size_t)r->n * 4);
     lk_pass *pass;
     lk_pass_options options = {.max_tokens = r->n, .max_rank = a->max_rank, .kept_layers = kept, .training = true};
-    lk_pass_plan plan;
-    lk_pass_plan_bytes(m->be, &m->model->config, &options, &plan);
     CHECK_OK(lk_pass_create(&pass, m->model, &options, &err), &err);
     check_batch b;
     check_batch_init(&b, r->ids, r->n);
@@ -231,6 +229,112 @@ static void compare_gradients(const check_model *m, const lk_safetensors *st, co
     lk_adapter_destroy(a);
 }
 
+/* ---------------------------------------------------------------------------------------------- company */
+
+enum { SEQUENCES = 3, TOKENS = 9, PAGE = 16 };
+
+/* Logits of TOKENS tokens of each sequence in [first, first + count), in one batch; sequence 0 on the base, the others on an adapter each.
+ */
+static float *together(const check_model *m, const lk_adapter *const adapters[2], int first, int count)
+{
+    lk_error err = {0};
+    int64_t V = m->model->config.vocab, n = count * TOKENS;
+    int32_t ids[SEQUENCES * TOKENS], positions[SEQUENCES * TOKENS], rows[SEQUENCES * TOKENS], pages[SEQUENCES] = {1, 0, 2};
+    lk_sequence sequences[SEQUENCES];
+    lk_segment segments[SEQUENCES];
+    for (int s = 0; s < count; s++) {
+        sequences[s] = (lk_sequence){.begin = s * TOKENS, .count = TOKENS, .length = TOKENS, .pages = &pages[s]};
+        segments[s] = (lk_segment){s * TOKENS, (s + 1) * TOKENS, first + s - 1};
+        for (int t = 0; t < TOKENS; t++) {
+            ids[s * TOKENS + t] = 3 + (17 * (first + s) + 5 * t * t) % (int32_t)(V - 3);
+            positions[s * TOKENS + t] = t;
+            rows[s * TOKENS + t] = s * TOKENS + t;
+        }
+    }
+    lk_lora *table = calloc((size_t)adapters[0]->n_sites * 2, sizeof *table);
+    lk_adapter_table(table, adapters, 2, NULL);
+    lk_batch batch = {.n_tokens = n, .ids = ids, .positions = positions, .n_sequences = count, .sequences = sequences};
+    batch.n_segments = count;
+    batch.segments = segments;
+    batch.n_sites = adapters[0]->n_sites;
+    batch.n_adapters = 2;
+    batch.lora = table;
+    lk_infer *infer;
+    lk_infer_options options = {.max_tokens = n, .max_rows = n, .max_context = PAGE, .max_rank = 3};
+    CHECK_OK(lk_infer_create(&infer, m->model, &options, &err), &err);
+    lk_kv_shape shape = lk_infer_kv_shape(m->model, PAGE, SEQUENCES);
+    lk_kv *kv;
+    assert_int_equal(lk_kv_create(m->be, &kv, &shape), LK_OK);
+    lk_tensor logits;
+    CHECK_OK(lk_infer_forward(infer, &batch, kv, rows, n, &logits, &err), &err);
+    float *out = malloc((size_t)(n * V) * 4);
+    memcpy(out, logits.data, (size_t)(n * V) * 4);
+    lk_kv_destroy(m->be, kv);
+    lk_infer_destroy(infer);
+    free(table);
+    return out;
+}
+
+/* A target that the family does not have is refused by name. */
+static void check_targets(const check_model *m)
+{
+    lk_error err = {0};
+    lk_adapter *a;
+    bool fused = m->model->config.fused;
+    lk_adapter_spec spec = {.rank = 2, .alpha = 2};
+    spec.targets[LK_O] = spec.targets[fused ? LK_Q : LK_QKV] = true;
+    CHECK_FAILS(lk_adapter_create(&a, m->model, &spec, 1, &err), LK_ERR_ARGUMENT,
+                fused ? "targets q_proj, which a phi3 model does not have; it has o_proj, down_proj, qkv_proj, gate_up_proj"
+                      : "targets qkv_proj, which a",
+                &err);
+}
+
+static void check_company(const check_model *m)
+{
+    lk_adapter *a = make_adapter(m->model, 2), *b = make_adapter(m->model, 3);
+    const lk_adapter *const adapters[2] = {a, b};
+    float *all = together(m, adapters, 0, SEQUENCES);
+    int64_t size = TOKENS * m->model->config.vocab;
+    for (int s = 0; s < SEQUENCES; s++) {
+        float *alone = together(m, adapters, s, 1);
+        check_same_bits("a sequence alone and in company", alone, all + s * size, (size_t)size * 4);
+        free(alone);
+    }
+    assert_true(memcmp(all, all + size, (size_t)size * 4) != 0);
+    free(all);
+    lk_adapter_destroy(a);
+    lk_adapter_destroy(b);
+}
+
+/* ---------------------------------------------------------------------------------------------- memory */
+
+/* What the plans say is what a fresh backend hands out. */
+static void check_plans(const char *folder, const char *tier)
+{
+    lk_error err = {0};
+    check_model m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 2, tier);
+    lk_model_facts facts;
+    CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
+    assert_int_equal(lk_allocated(m.be), lk_model_bytes(m.be, &facts, LK_QUANT_NF4));
+    size_t before = lk_allocated(m.be);
+    lk_pass_options options = {.max_tokens = 21, .max_rank = 2, .kept_layers = 2, .training = true};
+    lk_pass_plan plan;
+    lk_pass *pass;
+    lk_pass_plan_bytes(m.be, &m.model->config, &options, &plan);
+    CHECK_OK(lk_pass_create(&pass, m.model, &options, &err), &err);
+    assert_int_equal(lk_allocated(m.be) - before, plan.checkpoints + plan.activations + plan.transient + plan.scratch);
+    lk_pass_destroy(pass);
+    check_model_close(&m);
+    m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 2, tier);
+    before = lk_allocated(m.be);
+    lk_infer_options serving = {.max_tokens = 21, .max_rows = 5, .max_context = 64, .max_rank = 2};
+    lk_infer *infer;
+    CHECK_OK(lk_infer_create(&infer, m.model, &serving, &err), &err);
+    assert_int_equal(lk_allocated(m.be) - before, lk_infer_bytes(m.be, &m.model->config, &serving));
+    lk_infer_destroy(infer);
+    check_model_close(&m);
+}
+
 /* ---------------------------------------------------------------------------------------------- */
 
 static void check_case(const cJSON *the_case, const lk_safetensors *st, const char *tier)
@@ -252,7 +356,10 @@ static void check_case(const cJSON *the_case, const lk_safetensors *st, const ch
         if (rank && !length->next) compare_gradients(&m, st, &r, rank);
         run_close(&r);
     }
+    check_company(&m);
+    check_targets(&m);
     check_model_close(&m);
+    check_plans(folder, tier);
     free(folder);
 }
 
@@ -274,7 +381,7 @@ static void check_all(const char *tier)
         check_case(the_case, st, tier);
         n++;
     }
-    assert_true(n > 15);
+    assert_true(n > 20);
     lk_safetensors_close(st);
     cJSON_Delete(json);
 }
