@@ -73,7 +73,7 @@ static int run(const cli_command *self, int argc, char **argv)
                                   {"--temperature", CLI_NUMBER, &temperature, "T", "0 is greedy (0.7)"},
                                   {"--top-p", CLI_NUMBER, &top_p, "P", "nucleus sampling (0.95)"},
                                   {"--seed", CLI_INT, &seed, "S", "the same seed and messages give the same answers (0)"},
-                                  {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
+                                  {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);
     if (rc >= 0) return rc;

@@ -54,7 +54,7 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--top-p", CLI_NUMBER, &top_p, "P", "nucleus sampling (1)"},
         {"--top-k", CLI_INT, &top_k, "K", "only the K likeliest tokens (0: all)"},
         {"--seed", CLI_INT, &seed, "S", "the same seed gives the same text (0)"},
-        {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
+        {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
         {"--json", CLI_FLAG, &json, NULL, "print {text, ids, finish_reason, prompt_tokens, adapter, base}"},
         {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);

@@ -78,7 +78,7 @@ static int run(const cli_command *self, int argc, char **argv)
     const cli_option options[] = {{"--adapter", CLI_STRING, &adapter, "PATH", "a PEFT folder or a bundle"},
                                   {"--ids", CLI_STRING, &ids_text, "1,2,3", "token ids (required)"},
                                   {"-o", CLI_STRING, &out, "FILE", "safetensors file to write: ids I32 [T], logits F32 [T,V] (required)"},
-                                  {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
+                                  {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n_args);
     if (rc >= 0) return rc;

@@ -76,7 +76,7 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--max-running", CLI_INT, &max_running, "N", "requests in one batch"},
         {"--max-waiting", CLI_INT, &max_waiting, "N", "requests in the queue; more are refused with 429"},
         {"--token-budget", CLI_INT, &budget, "N", "tokens of one step: larger favours throughput, smaller latency"},
-        {"--quant", CLI_STRING, &quant, "nf4|none", "quantise the linear layers (nf4)"},
+        {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
         {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n);
     if (rc >= 0) return rc;

@@ -36,8 +36,10 @@ int cli_session_open(cli_session *s, const cli_command *command, const cli_commo
     lk_model_options options = {.quant = LK_QUANT_NF4, .progress = isatty(STDERR_FILENO) ? show_progress : NULL};
     if (!strcmp(quant, "none"))
         options.quant = LK_QUANT_NONE;
+    else if (!strcmp(quant, "nf4-head"))
+        options.nf4_head = true;
     else if (strcmp(quant, "nf4"))
-        return cli_fail(command, CLI_USAGE, "--quant is nf4 or none, not '%s'", quant);
+        return cli_fail(command, CLI_USAGE, "--quant is nf4, nf4-head or none, not '%s'", quant);
     lk_dtype compute;
     if (!cli_compute(command, common, &compute)) return CLI_USAGE;
     if (open_backend(s, common, compute, want & CLI_ENGINE, &err)) goto fail;

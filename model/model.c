@@ -163,11 +163,11 @@ static lk_status load_all(loader *l)
     LK_TRY(load_dense(l, &model->embedding, "model.embed_tokens.weight", c->vocab, c->hidden));
     for (int64_t i = 0; i < c->layers; i++) LK_TRY(load_layer(l, i));
     LK_TRY(load_norm(l, &model->final_norm, "model.norm.weight", c->hidden, c->logit_divisor > 0.0 ? c->logit_divisor : 1.0));
-    if (c->tied) {
-        model->head = model->embedding;
-        return LK_OK;
-    }
-    return load_dense(l, &model->head, "lm_head.weight", c->vocab, c->hidden);
+    const char *head = c->tied ? "model.embed_tokens.weight" : "lm_head.weight";
+    if (l->options->nf4_head) return load_linear(l, &model->head, head, c->vocab, c->hidden);
+    if (!c->tied) return load_dense(l, &model->head, head, c->vocab, c->hidden);
+    model->head = model->embedding;
+    return LK_OK;
 }
 
 static void name_from_path(lk_model *model, const char *folder)

@@ -18,6 +18,7 @@ typedef enum lk_quant { LK_QUANT_NF4, LK_QUANT_NONE } lk_quant;
 
 typedef struct lk_model_options {
     lk_quant quant; /* of the linear layers. LK_QUANT_NONE on a 4-bit folder uses its 4-bit weights as they are (said in the log). */
+    bool nf4_head;  /* the head in NF4 too, a tied one as a copy: a decoding step of an 8B model then reads a sixth less */
     void (*progress)(void *context, int64_t done, int64_t total); /* matrices prepared; NULL: silent */
     void *context;
 } lk_model_options;

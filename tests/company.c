@@ -142,7 +142,10 @@ void check_company(const check_crowd *c)
 {
     lk_log_set_level(LK_LOG_WARN);
     char *golden = check_golden(c->model), *folder = check_temporary(strcmp(c->backend.device, "cpu") ? "company_device" : "company");
-    check_model m = check_model_open_on(golden, c->quant, &c->backend);
+    lk_error err = {0};
+    check_model m = {0};
+    CHECK_OK(lk_backend_open(&m.be, &c->backend, &err), &err);
+    CHECK_OK(lk_model_open(&m.model, m.be, golden, &(lk_model_options){.quant = c->quant, .nf4_head = c->nf4_head}, &err), &err);
     lk_backend_options on_cpu = {.device = "cpu", .threads = 1, .compute = LK_F32};
     check_model cpu = check_model_open_on(golden, c->quant, &on_cpu); /* writes the adapters, whatever they are served on */
     for (int a = 0; a < ADAPTERS; a++) {

@@ -24,7 +24,7 @@ typedef struct check_crowd {
     const char *model; /* in tests/golden */
     lk_quant quant;
     lk_backend_options backend;
-    bool kv_8bit;
+    bool kv_8bit, nf4_head;
     bool queued; /* in company the backend is made one that samples behind the host's back (tests/queued.h) */
     int shrink;  /* prompts and answers are so many times shorter: 1 on the CPU */
     const check_scene *scenes;

@@ -25,7 +25,7 @@ static void test_usage(void **state)
     check_program_says(2, "exactly one of", "generate " GOLDEN "/models/chat-tiny");
     check_program_says(2, "usage: lorikeet train", "train");
     check_program_says(2, "one argument too many: c", "quantize a c -o b");
-    check_program_says(2, "--quant is nf4 or none", "logits " GOLDEN "/models/chat-tiny --ids 1 -o x --quant q8");
+    check_program_says(2, "--quant is nf4, nf4-head or none", "logits " GOLDEN "/models/chat-tiny --ids 1 -o x --quant q8");
     check_program_says(2, "--dtype is bf16 or f32", "logits " GOLDEN "/models/chat-tiny --ids 1 -o x --dtype f64");
     check_program_says(2, "cannot read 'x2'", "logits " GOLDEN "/models/chat-tiny --ids 1,x2 -o x");
     check_program_says(1, "is not a model folder", "generate /nonexistent --prompt-ids 1");

@@ -19,15 +19,15 @@ static void test_company(void **state)
     check_company(&(check_crowd){"models/llama-tiny", LK_QUANT_NF4, on_cuda, .shrink = SHRINK, .scenes = scenes, .n_scenes = N_SCENES});
 }
 
-static void test_8bit_keys_and_values(void **state)
+static void test_8_and_4_bits(void **state)
 {
     (void)state;
-    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NONE, on_cuda, .kv_8bit = true, .shrink = 2 * SHRINK, .scenes = scenes,
-                                 .n_scenes = 1});
+    check_company(&(check_crowd){"models/qwen3-tiny", LK_QUANT_NF4, on_cuda, .kv_8bit = true, .nf4_head = true, .shrink = 2 * SHRINK,
+                                 .scenes = scenes, .n_scenes = 1});
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_company), cmocka_unit_test(test_8bit_keys_and_values)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_company), cmocka_unit_test(test_8_and_4_bits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

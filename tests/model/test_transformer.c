@@ -146,6 +146,58 @@ static void test_stories_8bit(void **state)
     free(folder);
 }
 
+/* A head in NF4 is what quantising the dense one gives; a tied one leaves the embedding as it is. */
+static void test_nf4_head(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"models/llama-tiny", "models/qwen3-tiny"};
+    bool tied = false, untied = false;
+    for (int i = 0; i < 2; i++) {
+        lk_error err = {0};
+        char *folder = check_golden(names[i]);
+        check_model dense = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL),
+                    small = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+        lk_model_close(small.model);
+        CHECK_OK(lk_model_open(&small.model, small.be, folder, &(lk_model_options){.nf4_head = true}, &err), &err);
+        const lk_config *c = &small.model->config;
+        tied |= c->tied;
+        untied |= !c->tied;
+        assert_int_equal(lk_matrix_type(small.model->head), LK_NF4);
+        assert_int_not_equal(lk_matrix_type(small.model->embedding), LK_NF4);
+        assert_string_equal(small.model->identity, dense.model->identity);
+        assert_string_not_equal(small.model->digest, dense.model->digest);
+        /* One row of the head at a time, by its product with a one. */
+        float *x = calloc((size_t)c->hidden, sizeof *x),
+              *y[2] = {calloc((size_t)c->vocab, sizeof **y), calloc((size_t)c->vocab, sizeof **y)};
+        double most = 0.0, off = 0.0;
+        for (int64_t k = 0; k < c->hidden; k++) {
+            x[k] = 1.0f;
+            lk_tensor in = lk_tensor_make(x, LK_F32, 1, c->hidden), out[2];
+            for (int j = 0; j < 2; j++) {
+                const check_model *m = j ? &small : &dense;
+                out[j] = lk_tensor_make(y[j], LK_F32, 1, c->vocab);
+                lk_limits limits = {.tokens = 1, .width = c->hidden, .vocab = c->vocab, .matrix = c->hidden * c->vocab};
+                assert_int_equal(lk_reserve(m->be, &limits), LK_OK);
+                assert_int_equal(lk_linear(m->be, &out[j], &in, m->model->head, NULL, NULL), LK_OK);
+            }
+            for (int64_t n = 0; n < c->vocab; n++) {
+                most = fmax(most, fabs((double)y[0][n]));
+                off = fmax(off, fabs((double)y[1][n] - (double)y[0][n]));
+            }
+            x[k] = 0.0f;
+        }
+        assert_true(off > 0.0);
+        assert_true(off <= 0.16 * most); /* half the widest gap of the codebook, 0.304, and the scales' own rounding */
+        free(x);
+        free(y[0]);
+        free(y[1]);
+        check_model_close(&dense);
+        check_model_close(&small);
+        free(folder);
+    }
+    assert_true(tied && untied);
+}
+
 static int32_t arg_max(const float *x, int64_t n)
 {
     int32_t best = 0;
@@ -195,6 +247,7 @@ static void test_stories_greedy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiny_models), cmocka_unit_test(test_stories_logits),
-                                       cmocka_unit_test(test_stories_greedy), cmocka_unit_test(test_stories_8bit)};
+                                       cmocka_unit_test(test_stories_greedy), cmocka_unit_test(test_stories_8bit),
+                                       cmocka_unit_test(test_nf4_head)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
