@@ -55,7 +55,7 @@ static device_tensor gather(lk_backend *be, const float *in, const lk_sequence *
     return t;
 }
 
-/* One step of the engine: writes and attends in two layers, of which the first is there to be told apart. */
+/* One step of the engine: writes two layers, of which the first is there to be told apart, and attends in the second. */
 static void step(lk_backend *be, const cut *t, const paged_inputs *in, lk_kv *kv, const lk_sequence *sequences, const int64_t *from,
                  int64_t n, int64_t rows, float *out)
 {
@@ -67,7 +67,6 @@ static void step(lk_backend *be, const cut *t, const paged_inputs *in, lk_kv *kv
     lk_batch batch = {.n_tokens = rows, .n_sequences = n, .sequences = sequences};
     OP(be, lk_batch_begin(be, &batch));
     OP(be, lk_kv_write(be, &batch, kv, 0, &v.t, &k.t));
-    OP(be, lk_paged_attention(be, &batch, &shape, &o.t, &q.t, kv, 0));
     OP(be, lk_kv_write(be, &batch, kv, LAYER, &k.t, &v.t));
     OP(be, lk_paged_attention(be, &batch, &shape, &o.t, &q.t, kv, LAYER));
     float *values = device_values("o", &o);
@@ -122,10 +121,8 @@ static void test_reference(void **state)
 {
     (void)state;
     lk_limits limits = limits_of_cases();
-    for (int i = 0; i < N_PAGED_CASES; i++) {
-        check_on_cuda_within(&limits, "paged attention", run, &(cut){.c = &paged_cases[i], .only = -1});
-        check_on_cuda_within(&limits, "paged attention in chunks", run, &(cut){&paged_cases[i], {60, 2, 130, 1}, 3, -1});
-    }
+    for (int i = 0; i < N_PAGED_CASES; i++) /* in chunks of both kinds; test_company has the same bits of a prompt that is whole */
+        check_on_cuda_within(&limits, "paged attention", run, &(cut){&paged_cases[i], {60, 2, 130, 1}, 3, -1});
 }
 
 static void test_company(void **state)
@@ -135,10 +132,10 @@ static void test_company(void **state)
     lk_backend *be = open_cuda(&limits);
     for (int i = 0; i < N_PAGED_CASES; i++) {
         const paged_case *c = &paged_cases[i];
-        const cut cuts[] = {{c, {1, 3, 100, 2}, 13, -1}, {c, {50, 1, 1, 1}, 5, -1}, {c, {16, 16, 64, 33}, 0, -1}};
+        const cut cuts[] = {{c, {60, 2, 130, 1}, 3, -1}, {c, {1, 16, 100, 33}, 13, -1}};
         outcome whole = {0};
         run(be, &(cut){.c = c, .only = -1}, &whole);
-        for (int j = 0; j < 3; j++) {
+        for (int j = 0; j < 2; j++) {
             outcome other = {0};
             run(be, &cuts[j], &other);
             check_same_bits("paged attention in chunks, on other pages", other.parts[0].values, whole.parts[0].values,
@@ -159,7 +156,7 @@ static void test_company(void **state)
     lk_backend_close(be);
 }
 
-/* The cache takes what its pages take, and tables that do not grow with use. */
+/* The cache takes what its pages take. */
 static void test_bytes(void **state)
 {
     (void)state;
@@ -170,8 +167,7 @@ static void test_bytes(void **state)
     size_t before = lk_allocated(be);
     assert_int_equal(lk_kv_page_bytes(be, &shape), 2 * 3 * 2 * 40 * 32 * 2);
     OP(be, lk_kv_create(be, &kv, &shape));
-    size_t tables = lk_allocated(be) - before - 5 * lk_kv_page_bytes(be, &shape);
-    assert_true(tables < 300 << 10);
+    assert_int_equal(lk_allocated(be) - before, 5 * lk_kv_page_bytes(be, &shape));
     lk_kv_destroy(be, kv);
     assert_int_equal(lk_allocated(be), before);
     lk_backend_close(be);
