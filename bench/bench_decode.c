@@ -1,47 +1,65 @@
-/* Products and adapters of serving on a GPU, from one token to a prompt's chunk, each against ceilings measured in the same run.
+/* Products and adapters of serving on a GPU, from one token to a prompt's chunk, and whole steps of decoding, each against ceilings
+ * measured in the same run.
  *
  *     bench_decode [--device D] [--shape S]
  *
- * Shapes: tiny, 1b, 8b, 70b (bench/random_model.h). Matrices take turns, so that they come from memory as the layers of a model do. Times
- * are of the host's clock round many queued calls: what takes the device less than a launch takes the host (some 3 us) shows the latter; a
- * captured step does without. On the CPU (`--device cpu --shape tiny`) the same program shows that it works. */
+ * Shapes: tiny, 1b, 8b, 70b (bench/random_model.h). Matrices take turns, so that they come from memory as the layers of a model do; a round
+ * of all of them is one recorded step, as in serving, so that the host's time for launches does not count. LK_CUDA_GRAPHS=0 shows what
+ * it would be. On the CPU (`--device cpu --shape tiny`) the same program shows that it works. */
 #include <stdio.h>
 #include <string.h>
 
 #include "bench/device.h"
 #include "bench/random_model.h"
 
-enum { RANK = 16, ADAPTERS = 32, MOST_TURNS = 64, MOST_TOKENS = 2048 };
+enum { RANK = 16, ADAPTERS = 32, MOST_TURNS = 64, MOST_TOKENS = 2048, PAGE_TOKENS = 16 };
 static const double turn_bytes = 256e6; /* several times the last level of cache */
 
 typedef struct serving {
     lk_tensor y, x, h;
     lk_matrix *w[MOST_TURNS];
-    int turns, next;
+    int turns;
+    bool adapted;
+    uint64_t key; /* of the step: another for every kind that is timed */
     lk_batch batch;
+    lk_sequence sequence;
 } serving;
 
-static lk_status run_linear(bench *b, void *context)
+static lk_status products(bench *b, const serving *s)
 {
-    serving *s = context;
-    return lk_linear(b->be, &s->y, &s->x, s->w[s->next++ % s->turns], NULL, NULL);
-}
-static lk_status run_adapted(bench *b, void *context)
-{
-    serving *s = context;
-    return lk_linear_lora(b->be, &s->batch, 0, &s->y, &s->x, s->w[s->next++ % s->turns], NULL, NULL, &s->h, NULL);
+    for (int i = 0; i < s->turns; i++) {
+        if (s->adapted)
+            LK_TRY(lk_linear_lora(b->be, &s->batch, 0, &s->y, &s->x, s->w[i], NULL, NULL, &s->h, NULL));
+        else
+            LK_TRY(lk_linear(b->be, &s->y, &s->x, s->w[i], NULL, NULL));
+    }
+    return LK_OK;
 }
 
-/* Products ask only whether a batch is one of sequences. */
-static void begin(bench *b, lk_batch *batch, int64_t tokens)
+/* All turns, as one step. */
+static lk_status run_turns(bench *b, void *context)
 {
-    static const int32_t page = 0;
-    const lk_sequence sequence = {.begin = 0, .count = tokens, .length = tokens, .pages = &page};
-    batch->n_tokens = tokens;
-    batch->n_sequences = 1;
-    batch->sequences = &sequence;
-    bench_check(b, "batch_begin", lk_batch_begin(b->be, batch));
-    batch->sequences = NULL;
+    const serving *s = context;
+    bool queued;
+    LK_TRY(lk_batch_begin(b->be, &s->batch));
+    LK_TRY(lk_step_begin(b->be, s->key, &queued));
+    if (queued) return LK_OK;
+    lk_status status = products(b, s), ended = lk_step_end(b->be);
+    return status ? status : ended;
+}
+
+/* Seconds of one product over this many tokens of one sequence. */
+static double time_one(bench *b, const char *what, serving *s, int64_t tokens)
+{
+    static const int32_t pages[MOST_TOKENS / PAGE_TOKENS];
+    s->key++;
+    s->sequence = (lk_sequence){.begin = 0, .count = tokens, .length = tokens, .pages = pages};
+    s->batch.n_tokens = tokens;
+    s->batch.n_sequences = 1;
+    s->batch.sequences = &s->sequence;
+    double seconds = bench_seconds(b, what, run_turns, s) / s->turns;
+    lk_step_forget(b->be);
+    return seconds;
 }
 
 static serving make(bench *b, lk_dtype type, int64_t n, int64_t k, int64_t tokens)
@@ -74,11 +92,10 @@ static void bench_matrix(bench *b, const char *what, lk_dtype type, int64_t n, i
         double bytes = own + (double)(t * (k * 2 + n * lk_dtype_size(y.type)));
         s.x = lk_tensor_rows(&x, 0, t);
         s.y = lk_tensor_rows(&y, 0, t);
-        begin(b, &s.batch, t);
         char name[96];
         snprintf(name, sizeof name, "serving %s, %lld x %lld, T %lld", what, (long long)n, (long long)k, (long long)t);
         double goal = most < MOST_TOKENS && type == LK_NF4 ? 0 : t == 1 ? 75 : t == MOST_TOKENS ? 60 : 0; /* none for the tiny shape */
-        bench_report(b, name, bench_seconds(b, what, run_linear, &s), bytes, 2 * (double)t * weights, goal);
+        bench_report(b, name, time_one(b, what, &s, t), bytes, 2 * (double)t * weights, goal);
     }
     s.x = x;
     s.y = y;
@@ -97,11 +114,10 @@ static void bench_adapters(bench *b, int64_t n, int64_t k)
         lora[i] = (lk_lora){.a = a, .b = a + RANK * k, .type = LK_BF16, .rank = RANK, .scale = 1e-3f};
         segments[i] = (lk_segment){i, i + 1, i};
     }
-    begin(b, &s.batch, ADAPTERS);
-    double base = bench_seconds(b, "linear", run_linear, &s);
+    double base = time_one(b, "linear", &s, ADAPTERS);
     s.batch = (lk_batch){.n_segments = ADAPTERS, .segments = segments, .n_sites = 1, .n_adapters = ADAPTERS, .lora = lora};
-    begin(b, &s.batch, ADAPTERS);
-    double adapted = bench_seconds(b, "linear with adapters", run_adapted, &s);
+    s.adapted = true;
+    double adapted = time_one(b, "linear with adapters", &s, ADAPTERS);
     char value[64], of[96];
     snprintf(value, sizeof value, "%.4g us", (adapted - base) * 1e6);
     snprintf(of, sizeof of, "on %.4g us of the base, +%.0f%%; their bytes at copy rate %.4g us", base * 1e6, 100 * (adapted / base - 1),
@@ -111,6 +127,36 @@ static void bench_adapters(bench *b, int64_t n, int64_t k)
     bench_row(name, value, of, "-", "-");
     lk_free(b->be, factors.data);
     destroy(b, &s);
+}
+
+/* A cache that nobody reads: a step is recorded only where one is. */
+static void bench_products(bench *b, bool small)
+{
+    int64_t hidden = b->c.hidden, wide = b->c.intermediate, most = small ? 64 : MOST_TOKENS, large = small ? 512 : 8192;
+    int64_t width = wide > large ? wide : large;
+    const lk_limits limits = {.tokens = most > large ? most : large,
+                              .width = width,
+                              .vocab = b->c.vocab,
+                              .rank = RANK,
+                              .matrix = width * large,
+                              .heads = 1,
+                              .kv_heads = 1,
+                              .head_dim = 16,
+                              .context = MOST_TOKENS,
+                              .adapters = ADAPTERS,
+                              .sites = 1};
+    lk_kv *kv;
+    lk_kv_shape shape = {1, 1, 16, PAGE_TOKENS, 1, LK_BF16};
+    bench_check(b, "reserve", lk_reserve(b->be, &limits));
+    bench_check(b, "kv", lk_kv_create(b->be, &kv, &shape));
+    bench_matrix(b, "NF4", LK_NF4, hidden, hidden, most);
+    bench_matrix(b, "NF4", LK_NF4, wide, hidden, most);
+    bench_matrix(b, "NF4", LK_NF4, hidden, wide, most);
+    bench_matrix(b, "NF4", LK_NF4, b->c.kv_heads * b->c.head_dim, hidden, most);
+    bench_matrix(b, "bf16 head", LK_BF16, b->c.vocab, hidden, 64);
+    bench_adapters(b, hidden, hidden);
+    bench_adapters(b, wide, hidden);
+    lk_kv_destroy(b->be, kv);
 }
 
 int main(int argc, char **argv)
@@ -128,24 +174,10 @@ int main(int argc, char **argv)
     bool small = strcmp(shape, "tiny") == 0;
     if (bench_config(&b.c, shape, &b.err)) bench_stop(shape, &b.err);
     if (lk_backend_open(&b.be, &(lk_backend_options){.device = device, .compute = LK_BF16}, &b.err)) bench_stop(device, &b.err);
-    int64_t hidden = b.c.hidden, wide = b.c.intermediate, most = small ? 64 : MOST_TOKENS, large = small ? 512 : 8192;
-    int64_t width = wide > large ? wide : large;
-    const lk_limits limits = {.tokens = most > large ? most : large,
-                              .width = width,
-                              .vocab = b.c.vocab,
-                              .rank = RANK,
-                              .matrix = width * large,
-                              .adapters = ADAPTERS,
-                              .sites = 1};
-    bench_check(&b, "reserve", lk_reserve(b.be, &limits));
+    const lk_limits ceilings = {.tokens = small ? 512 : 8192, .width = small ? 512 : 8192, .matrix = small ? 512 * 512 : 8192 * 8192};
+    bench_check(&b, "reserve", lk_reserve(b.be, &ceilings));
     bench_ceilings(&b, small);
-    bench_matrix(&b, "NF4", LK_NF4, hidden, hidden, most);
-    bench_matrix(&b, "NF4", LK_NF4, wide, hidden, most);
-    bench_matrix(&b, "NF4", LK_NF4, hidden, wide, most);
-    bench_matrix(&b, "NF4", LK_NF4, b.c.kv_heads * b.c.head_dim, hidden, most);
-    bench_matrix(&b, "bf16 head", LK_BF16, b.c.vocab, hidden, 64);
-    bench_adapters(&b, hidden, hidden);
-    bench_adapters(&b, wide, hidden);
+    bench_products(&b, small);
     lk_backend_close(b.be);
     return 0;
 }

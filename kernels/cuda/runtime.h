@@ -53,7 +53,6 @@ lk_status lk_rt_event_create(lk_rt_event *e, lk_error *err);
 void lk_rt_event_destroy(lk_rt_event e);
 lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err);
 lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err); /* later work of s waits for e */
-lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err); /* the caller waits for e; one that was never recorded is no wait */
 lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err); /* the calling thread waits; failures of earlier kernels surface here */
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err); /* waits for `to` */
 

@@ -263,11 +263,12 @@ static lk_status send(lk_backend *be, const lk_batch *batch, const lk_kv *kv, in
     t->batch = NULL; /* nothing, until all of it is there */
     int turn = t->turn = (t->turn + 1) % LK_CUDA_TURNS;
     layout l = {t->turns[turn].host, t->device, 0};
-    LK_TRY(lk_rt_event_sync(t->turns[turn].sent, &be->error));
+    if (t->turns[turn].used) LK_TRY(lk_rt_event_wait(t->turns[turn].sent, &be->error));
     if (entries) LK_TRY(lk_cuda_adapters_begin(be, batch, l.host + t->room));
     LK_TRY(lay_out(be, &l, batch, kv, first));
     LK_TRY(lk_rt_copy(t->device, l.host, l.at, cu->stream, &be->error));
     LK_TRY(lk_rt_event_record(t->turns[turn].sent, cu->stream, &be->error));
+    t->turns[turn].used = true;
     t->batch = batch;
     return LK_OK;
 }

@@ -63,6 +63,7 @@ typedef struct lk_cuda_tables {
     struct {
         unsigned char *host;
         lk_rt_event sent;
+        bool used;
     } turns[LK_CUDA_TURNS];
     int turn;
     int64_t group; /* query heads on a key/value head, as far as is known */

@@ -260,13 +260,6 @@ lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
     return lk_emu_forbid(s, "waiting for an event", err);
 }
 
-lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
-{
-    (void)e; /* streams are never behind */
-    (void)err;
-    return LK_OK;
-}
-
 lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err)
 {
     LK_TRY(lk_emu_forbid(NULL, "waiting for an event", err));

@@ -233,12 +233,6 @@ lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
     return r ? refused(err, r, "making a CUDA stream wait for an event") : LK_OK;
 }
 
-lk_status lk_rt_event_sync(lk_rt_event e, lk_error *err)
-{
-    cudaError_t r = cudaEventSynchronize(e);
-    return r ? refused(err, r, "work queued on the GPU failed") : LK_OK;
-}
-
 lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err)
 {
     cudaError_t r = cudaEventSynchronize(e);
