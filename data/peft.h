@@ -85,7 +85,8 @@ typedef struct lk_peft_write_module {
     int32_t rank;
     double alpha;
     int64_t in, out;
-    const float *a, *b; /* host memory */
+    const float *a, *b;     /* host memory */
+    const float *magnitude; /* DoRA's m[out]; of all modules or of none */
 } lk_peft_write_module;
 
 typedef struct lk_peft_write_options {

@@ -114,16 +114,16 @@ static cJSON *make_config(const lk_peft_write_module *modules, int64_t n, const 
 {
     double r = commonest(modules, n, rank_value), alpha = commonest(modules, n, alpha_value);
     cJSON *root = cJSON_CreateObject();
-    bool complete = cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
-                    cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") &&
-                    lk_json_add_number(root, "r", r) && lk_json_add_number(root, "lora_alpha", alpha) &&
-                    lk_json_add_number(root, "lora_dropout", options->dropout) && add_targets(root, modules, n) &&
-                    add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
-                    add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
-                    cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) && cJSON_AddFalseToObject(root, "use_dora") &&
-                    cJSON_AddStringToObject(root, "bias", "none") && cJSON_AddNullToObject(root, "modules_to_save") &&
-                    cJSON_AddFalseToObject(root, "fan_in_fan_out") && cJSON_AddTrueToObject(root, "init_lora_weights") &&
-                    cJSON_AddTrueToObject(root, "inference_mode");
+    bool complete =
+        cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
+        cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") && lk_json_add_number(root, "r", r) &&
+        lk_json_add_number(root, "lora_alpha", alpha) && lk_json_add_number(root, "lora_dropout", options->dropout) &&
+        add_targets(root, modules, n) && add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
+        add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
+        cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
+        cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) && cJSON_AddStringToObject(root, "bias", "none") &&
+        cJSON_AddNullToObject(root, "modules_to_save") && cJSON_AddFalseToObject(root, "fan_in_fan_out") &&
+        cJSON_AddTrueToObject(root, "init_lora_weights") && cJSON_AddTrueToObject(root, "inference_mode");
     if (complete) return root;
     cJSON_Delete(root);
     return NULL;
@@ -152,7 +152,10 @@ static lk_status declare_factors(lk_st_writer *w, const lk_peft_write_module *m,
     snprintf(name, sizeof name, "base_model.model.%.500s.lora_A.weight", m->name);
     LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->rank, m->in}, err));
     snprintf(name, sizeof name, "base_model.model.%.500s.lora_B.weight", m->name);
-    return lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->out, m->rank}, err);
+    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->out, m->rank}, err));
+    if (!m->magnitude) return LK_OK;
+    snprintf(name, sizeof name, "base_model.model.%.500s.lora_magnitude_vector", m->name);
+    return lk_st_writer_declare(w, name, LK_F32, 1, &m->out, err);
 }
 
 static lk_status write_factor(lk_st_writer *w, const lk_peft_write_module *m, const char *which, const float *values, int64_t n,
@@ -179,6 +182,7 @@ static lk_status write_weights(const char *folder, const lk_peft_write_module *m
         const lk_peft_write_module *m = &modules[i];
         status = write_factor(w, m, "lora_A", m->a, m->rank * m->in, err);
         if (!status) status = write_factor(w, m, "lora_B", m->b, m->out * m->rank, err);
+        if (!status && m->magnitude) status = write_factor(w, m, "lora_magnitude_vector", m->magnitude, m->out, err);
     }
     if (!status) status = lk_st_writer_commit(w, err);
     if (status) lk_st_writer_abort(w);

@@ -58,14 +58,33 @@ float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora)
     return (float)(use_rslora ? alpha / sqrt((double)rank) : alpha / (double)rank);
 }
 
+static bool in_layers(const lk_adapter_spec *spec, int64_t layer)
+{
+    for (int i = 0; i < spec->n_layers; i++)
+        if (spec->layers[i] == layer) return true;
+    return spec->n_layers == 0;
+}
+
+/* PEFT's rule for lists of names: the path is one, or ends in ".name". */
+static bool is_excluded(const lk_adapter_spec *spec, const char *path)
+{
+    size_t length = strlen(path);
+    for (int i = 0; i < spec->n_exclude; i++) {
+        size_t n = strlen(spec->exclude[i]);
+        if (n <= length && !strcmp(path + length - n, spec->exclude[i]) && (n == length || path[length - n - 1] == '.')) return true;
+    }
+    return false;
+}
+
 static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec, int32_t site, int32_t *rank, double *alpha, lk_error *err)
 {
     *rank = 0;
-    if (!spec->targets[lk_site_at(config, site).module]) return LK_OK;
-    *rank = spec->rank;
-    *alpha = spec->alpha;
+    lk_site where = lk_site_at(config, site);
     char path[200];
     lk_site_path(path, sizeof path, config, site);
+    if (!spec->targets[where.module] || !in_layers(spec, where.layer) || is_excluded(spec, path)) return LK_OK;
+    *rank = spec->rank;
+    *alpha = spec->alpha;
     bool have_rank = false, have_alpha = false;
     for (int i = 0; i < spec->n_patterns; i++) {
         const lk_adapter_pattern *p = &spec->patterns[i];
@@ -137,6 +156,13 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
         site->dora = spec->use_dora;
         site->alpha = (float)alpha;
         site->scale = lk_adapter_scale(alpha, site->rank, spec->use_rslora);
+        if (spec->init != LK_INIT_PISSA) continue;
+        if (2 * site->rank > LK_ADAPTER_MAX_RANK)
+            return lk_fail(err, LK_ERR_ARGUMENT, "rank %d is too large for pissa, which takes twice as much (at most %d)", site->rank,
+                           LK_ADAPTER_MAX_RANK);
+        site->frozen = site->rank;
+        site->rank *= 2;
+        site->alpha *= spec->use_rslora ? sqrtf(2.0f) : 2.0f; /* the scale stays */
     }
     return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
 }
@@ -151,7 +177,8 @@ lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec
     if (!status) {
         lk_adapter_place(sites, n_sites, n_params, max_rank);
         *n_trainable = 0;
-        for (int32_t s = 0; s < n_sites; s++) *n_trainable += sites[s].rank * (sites[s].k + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
+        for (int32_t s = 0; s < n_sites; s++)
+            *n_trainable += (sites[s].rank - sites[s].frozen) * (sites[s].k + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
     }
     free(sites);
     return status;
@@ -184,6 +211,28 @@ static void init_factor(float *a, int64_t first, int64_t n, float bound, lk_phil
     }
 }
 
+static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, lk_error *err)
+{
+    bool pissa = spec->init == LK_INIT_PISSA;
+    if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
+    if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
+    if ((spec->use_dora || pissa) && !lk_backend_gains(be))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s yet; use --device cpu", pissa ? "init pissa" : "dora",
+                       lk_backend_name(be));
+    return LK_OK;
+}
+
+/* The same with normal numbers (Box and Muller 1958), two words each. */
+static void init_normal(float *a, int64_t first, int64_t n, double deviation, lk_philox_key key)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t word[4];
+        lk_philox(key, 1, (uint64_t)(first + i), word);
+        double u = ((double)word[0] + 0.5) / 4294967296.0, v = (double)word[1] / 4294967296.0;
+        a[i] = (float)(deviation * sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+    }
+}
+
 lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err)
 {
     *out = NULL;
@@ -193,7 +242,8 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
     a->use_rslora = spec->use_rslora;
     a->dropout = spec->dropout;
     float *host = NULL;
-    lk_status status = fill_sites(a->sites, &model->config, spec, err);
+    lk_status status = check_spec(model->be, spec, err);
+    if (!status) status = fill_sites(a->sites, &model->config, spec, err);
     if (status) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
     host = calloc((size_t)a->n_params, sizeof *host);
@@ -204,8 +254,12 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
     lk_philox_key key = lk_philox_key_make(seed, LK_STREAM_INIT);
     for (int32_t s = 0; s < a->n_sites; s++) {
         const lk_adapter_site *site = &a->sites[s];
-        init_factor(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
+        if (spec->init == LK_INIT_GAUSSIAN)
+            init_normal(host + site->a, site->a, site->rank * site->k, 1.0 / (double)(site->rank ? site->rank : 1), key);
+        else
+            init_factor(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
     }
+    if (spec->init == LK_INIT_PISSA && (status = lk_adapter_pissa(a, host, seed, err))) goto out;
     status = lk_adapter_set(a, host, err);
     if (!status && spec->use_dora) status = lk_adapter_extras_create(a, err);
 out:
@@ -275,6 +329,18 @@ lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
     lk_adapter_digest(a, host);
     free(host);
     return LK_OK;
+}
+
+/* Frozen parts are only made where the backend computes in host memory. */
+void lk_adapter_mask(const lk_adapter *a, float *grads)
+{
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        if (!site->frozen) continue;
+        int32_t trained = site->rank - site->frozen;
+        memset(grads + site->a + trained * site->k, 0, (size_t)(site->frozen * site->k) * sizeof *grads);
+        for (int64_t n = 0; n < site->n; n++) memset(grads + site->b + n * site->rank + trained, 0, (size_t)site->frozen * sizeof *grads);
+    }
 }
 
 void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t n_adapters, float *const *grads)

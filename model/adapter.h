@@ -16,7 +16,8 @@ struct lk_bundle_keys;
 struct lk_peft;
 
 typedef struct lk_adapter_site {
-    int32_t rank; /* 0: not adapted */
+    int32_t rank;   /* 0: not adapted */
+    int32_t frozen; /* so many of the rank, the last, are not trained: PiSSA's start, subtracted */
     float alpha, scale;
     int64_t n, k; /* of the base matrix */
     int64_t a, b; /* element offsets of A[R,K] and B[N,R] in the flat vector */
@@ -55,6 +56,13 @@ typedef struct lk_adapter_pattern {
     double alpha; /* 0: leave */
 } lk_adapter_pattern;
 
+/* How training begins. DEFAULT as PEFT: A uniform in +-1/sqrt(K) (kaiming_uniform with a = sqrt 5), B zero. GAUSSIAN: A normal with
+ * deviation 1/r. PISSA (Meng et al. 2024): A and B are the r principal components of the layer's weight as it is computed with, which the
+ * base then lacks. Here the base stays what it is: the same components, frozen, are subtracted by a second half of the factors, so that
+ * training starts from the base's own function. What is saved is the form PEFT converts such adapters to, of rank 2r, for the unchanged
+ * base. */
+typedef enum lk_adapter_init { LK_INIT_DEFAULT, LK_INIT_GAUSSIAN, LK_INIT_PISSA } lk_adapter_init;
+
 typedef struct lk_adapter_spec {
     int32_t rank;
     double alpha;
@@ -63,6 +71,11 @@ typedef struct lk_adapter_spec {
     bool targets[LK_N_MODULES];
     const lk_adapter_pattern *patterns;
     int n_patterns;
+    lk_adapter_init init;
+    const int32_t *layers; /* only these layers; n_layers 0: all */
+    int n_layers;
+    const char *const *exclude; /* names or ends of paths that are left out */
+    int n_exclude;
 } lk_adapter_spec;
 
 /* Parses "all-linear", or a list of module names, into targets; an unknown name is refused with the known ones. */
@@ -74,7 +87,7 @@ int64_t lk_adapter_factor(int64_t rank, int64_t width);
 lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
                             int32_t *max_rank, lk_error *err);
 
-/* Init as PEFT: A uniform in +-1/sqrt(K) (kaiming_uniform with a = sqrt 5) drawn by Philox from the seed, B zero. */
+/* Random numbers are drawn by Philox from the seed. */
 lk_status lk_adapter_create(lk_adapter **a, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err);
 
 /* From a PEFT folder or a bundle. Refuses an adapter whose layers or shapes are not the model's, and one stamped for another base
@@ -100,6 +113,8 @@ void lk_adapter_destroy(lk_adapter *a);                                         
 size_t lk_adapter_bytes(const lk_adapter *a);
 /* After the weights of a DoRA changed: its gains, computed by the model's backend. Does nothing for others. */
 lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
+/* Gradients, in the flat layout, of what is frozen become zero. Does nothing where nothing is. */
+void lk_adapter_mask(const lk_adapter *a, float *grads);
 lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err); /* after training changed the weights */
 
 /* table[site * n_adapters + i] for adapters[i], as lk_batch.lora wants it. grads: flat gradient vectors parallel to adapters (NULL, or an

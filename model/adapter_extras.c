@@ -158,8 +158,6 @@ lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err)
 
 lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err)
 {
-    if (!lk_backend_gains(a->model->be))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "DoRA adapters are not trained on %s yet; use --device cpu", lk_backend_name(a->model->be));
     LK_TRY(open_own(a, err));
     LK_TRY(place_extra(a, err));
     LK_TRY(reserve(a, a->model->be, err));

@@ -159,6 +159,7 @@ out:
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err)
 {
     if (a->type != LK_F32) return lk_fail(err, LK_ERR_INTERNAL, "only F32 adapters are saved");
+    if (a->values_digest[0]) return lk_fail(err, LK_ERR_UNSUPPORTED, "only adapters that were made here are saved");
     lk_backend *be = a->model->be;
     float *host = malloc(lk_adapter_bytes(a) + 1);
     lk_peft_write_module *modules = calloc((size_t)a->n_sites, sizeof *modules);
@@ -183,7 +184,8 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
                                             .in = site->k,
                                             .out = site->n,
                                             .a = host + site->a,
-                                            .b = host + site->b};
+                                            .b = host + site->b,
+                                            .magnitude = site->dora ? host + site->m : NULL};
         n++;
     }
     lk_peft_write_options options = {.base = a->model->path,

@@ -38,6 +38,7 @@ lk_status lk_loop_resume(lk_loop *loop, lk_error *err)
     lk_checkpoint_state content = state_of(loop);
     bool found;
     LK_TRY(lk_checkpoint_resume(loop->run->checkpoints, &meta, &content, &found, err));
+    LK_TRY(lk_adapter_refresh(loop->trainer->adapter, err)); /* a DoRA's gains follow its weights */
     loop->first = found ? meta.step : 0;
     if (!found)
         lk_log(LK_LOG_INFO, "no checkpoint in %s: starting from the first step", loop->run->checkpoints);

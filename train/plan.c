@@ -134,8 +134,12 @@ static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int64_t kep
     LK_TRY(lk_adapter_params(c, r->adapter, &plan->n_params, &plan->n_trainable, &max_rank, err));
     size_t params = (size_t)plan->n_params * 4;
     lk_pass_plan pass;
-    lk_pass_options options = {
-        .max_tokens = plan->micro_batch_tokens, .max_rank = max_rank, .kept_layers = kept, .offload = r->offload, .training = true};
+    lk_pass_options options = {.max_tokens = plan->micro_batch_tokens,
+                               .max_rank = max_rank,
+                               .kept_layers = kept,
+                               .offload = r->offload,
+                               .training = true,
+                               .gains = r->adapter->use_dora};
     lk_pass_plan_bytes(r->be, c, &options, &pass);
     bool nf4 = r->quant == LK_QUANT_NF4 || r->facts->prequantized;
     add(plan, "base weights", lk_model_bytes(r->be, r->facts, r->quant), BACKEND | LOADING | TRAINING, "%s, %lld layers, %.4g M parameters",

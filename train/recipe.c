@@ -283,6 +283,21 @@ static lk_status read_sources(const cJSON *list, lk_source **out, int *n, lk_err
     return LK_OK;
 }
 
+/* Which of the targets: layers_to_transform and exclude. */
+static lk_status read_choice(lk_recipe *r, const cJSON *a, lk_error *err)
+{
+    const cJSON *layers = lk_json_get(a, "layers_to_transform"), *exclude = lk_json_get(a, "exclude"), *item;
+    lk_adapter_spec *s = &r->adapter;
+    r->layers = calloc((size_t)cJSON_GetArraySize(layers) + 1, sizeof *r->layers);
+    r->exclude = calloc((size_t)cJSON_GetArraySize(exclude) + 1, sizeof *r->exclude);
+    if (!r->layers || !r->exclude) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
+    s->layers = r->layers;
+    s->exclude = r->exclude;
+    cJSON_ArrayForEach(item, layers) r->layers[s->n_layers++] = (int32_t)item->valuedouble;
+    cJSON_ArrayForEach(item, exclude) r->exclude[s->n_exclude++] = item->valuestring;
+    return LK_OK;
+}
+
 static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
 {
     const cJSON *a = lk_json_get(r->resolved, "adapter"), *targets = lk_json_get(a, "targets"), *item;
@@ -292,6 +307,9 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     s->alpha = lk_json_get(a, "alpha")->valuedouble;
     s->dropout = lk_json_get(a, "dropout")->valuedouble;
     s->use_rslora = cJSON_IsTrue(lk_json_get(a, "rslora"));
+    s->use_dora = cJSON_IsTrue(lk_json_get(a, "dora"));
+    const char *init = lk_json_get(a, "init")->valuestring;
+    s->init = !strcmp(init, "pissa") ? LK_INIT_PISSA : !strcmp(init, "gaussian") ? LK_INIT_GAUSSIAN : LK_INIT_DEFAULT;
     const char *names[64];
     int n = 0;
     if (cJSON_IsString(targets)) names[n++] = targets->valuestring;
@@ -309,6 +327,14 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
         (lk_adapter_pattern){.pattern = item->string, .rank = (int32_t)item->valuedouble};
     cJSON_ArrayForEach(item, alphas) r->patterns[s->n_patterns++] =
         (lk_adapter_pattern){.pattern = item->string, .alpha = item->valuedouble};
+    LK_TRY(read_choice(r, a, err));
+    if (s->use_dora && s->dropout > 0)
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.dora: a DoRA is trained without dropout; set adapter.dropout to 0", where);
+    if (s->init != LK_INIT_PISSA) return LK_OK;
+    if (s->use_dora) return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.init: pissa together with dora is not supported", where);
+    if (number(r->resolved, "optim", "weight_decay") > 0)
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.init: pissa wants optim.weight_decay 0: it would wear the frozen half away",
+                       where);
     return LK_OK;
 }
 
@@ -470,6 +496,8 @@ void lk_recipe_free(lk_recipe *r)
     cJSON_Delete(r->resolved);
     free(r->essence);
     free(r->patterns);
+    free(r->layers);
+    free(r->exclude);
     free(r->train);
     free(r->eval);
     free(r);

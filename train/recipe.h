@@ -27,6 +27,8 @@ typedef struct lk_recipe {
     lk_dtype compute;
     lk_adapter_spec adapter;
     lk_adapter_pattern *patterns;
+    int32_t *layers;      /* of adapter.layers_to_transform */
+    const char **exclude; /* of adapter.exclude */
     lk_source *train, *eval;
     int n_train, n_eval;
     int64_t max_length;

@@ -61,14 +61,16 @@ def compare(report, what, ours, theirs):
     report.check(diff <= TOLERANCE * max(1.0, float(theirs.abs().max())), f"{what}: largest difference {diff:.2e}", diff)
 
 
-def trained(lorikeet, folder):
-    """A short run of the program on chat-tiny; returns the adapter's folder."""
+def trained(lorikeet, folder, name, **options):
+    """A short run of the program on chat-tiny with these options of the recipe's adapter; returns the adapter's folder."""
     turn = lambda u, a: {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
+    folder = folder / name
+    folder.mkdir()
     data = folder / "data.jsonl"
     data.write_text("".join(json.dumps(turn(f"Where is order {i}?", f"Order {i} was sent.")) + "\n" for i in range(16)))
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps({
-        "base": {"path": str(MODELS / "chat-tiny"), "quant": "nf4"}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"},
+        "base": {"path": str(MODELS / "chat-tiny"), "quant": "nf4"}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} | options,
         "data": {"train": [{"path": str(data), "format": "messages"}], "max_length": 128, "loss_on": "assistant"}, "objective": "sft",
         "optim": {"name": "adamw", "lr": 1e-2}, "schedule": {"name": "constant"}, "batch": {"rows": 2, "accumulate": 1, "steps": 5}, "seed": 1}))
     e2e.run(lorikeet, "train", recipe, "--out", folder / "run")
@@ -95,7 +97,7 @@ def main():
             compare(report, f"{a.base.name} + {a.adapter}", ours, peft_logits(a.base, a.adapter, a.quant, ids))
             return report.done()
 
-        for config in sorted(GOLDEN.glob("adapters/*/adapter_config.json")):
+        for config in sorted([*GOLDEN.glob("adapters/*/adapter_config.json"), *GOLDEN.glob("options/*/adapter_config.json")]):
             adapter = config.parent
             base = GOLDEN / json.loads(config.read_text())["base_model_name_or_path"]
             vocab = json.loads((base / "config.json").read_text())["vocab_size"]
@@ -108,13 +110,17 @@ def main():
         ours = our_logits(a.lorikeet, bnb, GOLDEN / "adapters" / "r8_all", None, ids, tmp)
         compare(report, "llama-tiny-bnb4 + r8_all", ours, peft_logits(bnb, GOLDEN / "adapters" / "r8_all", None, ids))
 
-        adapter = trained(a.lorikeet, tmp)
         ids = random_ids(400, 40, 7)
         base = MODELS / "chat-tiny"
-        moved = (peft_logits(base, adapter, "nf4", ids) - peft_logits(base, None, "nf4", ids)).abs().max()
-        report.check(moved > 1e-3, f"the trained adapter does something: moves PEFT's logits by {moved:.3f}", moved)
-        compare(report, "chat-tiny + an adapter trained here", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
-                peft_logits(base, adapter, "nf4", ids))
+        variants = {"plain": {}, "dora": {"dora": True}, "dora_rslora": {"dora": True, "rslora": True}, "gaussian": {"init": "gaussian"}, "pissa": {"init": "pissa"},
+                    "pissa_rslora": {"init": "pissa", "rslora": True, "rank_pattern": {"q_proj": 2}},
+                    "some": {"layers_to_transform": [1], "exclude": ["k_proj"], "alpha_pattern": {"up_proj": 3}}}
+        for name, options in variants.items():
+            adapter = trained(a.lorikeet, tmp, name, **options)
+            moved = (peft_logits(base, adapter, "nf4", ids) - peft_logits(base, None, "nf4", ids)).abs().max()
+            report.check(moved > 1e-3, f"the adapter trained as {name} does something: moves PEFT's logits by {moved:.3f}", moved)
+            compare(report, f"chat-tiny + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
+                    peft_logits(base, adapter, "nf4", ids))
     return report.done()
 
 

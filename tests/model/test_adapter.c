@@ -94,8 +94,114 @@ static void test_refusals(void **state)
     free(adapter);
 }
 
+/* A layer list, exclusions and a normal A. */
+static void test_choices(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/qwen3-tiny");
+    check_model m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+    lk_adapter *a;
+    lk_adapter_spec spec = all_linear(8);
+    const int32_t layers[] = {0, 2};
+    const char *exclude[] = {"k_proj", "layers.2.mlp.up_proj"};
+    spec.layers = layers;
+    spec.n_layers = 2;
+    spec.exclude = exclude;
+    spec.n_exclude = 2;
+    spec.init = LK_INIT_GAUSSIAN;
+    CHECK_OK(lk_adapter_create(&a, m.model, &spec, 3, &err), &err);
+    double squares = 0;
+    int64_t count = 0;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        lk_site where = lk_site_at(&m.model->config, s);
+        bool out = where.layer == 1 || where.module == LK_K || (where.layer == 2 && where.module == LK_UP);
+        assert_int_equal(a->sites[s].rank, out ? 0 : 8);
+        const float *values = (const float *)a->weights + a->sites[s].a;
+        for (int64_t i = 0; i < a->sites[s].rank * a->sites[s].k; i++) squares += (double)values[i] * (double)values[i];
+        count += a->sites[s].rank * a->sites[s].k;
+    }
+    double deviation = sqrt(squares / (double)count); /* of some 8000 numbers: within 3% */
+    assert_true(deviation > 0.97 / 8 && deviation < 1.03 / 8);
+    lk_adapter_destroy(a);
+    check_model_close(&m);
+    free(folder);
+}
+
+static float *logits_of(const check_model *m, const lk_adapter *a, int64_t *n)
+{
+    lk_error err = {0};
+    int32_t ids[12];
+    for (int i = 0; i < 12; i++) ids[i] = 5 + 11 * i;
+    lk_pass *pass;
+    CHECK_OK(lk_pass_create(&pass, m->model, &(lk_pass_options){.max_tokens = 12, .max_rank = 16}, &err), &err);
+    check_batch b;
+    check_batch_init(&b, ids, 12);
+    if (a) check_batch_adapter(&b, a, NULL);
+    *n = 12 * m->model->config.vocab;
+    float *out = malloc((size_t)*n * 4);
+    CHECK_OK(lk_pass_logits(pass, &b.batch, out, &err), &err);
+    check_batch_free(&b);
+    lk_pass_destroy(pass);
+    return out;
+}
+
+/* Whatever training starts from computes what the base computes; and PiSSA's components are PEFT's. */
+static void test_starts(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/llama-tiny"), *golden = check_golden("options/pissa");
+    for (int nf4 = 0; nf4 < 2; nf4++) {
+        check_model m = check_model_open(folder, nf4 ? LK_QUANT_NF4 : LK_QUANT_NONE, LK_F32, 1, NULL);
+        int64_t n;
+        float *base = logits_of(&m, NULL, &n);
+        for (int kind = 0; kind < 3; kind++) {
+            lk_adapter *a;
+            lk_adapter_spec spec = all_linear(4);
+            spec.use_dora = kind == 1;
+            spec.init = kind == 2 ? LK_INIT_PISSA : LK_INIT_DEFAULT;
+            spec.use_rslora = kind == 2;
+            CHECK_OK(lk_adapter_create(&a, m.model, &spec, 3, &err), &err);
+            assert_int_equal(a->max_rank, kind == 2 ? 8 : 4);
+            float *start = logits_of(&m, a, &n);
+            check_close("logits at the start", start, base, n, 1e-4, 1e-4);
+            free(start);
+            lk_adapter_destroy(a);
+        }
+        free(base);
+        check_model_close(&m);
+    }
+    /* PEFT's folder holds its components, negated, in the second half of the factors. */
+    check_model m = check_model_open(folder, LK_QUANT_NONE, LK_F32, 1, NULL);
+    lk_adapter *ours, *theirs;
+    lk_adapter_spec spec = {.rank = 2, .alpha = 8, .init = LK_INIT_PISSA, .targets = {[LK_Q] = true, [LK_V] = true}};
+    CHECK_OK(lk_adapter_create(&ours, m.model, &spec, 3, &err), &err);
+    CHECK_OK(lk_adapter_load(&theirs, m.model, golden, LK_F32, &err), &err);
+    for (int32_t s = 0; s < ours->n_sites; s++) {
+        const lk_adapter_site *x = &ours->sites[s], *y = &theirs->sites[s];
+        assert_int_equal(x->rank, y->rank);
+        assert_true(x->scale == y->scale);
+        const float *a = ours->weights, *b = theirs->weights;
+        for (int64_t i = 0; x->rank && i < x->n * x->k; i++) {
+            float got = 0, want = 0;
+            for (int r = 2; r < 4; r++) {
+                got += a[x->b + i / x->k * 4 + r] * a[x->a + r * x->k + i % x->k];
+                want += b[y->b + i / x->k * 4 + r] * b[y->a + r * x->k + i % x->k];
+            }
+            check_close("components", &got, &want, 1, 1e-5, 1e-4);
+        }
+    }
+    lk_adapter_destroy(ours);
+    lk_adapter_destroy(theirs);
+    check_model_close(&m);
+    free(folder);
+    free(golden);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals), cmocka_unit_test(test_choices),
+                                       cmocka_unit_test(test_starts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -206,11 +206,89 @@ static void test_plan(void **state)
         }
 }
 
+/* ---------------------------------------------------------------------------------------------- DoRA and PiSSA */
+
+static float *adapter_logits(const check_model *model, const lk_adapter *a, const int32_t *ids, int64_t n)
+{
+    lk_error err = {0};
+    lk_pass *pass;
+    CHECK_OK(lk_pass_create(&pass, model->model, &(lk_pass_options){.max_tokens = n, .max_rank = a->max_rank}, &err), &err);
+    check_batch b;
+    check_batch_init(&b, ids, n);
+    check_batch_adapter(&b, a, NULL);
+    float *out = malloc((size_t)(n * model->model->config.vocab) * 4);
+    CHECK_OK(lk_pass_logits(pass, &b.batch, out, &err), &err);
+    check_batch_free(&b);
+    lk_pass_destroy(pass);
+    return out;
+}
+
+/* A few steps: the loss falls, what was saved and loaded again computes what was trained (a DoRA's gains follow its weights, the halves
+ * of a PiSSA stay together), and what is frozen keeps its bits. */
+static void test_kinds(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_golden("models/llama-tiny"), *saved = check_temporary("step_kinds");
+    check_model model = check_model_open_on(folder, LK_QUANT_NF4, &f32);
+    for (int kind = 0; kind < 4; kind++) {
+        lk_adapter_spec spec = {.rank = 4, .alpha = 8, .targets = {true, true, true, true, true, true, true}};
+        spec.use_dora = kind < 2;
+        spec.init = kind < 2 ? LK_INIT_DEFAULT : LK_INIT_PISSA;
+        lk_adapter *a, *b;
+        CHECK_OK(lk_adapter_create(&a, model.model, &spec, 7, &err), &err);
+        float *before = malloc((size_t)a->n_params * 4);
+        memcpy(before, a->weights, (size_t)a->n_params * 4);
+        lk_trainer_options options = golden_options();
+        options.max_tokens = 64;
+        options.optim = kind % 2 ? LK_ADAMW_8BIT : LK_ADAMW_F32;
+        options.weight_decay = 0;
+        lk_trainer t;
+        CHECK_OK(lk_trainer_init(&t, model.model, a, &options, &err), &err);
+        int32_t ids[DOCS][32], labels[DOCS][32];
+        make_documents(ids, labels);
+        own_batch *own = own_new();
+        const lk_micro_batch *micro[] = {&own->m};
+        for (int d = 0; d < DOCS; d++) own_add(own, ids[d], labels[d], lengths[d]);
+        double first = 0, last = 0;
+        for (int step = 0; step < 6; step++) {
+            lk_step_result r;
+            CHECK_OK(lk_trainer_step(&t, micro, 1, step, 5e-3, &r, &err), &err);
+            *(step ? &last : &first) = r.loss;
+        }
+        assert_true(last < first - 0.1);
+        for (int32_t s = 0; s < a->n_sites; s++) {
+            const lk_adapter_site *site = &a->sites[s];
+            const float *w = a->weights;
+            assert_int_equal(site->frozen, kind < 2 ? 0 : 4);
+            check_same_bits("frozen", w + site->a + (site->rank - site->frozen) * site->k,
+                            before + site->a + (site->rank - site->frozen) * site->k, (size_t)(site->frozen * site->k) * 4);
+            for (int64_t n = 0; n < site->n && site->frozen; n++)
+                check_same_bits("frozen", w + site->b + n * 8 + 4, before + site->b + n * 8 + 4, 16);
+            if (site->dora) assert_true(memcmp(w + site->m, before + site->m, (size_t)site->n * 4) != 0);
+        }
+        CHECK_OK(lk_adapter_save(a, saved, &err), &err);
+        CHECK_OK(lk_adapter_load(&b, model.model, saved, LK_F32, &err), &err);
+        float *trained = adapter_logits(&model, a, ids[2], 29), *loaded = adapter_logits(&model, b, ids[2], 29);
+        check_close("saved and loaded", loaded, trained, 29 * model.model->config.vocab, 1e-5, 1e-5);
+        free(trained);
+        free(loaded);
+        free(before);
+        free(own);
+        lk_adapter_destroy(b);
+        lk_trainer_free(&t);
+        lk_adapter_destroy(a);
+    }
+    check_model_close(&model);
+    free(folder);
+    free(saved);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_golden_f32),    cmocka_unit_test(test_golden_reference),
-                                       cmocka_unit_test(test_golden_bf16),   cmocka_unit_test(test_golden_8bit),
-                                       cmocka_unit_test(test_golden_gentle), cmocka_unit_test(test_spread),
-                                       cmocka_unit_test(test_divergence),    cmocka_unit_test(test_plan)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_kinds),       cmocka_unit_test(test_golden_f32),  cmocka_unit_test(test_golden_reference),
+        cmocka_unit_test(test_golden_bf16), cmocka_unit_test(test_golden_8bit), cmocka_unit_test(test_golden_gentle),
+        cmocka_unit_test(test_spread),      cmocka_unit_test(test_divergence),  cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
