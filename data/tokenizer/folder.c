@@ -55,8 +55,12 @@ static lk_status read_post_flags(lk_tokenizer *tk, const cJSON *config, bool alw
     LK_TRY(lk_json_opt_bool(config, "add_bos_token", &bos, where, err));
     LK_TRY(lk_json_opt_bool(config, "add_eos_token", &eos, where, err));
     if (!always && !cJSON_IsBool(lk_json_get(config, "add_bos_token")) && !cJSON_IsBool(lk_json_get(config, "add_eos_token"))) return LK_OK;
+    const lk_post_item *had = tk->post;
+    int n_had = tk->n_post;
     LK_TRY(lk_tokenizer_set_post(tk, bos ? tk->bos : -1, eos ? tk->eos : -1, err));
-    lk_sha256_update(hash, tk->post, (size_t)tk->n_post * sizeof *tk->post);
+    /* the digest tells apart what encodes differently, and only that */
+    bool same = n_had ? n_had == tk->n_post && !memcmp(had, tk->post, (size_t)n_had * sizeof *had) : tk->n_post == 1;
+    if (!same) lk_sha256_update(hash, tk->post, (size_t)tk->n_post * sizeof *tk->post);
     return LK_OK;
 }
 

@@ -92,13 +92,14 @@ bool lk_is_word(uint32_t cp)
 bool lk_is_numeric(uint32_t cp)
 {
     if (cp < 0x80) return cp >= '0' && cp <= '9';
+    if ((cp >= 0x11de0 && cp <= 0x11de9) || (cp >= 0x16ff4 && cp <= 0x16ff6)) return true; /* Unicode 17 */
     utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
     if (c == UTF8PROC_CATEGORY_CN) return *new_category(cp) == 'N';
     return c == UTF8PROC_CATEGORY_ND || c == UTF8PROC_CATEGORY_NL || c == UTF8PROC_CATEGORY_NO;
 }
 
-/* StripAccents' tables are older than utf8proc's: marks that the library does not take for marks (found by asking it for every
- * character). */
+/* The library's tables for StripAccents and Punctuation are older than utf8proc's: marks and punctuation that it does not take for
+ * such (found by asking it for every character). */
 static const uint32_t unknown_marks[][2] = {
     {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xafa, 0xaff},     {0xb55, 0xb55},
     {0xc04, 0xc04},     {0xc3c, 0xc3c},     {0xcf3, 0xcf3},     {0xd00, 0xd00},     {0xd3b, 0xd3c},     {0xd81, 0xd81},
@@ -130,14 +131,24 @@ static bool in_ranges(const uint32_t (*ranges)[2], size_t n, uint32_t cp)
 bool lk_is_mark(uint32_t cp)
 {
     if (cp < 0x300) return false;
+    if (cp == 0x1cf2 || cp == 0x1cf3 || cp == 0x1171e) return true; /* were marks, or are, in the library's table */
     utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
     if (c != UTF8PROC_CATEGORY_MN && c != UTF8PROC_CATEGORY_MC && c != UTF8PROC_CATEGORY_ME) return false;
     return !*new_category(cp) && !in_ranges(unknown_marks, sizeof unknown_marks / sizeof *unknown_marks, cp);
 }
 
+static const uint32_t unknown_punctuation[][2] = {
+    {0x61d, 0x61d},     {0x9fd, 0x9fd},     {0xa76, 0xa76},     {0xc77, 0xc77},     {0xc84, 0xc84},     {0x1b7d, 0x1b7e},
+    {0x2e43, 0x2e4f},   {0x2e52, 0x2e5d},   {0x10ead, 0x10ead}, {0x10f55, 0x10f59}, {0x10f86, 0x10f89}, {0x1144b, 0x1144f},
+    {0x1145a, 0x1145b}, {0x1145d, 0x1145d}, {0x11660, 0x1166c}, {0x116b9, 0x116b9}, {0x1183b, 0x1183b}, {0x11944, 0x11946},
+    {0x119e2, 0x119e2}, {0x11a3f, 0x11a46}, {0x11a9a, 0x11a9c}, {0x11a9e, 0x11aa2}, {0x11b00, 0x11b09}, {0x11c41, 0x11c45},
+    {0x11c70, 0x11c71}, {0x11ef7, 0x11ef8}, {0x11f43, 0x11f4f}, {0x11fff, 0x11fff}, {0x12ff1, 0x12ff2}, {0x16e97, 0x16e9a},
+    {0x16fe2, 0x16fe2}, {0x1e95e, 0x1e95f}};
+
 bool lk_is_punctuation(uint32_t cp)
 {
     if (cp < 0x80) return cp > ' ' && cp < 0x7f && !(cp >= '0' && cp <= '9') && !((cp | 0x20) >= 'a' && (cp | 0x20) <= 'z');
+    if (cp == 0x166d || cp == 0x111c9) return true; /* were punctuation when the library's table was made */
     switch (utf8proc_category((utf8proc_int32_t)cp)) {
     case UTF8PROC_CATEGORY_PC:
     case UTF8PROC_CATEGORY_PD:
@@ -145,7 +156,8 @@ bool lk_is_punctuation(uint32_t cp)
     case UTF8PROC_CATEGORY_PE:
     case UTF8PROC_CATEGORY_PI:
     case UTF8PROC_CATEGORY_PF:
-    case UTF8PROC_CATEGORY_PO: return true;
+    case UTF8PROC_CATEGORY_PO:
+        return !*new_category(cp) && !in_ranges(unknown_punctuation, sizeof unknown_punctuation / sizeof *unknown_punctuation, cp);
     default: return false;
     }
 }
