@@ -74,7 +74,10 @@ lk_status lk_charsmap_apply(const lk_charsmap *map, const lk_view *in, lk_text *
         end = i + (size_t)lk_utf8_decode(in->p + i, in->n - i, &c);
         while (end < in->n) {
             int length = lk_utf8_decode(in->p + end, in->n - end, &next);
-            if (utf8proc_grapheme_break_stateful((utf8proc_int32_t)c, (utf8proc_int32_t)next, &state)) break;
+            bool control = c < 0x20 || (c >= 0x7f && c < 0xa0);
+            if ((control || !lk_extends_newly(next)) &&
+                utf8proc_grapheme_break_stateful((utf8proc_int32_t)c, (utf8proc_int32_t)next, &state))
+                break;
             end += (size_t)length;
             c = next;
         }

@@ -19,7 +19,7 @@ enum {
     LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
     LK_TK_MAX_STEPS = 16,      /* components in one Sequence */
     LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
-    LK_TK_MAX_PIECE = 1 << 20, /* bytes of one token in formats that say lengths */
+    LK_TK_MAX_PIECE = 1 << 11, /* bytes of one piece in formats that say lengths; deriving merges takes their squares */
 };
 
 /* ---- text.c: texts that remember where their bytes came from (and what utf8.h declares) ---- */
@@ -34,7 +34,9 @@ const lk_new_range *lk_unicode_added(size_t *n); /* sorted */
 /* Has a decomposition since Unicode 12.1 or later only, which the `tokenizers` library's tables do not have. */
 bool lk_decomposes_too_new(uint32_t cp);
 uint32_t lk_lower(uint32_t cp);      /* one character's lower case */
+bool lk_is_new_mark(uint32_t cp);    /* a combining mark that the library's tables do not have */
 bool lk_is_mark(uint32_t cp);        /* a combining mark (M) */
+bool lk_extends_newly(uint32_t cp);  /* a mark, too new for utf8proc, that does not begin a grapheme cluster */
 bool lk_is_punctuation(uint32_t cp); /* ASCII's, and P */
 
 /* Bytes and their source: byte i came from source position from[i], or base + i when from is NULL. */

@@ -19,7 +19,14 @@ static bool inert(int kind, uint32_t c)
            (c >= 0x1f000 && c < 0x20000);
 }
 
-static int combining_class(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class; }
+/* Marks that are newer than the `tokenizers` library's tables are characters of class 0 to it. */
+static bool is_new_mark(utf8proc_int32_t c) { return c >= 0x7fd && lk_is_new_mark((uint32_t)c); }
+
+static int combining_class(utf8proc_int32_t c)
+{
+    int found = utf8proc_get_property(c)->combining_class;
+    return found && is_new_mark(c) ? 0 : found;
+}
 
 /* Stable sort of marks[0..n) by combining class. */
 static lk_status order_marks(utf8proc_int32_t *marks, size_t n, lk_error *err)
@@ -72,6 +79,21 @@ static lk_status decompose(int kind, const lk_view *in, size_t begin, size_t end
     return LK_OK;
 }
 
+/* Composes in place, stretch by stretch: at a new mark nothing composes across, as nothing does at a character of class 0 that has no
+ * compositions. Returns the new length or -1. */
+static utf8proc_ssize_t compose(utf8proc_int32_t *chars, size_t n)
+{
+    size_t kept = 0;
+    for (size_t i = 0, end; i < n; i = end) {
+        for (end = i + 1; end < n && !is_new_mark(chars[end]);) end++;
+        utf8proc_ssize_t count = utf8proc_normalize_utf32(chars + i, (utf8proc_ssize_t)(end - i), UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        if (count < 0) return -1;
+        memmove(chars + kept, chars + i, (size_t)count * sizeof *chars);
+        kept += (size_t)count;
+    }
+    return (utf8proc_ssize_t)kept;
+}
+
 /* in[begin, end) in the form. Sources are kept exactly when nothing changes; otherwise byte for byte as far as they go. */
 static lk_status run(int kind, const lk_view *in, size_t begin, size_t end, lk_text *out, lk_error *err)
 {
@@ -82,8 +104,7 @@ static lk_status run(int kind, const lk_view *in, size_t begin, size_t end, lk_t
     if (!chars) return lk_fail(err, LK_ERR_MEMORY, "tokenizer: no memory for normalisation");
     lk_status status = decompose(kind, in, begin, end, chars, room, &n, err);
     utf8proc_ssize_t count = (utf8proc_ssize_t)n;
-    if (!status && (kind == LK_NORM_NFC || kind == LK_NORM_NFKC))
-        count = utf8proc_normalize_utf32(chars, count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    if (!status && (kind == LK_NORM_NFC || kind == LK_NORM_NFKC)) count = compose(chars, n);
     if (!status && count < 0) status = lk_fail(err, LK_ERR_INTERNAL, "tokenizer: normalisation failed");
     size_t at = begin;
     for (utf8proc_ssize_t i = 0; i < count && !status; i++) {

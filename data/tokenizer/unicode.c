@@ -128,13 +128,23 @@ static bool in_ranges(const uint32_t (*ranges)[2], size_t n, uint32_t cp)
     return low < n && ranges[low][0] <= cp;
 }
 
+bool lk_is_new_mark(uint32_t cp)
+{
+    return in_ranges(unknown_marks, sizeof unknown_marks / sizeof *unknown_marks, cp) || *new_category(cp) == 'M';
+}
+
 bool lk_is_mark(uint32_t cp)
 {
     if (cp < 0x300) return false;
     if (cp == 0x1cf2 || cp == 0x1cf3 || cp == 0x1171e) return true; /* were marks, or are, in the library's table */
     utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)cp);
     if (c != UTF8PROC_CATEGORY_MN && c != UTF8PROC_CATEGORY_MC && c != UTF8PROC_CATEGORY_ME) return false;
-    return !*new_category(cp) && !in_ranges(unknown_marks, sizeof unknown_marks / sizeof *unknown_marks, cp);
+    return !lk_is_new_mark(cp);
+}
+
+bool lk_extends_newly(uint32_t cp)
+{
+    return cp >= 0x897 && (*new_category(cp) == 'M' || (cp >= 0x1acf && cp <= 0x1add) || (cp >= 0x1ae0 && cp <= 0x1aeb)); /* Unicode 17 */
 }
 
 static const uint32_t unknown_punctuation[][2] = {

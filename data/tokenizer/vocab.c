@@ -1,6 +1,8 @@
 /* Vocabularies: every source (tokenizer.json, vocab.json and merges.txt, SentencePiece's .model, GGUF) is read into one list of pieces,
  * ids, scores and merges, from which the model (bpe.c, unigram.c) builds its tables. The list's strings point into what was read
  * and nothing is copied before the tokenizer's own tables are filled. */
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,6 +116,34 @@ lk_status lk_vocab_from_files(lk_vocab *v, const cJSON *vocab, const char *vocab
     return LK_OK;
 }
 
+/* A score as the library reads it. serde_json takes the digits as a whole number and multiplies or divides by a power of ten, which in one
+ * case of nine is a bit beside the nearest double; and of two ways to cut a word that are equally good by the file, that bit
+ * decides. The digits are those of the shortest text that means the double, which is what the library writes. */
+static double library_score(double exact)
+{
+    char text[40], power[16];
+    for (int digits = 15; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*e", digits - 1, exact < 0 ? -exact : exact);
+        if (strtod(text, NULL) == (exact < 0 ? -exact : exact)) break;
+    }
+    uint64_t whole = 0;
+    int exponent = 0;
+    const char *p = text;
+    for (bool behind = false; *p && *p != 'e'; p++) {
+        if (*p == '.') {
+            behind = true;
+        } else {
+            whole = whole * 10 + (uint64_t)(*p - '0');
+            exponent -= behind;
+        }
+    }
+    if (*p == 'e') exponent += atoi(p + 1);
+    for (; whole && whole % 10 == 0; whole /= 10) exponent++; /* zeros that only our way of printing has */
+    snprintf(power, sizeof power, "1e%d", abs(exponent));
+    double value = exponent < 0 ? (double)whole / strtod(power, NULL) : (double)whole * strtod(power, NULL);
+    return exact < 0 ? -value : value;
+}
+
 /* Unigram: [["piece", score], ...], the place being the id. */
 static lk_status list_vocab(lk_vocab *v, const cJSON *vocab, const char *where, lk_error *err)
 {
@@ -125,10 +155,10 @@ static lk_status list_vocab(lk_vocab *v, const cJSON *vocab, const char *where, 
     cJSON_ArrayForEach(node, vocab)
     {
         const cJSON *piece = node->child, *score = piece ? piece->next : NULL;
-        if (!cJSON_IsArray(node) || !cJSON_IsString(piece) || !cJSON_IsNumber(score) || score->next)
+        if (!cJSON_IsArray(node) || !cJSON_IsString(piece) || !cJSON_IsNumber(score) || !isfinite(score->valuedouble) || score->next)
             return lk_fail(err, LK_ERR_FORMAT, "%s: model.vocab[%d] must be [piece, score]", where, i);
         v->pieces[i] = (lk_piece){piece->valuestring, (uint32_t)strlen(piece->valuestring)};
-        v->scores[i] = score->valuedouble;
+        v->scores[i] = library_score(score->valuedouble);
         v->ids[i] = i;
         i++;
     }

@@ -93,7 +93,10 @@ static void test_round_trip(void **state)
     /* without the added tokens that eat spaces or want to stand alone: GGUF cannot say so */
     static const struct {
         const char *file, *pre;
-    } rows[] = {{"tokenizers/qwen.json", "qwen2"}, {"tokenizers/llama3.json", "llama-bpe"}};
+    } rows[] = {
+        {"tokenizers/qwen.json", "qwen2"},   {"tokenizers/llama3.json", "llama-bpe"},      {"tokenizers/tekken.json", "tekken"},
+        {"tokenizers/gpt4o.json", "gpt-4o"}, {"tokenizers/slow_gpt2/vocab.json", "gpt-2"}, {"tokenizers/slow_llama_legacy", "default"},
+        {"tokenizers/slow_llama", "default"}};
     lk_error err = {0};
     cJSON *root;
     char *path = check_golden("tokenizers.json");
@@ -102,13 +105,19 @@ static void test_round_trip(void **state)
         lk_tokenizer *tk = open_own(rows[i].file), *other;
         apart a;
         take_apart(tk, &a);
-        assert_int_equal(a.parts.model, LK_TK_BYTE_BPE);
+        bool spm = !strcmp(rows[i].pre, "default");
+        assert_int_equal(a.parts.model, spm ? LK_TK_SPM_BPE : LK_TK_BYTE_BPE);
+        assert_int_equal(lk_tokenizer_fits_scores(tk, NULL), spm);
         assert_string_equal(a.parts.pretokenizer, rows[i].pre);
         CHECK_OK(lk_tokenizer_create(&other, &a.parts, &err), &err);
         const cJSON *text;
         cJSON_ArrayForEach(text, lk_json_get(root, "texts"))
         {
-            if (!strstr(text->valuestring, "TAG") && !strstr(text->valuestring, "[lone]")) same_encoding(tk, other, text->valuestring);
+            const char *t = text->valuestring;
+            /* nor that a stretch that begins with a space gets none in front, as Metaspace has it */
+            bool unsaid =
+                strstr(t, "TAG") || strstr(t, "[lone]") || (spm && (*t == ' ' || !strncmp(t, "\xe2\x96\x81", 3) || strchr(t, '<')));
+            if (!unsaid) same_encoding(tk, other, t);
         }
         assert_string_equal(lk_tokenizer_chat_template(other), "{{ messages }}");
         assert_int_equal(strlen(lk_tokenizer_digest(other)), 64);
