@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/inspect.h"
+#include "data/gguf.h"
 #include "data/safetensors.h"
 #include "model/bnb.h"
 #include "model/config.h"
@@ -106,13 +107,15 @@ static int run(const cli_command *self, int argc, char **argv)
         status = cli_inspect_adapter(out, path, base, &err);
     else if (lk_path_exists(config))
         status = inspect_model(out, path, &err);
+    else if (lk_gguf_is_file(path))
+        status = cli_inspect_gguf(out, path, &err);
     else if (cli_is_bundle(path))
         status = cli_inspect_bundle(out, path, base, &err);
     else if (lk_path_exists(path) && !lk_path_is_folder(path))
         status = inspect_file(out, path, &err);
     else
         status = lk_fail(&err, LK_ERR_NOT_FOUND,
-                         "%s is neither a model folder, nor an adapter folder, nor a bundle, nor a safetensors file", path);
+                         "%s is neither a model folder, nor an adapter folder, nor a bundle, nor a safetensors or GGUF file", path);
     if (status) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
@@ -129,4 +132,4 @@ static int run(const cli_command *self, int argc, char **argv)
 }
 
 const cli_command cli_inspect = {"inspect", "PATH [--base BASE] [--json]",
-                                 "what a model folder, adapter folder, bundle or safetensors file holds", NULL, run};
+                                 "what a model folder, adapter folder, bundle, safetensors or GGUF file holds", NULL, run};

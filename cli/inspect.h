@@ -10,4 +10,7 @@ lk_status cli_inspect_adapter(cJSON *out, const char *path, const char *base, lk
 bool cli_is_bundle(const char *path); /* a file that begins as zstd does */
 lk_status cli_inspect_bundle(cJSON *out, const char *path, const char *base, lk_error *err);
 
+/* A GGUF file, model or adapter. */
+lk_status cli_inspect_gguf(cJSON *out, const char *path, lk_error *err);
+
 #endif

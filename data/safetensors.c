@@ -33,6 +33,8 @@ struct lk_safetensors {
     int64_t n_tensors, room;
     metadata_entry *metadata; /* of the first file */
     int64_t n_metadata;
+    void *owner; /* of tensors that are not in maps */
+    void (*close_owner)(void *owner);
 };
 
 static const struct {
@@ -373,9 +375,35 @@ lk_status lk_safetensors_open_memory(lk_safetensors **st, const void *bytes, siz
     return LK_OK;
 }
 
+lk_status lk_safetensors_of_tensors(lk_safetensors **st, const char *path, const lk_st_tensor *tensors, int64_t n, void *owner,
+                                    void (*close_owner)(void *owner), lk_error *err)
+{
+    *st = NULL;
+    lk_safetensors *fresh = calloc(1, sizeof *fresh);
+    if (!fresh) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
+    fresh->path = lk_arena_strdup(&fresh->arena, path);
+    lk_status status = fresh->path ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
+    for (int64_t i = 0; i < n && !status; i++) {
+        lk_st_tensor t = tensors[i];
+        t.file = fresh->path;
+        if (!(t.name = lk_arena_strdup(&fresh->arena, tensors[i].name))) status = lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
+        if (!status) status = add_tensor(fresh, &t, err);
+    }
+    if (!status) status = sort_by_name(fresh, err);
+    if (status) {
+        lk_safetensors_close(fresh);
+        return status;
+    }
+    fresh->owner = owner;
+    fresh->close_owner = close_owner;
+    *st = fresh;
+    return LK_OK;
+}
+
 void lk_safetensors_close(lk_safetensors *st)
 {
     if (!st) return;
+    if (st->close_owner) st->close_owner(st->owner);
     for (int64_t i = 0; i < st->n_maps; i++) lk_map_close(&st->maps[i]);
     free(st->maps);
     free(st->tensors);
@@ -436,6 +464,7 @@ lk_status lk_st_read_f32(const lk_st_tensor *t, int64_t first, int64_t n, float 
         return lk_fail(err, LK_ERR_ARGUMENT, "%s: tensor \"%.200s\" has %" PRId64 " elements, not [%" PRId64 ", +%" PRId64 ")", t->file,
                        t->name, t->n_elements, first, n);
     if (n == 0) return LK_OK;
+    if (t->source) return t->source->read(t, first, n, out, err);
     const unsigned char *p = (const unsigned char *)t->data + first * lk_dtype_size(t->type);
     switch (t->type) {
     case LK_F32: memcpy(out, p, (size_t)n * 4); return LK_OK;
@@ -478,7 +507,10 @@ lk_status lk_safetensors_digest(const lk_safetensors *st, char hex[65], lk_error
         lk_sha256_update(&hash, t->name, strlen(t->name) + 1);
         lk_sha256_update(&hash, type, strlen(type) + 1);
         lk_sha256_update(&hash, head, 1 + 8 * (size_t)t->n_dims);
-        if (t->n_bytes) lk_sha256_update(&hash, t->data, (size_t)t->n_bytes);
+        if (t->source)
+            lk_sha256_update(&hash, t->source->bytes, (size_t)t->source->n_bytes);
+        else if (t->n_bytes)
+            lk_sha256_update(&hash, t->data, (size_t)t->n_bytes);
     }
     lk_sha256_final(&hash, hex);
     return LK_OK;

@@ -27,15 +27,26 @@ typedef struct lk_safetensors lk_safetensors;
 
 enum { LK_ST_MAX_DIMS = 8 };
 
+struct lk_st_tensor;
+
+/* How a tensor is computed that another format stores in its own way (GGUF): rows permuted, blocks of codes. */
+typedef struct lk_st_source {
+    /* Elements [first, first+n) as floats; the range is inside the tensor. Thread-safe. */
+    lk_status (*read)(const struct lk_st_tensor *t, int64_t first, int64_t n, float *out, lk_error *err);
+    const void *bytes; /* what is stored, for digests */
+    int64_t n_bytes;
+} lk_st_source;
+
 typedef struct lk_st_tensor {
     const char *name;
     lk_dtype type;
     int n_dims;
     int64_t shape[LK_ST_MAX_DIMS];
     int64_t n_elements;
-    const void *data; /* unaligned in general: copy or use memcpy-safe access */
+    const void *data; /* unaligned in general: copy or use memcpy-safe access. NULL for a tensor with a source */
     int64_t n_bytes;
-    const char *file; /* which shard, for messages */
+    const char *file;           /* which shard, for messages */
+    const lk_st_source *source; /* NULL: what is stored is what it is, as in every safetensors file */
 } lk_st_tensor;
 
 /* path: a folder (model.safetensors, else model.safetensors.index.json with its shards: the order transformers looks in), an
@@ -55,8 +66,12 @@ const char *lk_safetensors_metadata(const lk_safetensors *st, const char *key);
 lk_status lk_st_read_f32(const lk_st_tensor *t, int64_t first, int64_t n, float *out, lk_error *err);
 /* Checks and parses a header in memory (for the reader itself and the fuzz target): opens a file that lives in memory, borrowed. */
 lk_status lk_safetensors_open_memory(lk_safetensors **st, const void *bytes, size_t size, const char *name, lk_error *err);
-/* SHA-256 over the tensors in name order, each as name, 0, type name, 0, u8 dimensions, i64 LE shape, bytes: the same content gives the
- * same digest however it is sharded. */
+/* Tensors of another format under names of a Hugging Face folder. Names, shapes and types are copied, data and sources borrowed. The owner
+ * of what is borrowed is closed with st; on failure it stays the caller's. */
+lk_status lk_safetensors_of_tensors(lk_safetensors **st, const char *path, const lk_st_tensor *tensors, int64_t n, void *owner,
+                                    void (*close_owner)(void *owner), lk_error *err);
+/* SHA-256 over the tensors in name order, each as name, 0, type name, 0, u8 dimensions, i64 LE shape, bytes (those of
+ * the source where there is one): the same content gives the same digest however it is sharded. */
 lk_status lk_safetensors_digest(const lk_safetensors *st, char hex[65], lk_error *err);
 
 /* Writing: declare every tensor, then give the data in the order of declaration.

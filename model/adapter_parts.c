@@ -283,7 +283,7 @@ lk_status lk_adapter_fits(const lk_peft *peft, const char *path, const char *bas
     if ((status = lk_config_read(&config, base, err))) return status;
     if ((status = lk_adapter_parts_find(&parts, peft, &config, path, base, err))) goto out;
     if (!stamp) goto out;
-    if ((status = lk_safetensors_open(&st, base, err))) goto out;
+    if ((status = lk_weights_open(&st, base, &config, err))) goto out;
     if ((status = lk_pool_create(&pool, 0, err))) goto out;
     if ((status = lk_weights_identity(st, &config, pool, identity, err))) goto out;
     if (strcmp(stamp, identity))

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "model/families.h"
+#include "model/gguf_config.h"
 
 enum { CONFIG_MAX_BYTES = 4 << 20 };
 /* ---------------------------------------------------------------------------------------------- without JSON */
@@ -336,11 +337,22 @@ lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk
     return parse_eos(c, json, where, err);
 }
 
+static lk_status read_gguf(lk_config *c, const char *file, lk_error *err)
+{
+    lk_gguf *g;
+    LK_TRY(lk_gguf_open(&g, file, err));
+    lk_status status = lk_gguf_read_config(c, g, err);
+    lk_gguf_close(g);
+    return status;
+}
+
 lk_status lk_config_read(lk_config *c, const char *folder, lk_error *err)
 {
     char path[4096];
+    if (lk_gguf_is_file(folder)) return read_gguf(c, folder, err);
     if (!lk_path_is_folder(folder))
-        return lk_fail(err, LK_ERR_IO, "%s is not a model folder (a folder with config.json and safetensors files)", folder);
+        return lk_fail(err, LK_ERR_IO, "%s is not a model folder (a folder with config.json and safetensors files), nor a GGUF file",
+                       folder);
     LK_TRY(lk_path_join(path, sizeof path, folder, "config.json", err));
     cJSON *json;
     LK_TRY(lk_json_read(&json, path, CONFIG_MAX_BYTES, err));

@@ -63,7 +63,8 @@ typedef struct lk_config {
     int n_eos;
 } lk_config;
 
-lk_status lk_config_read(lk_config *config, const char *folder, lk_error *err);
+/* Of a model folder, or of a GGUF file (model/gguf_config.h). */
+lk_status lk_config_read(lk_config *config, const char *base, lk_error *err);
 lk_status lk_config_parse(lk_config *config, const cJSON *json, const char *where, lk_error *err);
 
 /* What this model_type means where nothing else is said, everything else zero. Refuses one that is not known, with the list of those that

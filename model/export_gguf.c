@@ -10,6 +10,7 @@
 #include "data/gguf_tokenizer.h"
 #include "kernels/nf4.h"
 #include "model/bnb.h"
+#include "model/folder.h"
 #include "model/gguf_config.h"
 #include "model/gguf_map.h"
 #include "model/weights.h"
@@ -324,6 +325,7 @@ lk_status lk_export_gguf(const char *base, const char *out, const lk_gguf_export
     memset(result, 0, sizeof *result);
     lk_status status;
     if ((status = find_recipe(&e.recipe, options->type, err))) goto out;
+    if ((status = lk_folder_check_base(base, "exporting", err))) goto out;
     if ((status = lk_config_read(&e.config, base, err))) goto out;
     if ((status = lk_gguf_check_config(&e.config, base, err))) goto out;
     e.family = lk_gguf_family_of(e.config.model_type);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "data/gguf.h"
 
 enum { MAX_COPY_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
 
@@ -64,6 +65,15 @@ out:
     cJSON_Delete(json);
     free(text);
     return status;
+}
+
+lk_status lk_folder_check_base(const char *base, const char *what, lk_error *err)
+{
+    if (!lk_gguf_is_file(base)) return LK_OK;
+    return lk_fail(err, LK_ERR_UNSUPPORTED,
+                   "%s: %s needs a Hugging Face folder (config.json, tokenizer.json): a GGUF file can be served, trained on and "
+                   "evaluated as it is",
+                   base, what);
 }
 
 lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *err)

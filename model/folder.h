@@ -19,6 +19,9 @@ const char *lk_torch_dtype(lk_dtype type);
 /* quantization_config of a bitsandbytes NF4 folder; the caller's. */
 cJSON *lk_bnb_config(lk_dtype compute);
 
+/* Refuses a base that is not a model folder, whose files are carried over. what: "merging". */
+lk_status lk_folder_check_base(const char *base, const char *what, lk_error *err);
+
 /* Refuses an output folder that exists and is not empty, or that is the source. Creates it. */
 lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *err);
 

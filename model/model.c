@@ -88,16 +88,21 @@ static lk_status load_dense(loader *l, lk_matrix **out, const char *name, int64_
     if (t->type != LK_F32 && t->type != LK_BF16 && t->type != LK_F16)
         return lk_fail(l->err, LK_ERR_UNSUPPORTED, "%s: %s is %s; F32, BF16, F16 or bitsandbytes NF4 expected", t->file, name,
                        lk_dtype_name(t->type));
-    LK_TRY(create(l, out, &(lk_matrix_source){.type = t->type, .n = n, .k = k, .data = t->data}));
-    report(l);
-    return LK_OK;
+    const void *data;
+    void *own;
+    LK_TRY(lk_weights_bytes(t, l->pool, &data, &own, l->err));
+    lk_status status = create(l, out, &(lk_matrix_source){.type = t->type, .n = n, .k = k, .data = data});
+    free(own);
+    if (!status) report(l);
+    return status;
 }
 
 static lk_status load_linear(loader *l, lk_matrix **out, const char *name, int64_t n, int64_t k)
 {
     if (l->options->quant == LK_QUANT_NONE && !lk_bnb_is_quantized(l->st, name)) {
         const lk_st_tensor *t = lk_safetensors_find(l->st, name);
-        if (t) hash_part(l, name, t->data, t->n_bytes);
+        if (t && t->source) hash_part(l, name, t->source->bytes, t->source->n_bytes);
+        if (t && !t->source) hash_part(l, name, t->data, t->n_bytes);
         return load_dense(l, out, name, n, k);
     }
     lk_nf4_host host;
@@ -202,7 +207,7 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld layers", (long long)model->config.layers);
         goto out;
     }
-    if ((status = lk_safetensors_open(&l.st, folder, err))) goto out;
+    if ((status = lk_weights_open(&l.st, folder, &model->config, err))) goto out;
     if ((status = lk_pool_create(&l.pool, lk_backend_threads(be), err))) goto out;
     bool four_bit = lk_bnb_any(l.st);
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
@@ -247,7 +252,7 @@ lk_status lk_model_probe(lk_model_facts *facts, const char *folder, lk_error *er
     memset(facts, 0, sizeof *facts);
     LK_TRY(lk_config_read(&facts->config, folder, err));
     lk_safetensors *st;
-    LK_TRY(lk_safetensors_open(&st, folder, err));
+    LK_TRY(lk_weights_open(&st, folder, &facts->config, err));
     const lk_st_tensor *embedding, *linear = NULL;
     int64_t shape[2] = {facts->config.vocab, facts->config.hidden};
     lk_status status = lk_safetensors_expect(st, "model.embed_tokens.weight", 2, shape, &embedding, err);

@@ -4,9 +4,9 @@
  *     LK_TRY(lk_model_open(&model, be, "llama-8b", &(lk_model_options){.quant = LK_QUANT_NF4}, err));
  *     lk_model_close(model);
  *
- * The folder is a Hugging Face one: config.json and safetensors, 16-bit, fp32, or bitsandbytes 4-bit (NF4, with or without double
- * quantisation). A 16-bit folder is quantised while loading when quant is NF4 (blocks of 64, double-quantised, bit for bit
- * bitsandbytes'); embedding, head and norms stay as they are. */
+ * The base is a GGUF file (F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K; model/gguf_weights.c) or a Hugging Face folder: config.json and
+ * safetensors, 16-bit, fp32, or bitsandbytes 4-bit (NF4, with or without double quantisation). A 16-bit folder is quantised while loading
+ * when quant is NF4 (blocks of 64, double-quantised, bit for bit bitsandbytes'); embedding, head and norms stay as they are. */
 #ifndef LK_MODEL_MODEL_H
 #define LK_MODEL_MODEL_H
 
@@ -50,7 +50,7 @@ typedef struct lk_model {
     char identity[65], digest[65];
 } lk_model;
 
-lk_status lk_model_open(lk_model **model, lk_backend *be, const char *folder, const lk_model_options *options, lk_error *err);
+lk_status lk_model_open(lk_model **model, lk_backend *be, const char *base, const lk_model_options *options, lk_error *err);
 void lk_model_close(lk_model *model); /* NULL is fine */
 
 /* Bytes the loaded model takes, for the plan: what lk_model_open will allocate on this backend. dense: source type of unquantised

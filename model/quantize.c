@@ -47,6 +47,7 @@ lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk
     lk_pool *pool = NULL;
     lk_st_writer *w = NULL;
     lk_status status;
+    if ((status = lk_folder_check_base(folder, "quantising", err))) goto out;
     if ((status = lk_config_read(&config, folder, err))) goto out;
     if ((status = lk_safetensors_open(&st, folder, err))) goto out;
     if (lk_bnb_any(st)) {

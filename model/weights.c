@@ -5,8 +5,58 @@
 #include <string.h>
 
 #include "base/sha256.h"
+#include "data/gguf.h"
 #include "kernels/nf4.h"
 #include "model/bnb.h"
+
+lk_status lk_weights_open(lk_safetensors **st, const char *base, const lk_config *config, lk_error *err)
+{
+    return lk_gguf_is_file(base) ? lk_gguf_open_weights(st, base, config, err) : lk_safetensors_open(st, base, err);
+}
+
+typedef struct compute_job {
+    const lk_st_tensor *tensor;
+    unsigned char *out;
+    lk_status status[256]; /* one a thread: no sharing */
+    lk_error error[256];
+} compute_job;
+
+static void compute_elements(void *context, int64_t begin, int64_t end, int thread)
+{
+    enum { PIECE = 8192 };
+    compute_job *job = context;
+    float values[PIECE];
+    int64_t size = lk_dtype_size(job->tensor->type);
+    for (int64_t first = begin; first < end; first += PIECE) {
+        int64_t n = end - first < PIECE ? end - first : PIECE;
+        if ((job->status[thread] = lk_st_read_f32(job->tensor, first, n, values, &job->error[thread]))) return;
+        lk_from_f32(job->out + first * size, job->tensor->type, values, n);
+    }
+}
+
+lk_status lk_weights_bytes(const lk_st_tensor *t, lk_pool *pool, const void **data, void **own, lk_error *err)
+{
+    *own = NULL;
+    *data = t->data;
+    if (!t->source) return LK_OK;
+    compute_job *job = calloc(1, sizeof *job);
+    *own = malloc((size_t)t->n_bytes);
+    lk_status status =
+        job && *own ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld bytes of %s", (long long)t->n_bytes, t->name);
+    if (!status) {
+        job->tensor = t;
+        job->out = *own;
+        lk_pool_run(pool, t->n_elements, 8192, compute_elements, job);
+        for (int i = 0; i < lk_pool_threads(pool) && !status; i++)
+            if (job->status[i]) status = lk_fail(err, job->status[i], "%s", job->error[i].message);
+    }
+    free(job);
+    *data = *own;
+    if (!status) return LK_OK;
+    free(*own);
+    *own = NULL;
+    return status;
+}
 
 void lk_nf4_host_free(lk_nf4_host *m)
 {
@@ -231,7 +281,7 @@ lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config,
         bool unread_head = config->tied && !strcmp(t->name, "lm_head.weight");
         if (derived || unread_head || lk_weights_site(config, t->name) >= 0) continue;
         char part[65];
-        lk_tree_digest(pool, t->data, t->n_bytes, part);
+        lk_tree_digest(pool, t->source ? t->source->bytes : t->data, t->source ? t->source->n_bytes : t->n_bytes, part);
         lk_sha256_update(&hash, t->name, strlen(t->name));
         lk_sha256_update(&hash, lk_dtype_name(t->type), strlen(lk_dtype_name(t->type)));
         lk_sha256_update(&hash, part, 64);

@@ -7,6 +7,13 @@
 #include "data/safetensors.h"
 #include "model/model.h"
 
+/* The tensors of a base under the names of a Hugging Face folder: of the folder, or of a GGUF file (gguf_weights.c), where a tensor that is
+ * quantised there is F32 and computed when read. */
+lk_status lk_weights_open(lk_safetensors **st, const char *base, const lk_config *config, lk_error *err);
+lk_status lk_gguf_open_weights(lk_safetensors **st, const char *file, const lk_config *config, lk_error *err);
+/* The tensor's bytes in its type: *data points to what is stored, or to *own, computed on the pool's threads; free(*own). */
+lk_status lk_weights_bytes(const lk_st_tensor *t, lk_pool *pool, const void **data, void **own, lk_error *err);
+
 /* The NF4 form of a matrix in host memory. */
 typedef struct lk_nf4_host {
     int64_t n, k;

@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "data/tokenizer/internal.h"
+#include "data/gguf_tokenizer.h"
 
 enum { MAX_TOKENIZER_BYTES = 256 << 20, MAX_CONFIG_BYTES = 32 << 20, MAX_TEMPLATE_BYTES = 1 << 20 };
 
@@ -117,6 +118,15 @@ static lk_status find_file(const char *path, char *file, char *folder, size_t si
     return lk_path_folder(folder, size, file, err);
 }
 
+static lk_status open_gguf(lk_tokenizer **tk, const char *file, lk_error *err)
+{
+    lk_gguf *g;
+    LK_TRY(lk_gguf_open(&g, file, err));
+    lk_status status = lk_gguf_open_tokenizer(tk, g, err);
+    lk_gguf_close(g);
+    return status;
+}
+
 lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
 {
     char file[4096], folder[4096], where[4096];
@@ -125,6 +135,7 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     bool slow = false;
     cJSON *config = NULL;
     *out = NULL;
+    if (lk_gguf_is_file(path)) return open_gguf(out, path, err);
     LK_TRY(find_file(path, file, folder, sizeof file, &slow, err));
     LK_TRY(lk_path_join(where, sizeof where, folder, "tokenizer_config.json", err));
     if (lk_path_exists(where))

@@ -25,11 +25,11 @@ typedef struct lk_tokenizer lk_tokenizer;
  * (BOS, EOS). LK_TK_PLAIN_TEXT does not recognise special tokens in the text (user input that must not forge turns). */
 enum { LK_TK_SPECIALS = 1, LK_TK_PLAIN_TEXT = 2 };
 
-/* The folder (or the file's folder) gives tokenizer.json, or, where there is none, vocab.json and merges.txt or SentencePiece's
- * tokenizer.model with the class that tokenizer_config.json names (slow.c: as transformers converts them). If they are there,
- * tokenizer_config.json (bos_token, eos_token, pad_token, add_bos_token, add_eos_token, chat_template) and chat_template.jinja, which
- * wins. LK_ERR_FORMAT for a malformed file, LK_ERR_UNSUPPORTED for one we could only approximate; the message names the file and the
- * entry or component. */
+/* A GGUF file gives the tokenizer in its metadata. The folder (or the file's folder) gives tokenizer.json, or, where there is none,
+ * vocab.json and merges.txt or SentencePiece's tokenizer.model with the class that tokenizer_config.json names (slow.c: as transformers
+ * converts them). If they are there, tokenizer_config.json (bos_token, eos_token, pad_token, add_bos_token, add_eos_token, chat_template)
+ * and chat_template.jinja, which wins. LK_ERR_FORMAT for a malformed file, LK_ERR_UNSUPPORTED for one we could only approximate; the
+ * message names the file and the entry or component. */
 lk_status lk_tokenizer_open(lk_tokenizer **tk, const char *folder_or_file, lk_error *err);
 /* From text in memory (fuzzing, tests). */
 lk_status lk_tokenizer_parse(lk_tokenizer **tk, const char *json, size_t size, const char *where, lk_error *err);

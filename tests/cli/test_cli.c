@@ -102,6 +102,13 @@ static void test_folders(void **state)
     check_program_says(0, "another base model", "inspect " GOLDEN "/options/dora --base " GOLDEN "/models/qwen2-tiny");
     check_program_says(0, "not signed", "export " GOLDEN "/adapters/r8_all -o %s/b.tar.zst --to bundle", out);
     check_program_says(0, "\"signed_by\":\"nobody\"", "inspect %s/b.tar.zst --json", out);
+    check_program_says(0, "20 tensors in q8_0", "export " GOLDEN "/models/chat-tiny -o %s/m.gguf --to gguf --type q8_0", out);
+    check_program_says(0, "\"kind\":\"gguf\",\"architecture\":\"llama\"", "inspect %s/m.gguf --json", out);
+    check_program_says(0, "\"finish_reason\":\"length\"", "generate %s/m.gguf --prompt hello --max-tokens 3 --json", out);
+    check_program_says(0, "factors of", "export " GOLDEN "/models/llama-tiny " GOLDEN "/adapters/r8_all -o %s/a.gguf --to gguf-lora", out);
+    check_program_says(0, "\"kind\":\"gguf adapter\"", "inspect %s/a.gguf --json", out);
+    check_program_says(1, "general.type is \"adapter\": not a model", "generate %s/a.gguf --prompt hello", out);
+    check_program_says(1, "gguf-lora needs BASE and ADAPTER", "export " GOLDEN "/adapters/r8_all -o %s/b.gguf --to gguf-lora", out);
     check_program_says(1, "is neither a model folder", "inspect %s/nothing", out);
     check_program_says(0, "dequantised 4-bit", "merge %s/q %s/b.tar.zst -o %s/m --dtype f32", out, out, out);
     check_program_says(1, "only 4-bit weights", "merge %s/q " GOLDEN "/adapters/r8_all -o %s/m2 --into original", out, out);

@@ -2,10 +2,12 @@
 
 Run:  python tests/golden/make_gguf.py        (needs gguf, and llama-cpp-python for ggml's own Q4_K and Q6_K encoders)
 Writes gguf.gguf: keys of every value type, a tensor of every element type handled here, alignment 64.
+Writes gguf_model.gguf: a llama of one layer, each matrix of another type.
 Writes gguf.safetensors:
   x              F32 [8,256]   normal values, one row of zeros, one row of a constant, one sparse row
   TYPE.blocks    U8            x encoded by the gguf package (Q8_0, Q4_0, F16, BF16) or by ggml (Q4_K, Q6_K)
   TYPE.values    F32 [8,256]   what the gguf package decodes these to
+  model.ids, model.logits      of gguf_model.gguf, by transformers in fp32 on the weights that the gguf package decodes
   TYPE.any       U8            blocks of random bytes with finite scales, TYPE.any_values F32 what they decode to
 """
 
@@ -52,6 +54,78 @@ def any_blocks(name, rng):
     return raw
 
 
+# name in the folder, name in the file, type, shape, heads whose rows are stored pair by pair
+MATRICES = [
+    ("model.embed_tokens", "token_embd", T.Q6_K, (64, 256), 0),
+    ("lm_head", "output", T.Q8_0, (64, 256), 0),
+    ("model.layers.0.self_attn.q_proj", "blk.0.attn_q", T.Q4_K, (64, 256), 2),
+    ("model.layers.0.self_attn.k_proj", "blk.0.attn_k", T.Q8_0, (32, 256), 1),
+    ("model.layers.0.self_attn.v_proj", "blk.0.attn_v", T.F16, (32, 256), 0),
+    ("model.layers.0.self_attn.o_proj", "blk.0.attn_output", T.BF16, (256, 64), 0),
+    ("model.layers.0.mlp.gate_proj", "blk.0.ffn_gate", T.Q4_0, (128, 256), 0),
+    ("model.layers.0.mlp.up_proj", "blk.0.ffn_up", T.Q4_K, (128, 256), 0),
+    ("model.layers.0.mlp.down_proj", "blk.0.ffn_down", T.Q4_0, (256, 128), 0),
+]
+NORMS = [("model.norm", "output_norm"), ("model.layers.0.input_layernorm", "blk.0.attn_norm"), ("model.layers.0.post_attention_layernorm", "blk.0.ffn_norm")]
+
+
+def pairs(w, heads):
+    """Rows of a head half by half, to pair by pair."""
+    return w.reshape(heads, 2, w.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(w.shape) if heads else w
+
+
+def halves(w, heads):
+    return w.reshape(heads, w.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape) if heads else w
+
+
+def model(out):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rng = np.random.default_rng(11)
+    w = gguf.GGUFWriter(HERE / "gguf_model.gguf", "llama")
+    w.add_block_count(1)
+    w.add_context_length(64)
+    w.add_embedding_length(256)
+    w.add_feed_forward_length(128)
+    w.add_head_count(2)
+    w.add_head_count_kv(1)
+    w.add_key_length(32)
+    w.add_value_length(32)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_rope_dimension_count(32)
+    w.add_rope_freq_base(5000.0)
+    w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    w.add_rope_scaling_factor(2.0)
+    w.add_vocab_size(64)
+    w.add_tokenizer_model("no_vocab")
+    state = {}
+    for path, name, kind, shape, heads in MATRICES:
+        x = pairs((rng.standard_normal(shape) * (1.0 if "embed" in path else 0.08)).astype(np.float32), heads)
+        blocks = x if kind == T.F32 else ggml_encode(kind, x) if kind in (T.Q4_K, T.Q6_K) else gguf.quants.quantize(x, kind)
+        state[path + ".weight"] = torch.from_numpy(halves(gguf.quants.dequantize(blocks, kind).astype(np.float32), heads).copy())
+        if kind in (T.F32, T.F16):
+            w.add_tensor(name + ".weight", blocks)
+        else:
+            w.add_tensor(name + ".weight", blocks.view(np.uint8), raw_dtype=kind)
+    for path, name in NORMS:
+        x = (1 + rng.standard_normal(256) * 0.2).astype(np.float32)
+        state[path + ".weight"] = torch.from_numpy(x)
+        w.add_tensor(name + ".weight", x)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    os.chmod(HERE / "gguf_model.gguf", 0o644)
+    config = LlamaConfig(hidden_size=256, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+                         vocab_size=64, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
+                         rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=5000.0), attn_implementation="eager")
+    lm = LlamaForCausalLM(config).eval()
+    lm.load_state_dict(state, strict=True)
+    ids = torch.tensor([(i * 37 + 5) % 64 for i in range(12)])
+    with torch.no_grad():
+        out["model.ids"], out["model.logits"] = ids, lm(input_ids=ids[None], use_cache=False).logits[0]
+
+
 def main():
     rng = np.random.default_rng(5)
     x = (rng.standard_normal((8, 256)) * 0.1).astype(np.float32)
@@ -94,7 +168,8 @@ def main():
     w.write_tensors_to_file()
     w.close()
     os.chmod(HERE / "gguf.gguf", 0o644)
-    save(HERE / "gguf.safetensors", out, "make_gguf.py", ("gguf", "llama-cpp-python"))
+    model(out)
+    save(HERE / "gguf.safetensors", out, "make_gguf.py", ("gguf", "llama-cpp-python", "transformers"))
 
 
 if __name__ == "__main__":
