@@ -1,5 +1,5 @@
-/* Products and adapters of serving on a GPU, from one token to a prompt's chunk, and whole steps of decoding, each against ceilings
- * measured in the same run.
+/* Products, adapters and sampling of serving on a GPU, from one token to a prompt's chunk, and whole steps of decoding, each against
+ * ceilings measured in the same run.
  *
  *     bench_decode [--device D] [--shape S]
  *
@@ -12,7 +12,7 @@
 #include "bench/device.h"
 #include "bench/random_model.h"
 
-enum { RANK = 16, ADAPTERS = 32, MOST_TURNS = 64, MOST_TOKENS = 2048, PAGE_TOKENS = 16 };
+enum { RANK = 16, ADAPTERS = 32, MOST_TURNS = 64, MOST_TOKENS = 2048, PAGE_TOKENS = 16, SAMPLED = 256 };
 static const double turn_bytes = 256e6; /* several times the last level of cache */
 
 typedef struct serving {
@@ -159,6 +159,55 @@ static void bench_products(bench *b, bool small)
     lk_kv_destroy(b->be, kv);
 }
 
+/* Rows of logits to tokens, one sampling begun before the one before it is read, as the engine does. */
+typedef struct sampling {
+    lk_tensor logits;
+    lk_sample_request requests[SAMPLED];
+    lk_sample_result results[SAMPLED];
+    bool under_way;
+} sampling;
+
+static lk_status run_sampling(bench *b, void *context)
+{
+    sampling *s = context;
+    if (!lk_backend_ahead(b->be)) return lk_sample(b->be, &s->logits, s->requests, s->results);
+    LK_TRY(lk_sample_begin(b->be, &s->logits, s->requests));
+    if (s->under_way) LK_TRY(lk_sample_end(b->be, s->results));
+    s->under_way = true;
+    return LK_OK;
+}
+
+/* passes: over the row that each kind is meant to take (kernels/cuda/sample.cu). */
+static void bench_sampling(bench *b, int64_t most)
+{
+    static const struct {
+        const char *name;
+        float temperature, top_p;
+        int passes;
+    } kinds[] = {{"greedy", 0.0f, 1.0f, 1}, {"plain", 0.02f, 1.0f, 2}, {"top-p 0.9", 0.02f, 0.9f, 4}};
+    static const int64_t counts[] = {1, 32, SAMPLED};
+    static sampling s;
+    bench_check(b, "reserve", lk_reserve(b->be, &(lk_limits){.tokens = most, .vocab = b->c.vocab, .context = 1, .serving = true}));
+    lk_tensor all = bench_tensor(b, LK_F32, most, b->c.vocab, 0);
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts && counts[i] <= most; i++) {
+            s.logits = lk_tensor_rows(&all, 0, counts[i]);
+            for (int64_t r = 0; r < counts[i]; r++)
+                s.requests[r] = (lk_sample_request){.temperature = kinds[k].temperature,
+                                                    .top_p = kinds[k].top_p,
+                                                    .repetition_penalty = 1.0f,
+                                                    .counter = (uint64_t)r,
+                                                    .n_logprobs = -1};
+            char name[96];
+            snprintf(name, sizeof name, "sampling, %s, %lld x %lld", kinds[k].name, (long long)counts[i], (long long)b->c.vocab);
+            double seconds = bench_seconds(b, name, run_sampling, &s);
+            if (s.under_way) bench_check(b, name, lk_sample_end(b->be, s.results));
+            s.under_way = false;
+            bench_report(b, name, seconds, 4.0 * kinds[k].passes * (double)(counts[i] * b->c.vocab), 0, 0);
+        }
+    lk_free(b->be, all.data);
+}
+
 int main(int argc, char **argv)
 {
     const char *device = "cuda", *shape = "8b";
@@ -178,6 +227,7 @@ int main(int argc, char **argv)
     bench_check(&b, "reserve", lk_reserve(b.be, &ceilings));
     bench_ceilings(&b, small);
     bench_products(&b, small);
+    bench_sampling(&b, small ? 32 : SAMPLED);
     lk_backend_close(b.be);
     return 0;
 }
