@@ -142,6 +142,46 @@ lk_status lk_json_parse_commented(cJSON **root, const char *text, size_t size, c
     return parse(root, text, size, true, where, err);
 }
 
+/* The next number outside strings, from *at on; its length, 0 at the end. */
+static size_t next_number(const char *text, size_t size, size_t *at)
+{
+    for (size_t i = *at; i < size; i++) {
+        if (text[i] == '"') {
+            for (i++; i < size && text[i] != '"'; i++) i += text[i] == '\\';
+        } else if (text[i] == '-' || (text[i] >= '0' && text[i] <= '9')) {
+            *at = i;
+            while (i < size && text[i] && strchr("+-.eE0123456789", text[i])) i++;
+            return i - *at;
+        }
+    }
+    return 0;
+}
+
+/* Numbers come in the tree in the order they have in the text. Depth was bounded when it was parsed. */
+static lk_status keep_numbers(cJSON *node, const char *text, size_t size, size_t *at, lk_error *err)
+{
+    for (; node; node = node->next) {
+        if (node->child) LK_TRY(keep_numbers(node->child, text, size, at, err));
+        if (!cJSON_IsNumber(node)) continue;
+        size_t n = next_number(text, size, at);
+        bool plain = n < 16 && !memchr(text + *at, '.', n) && !memchr(text + *at, 'e', n) && !memchr(text + *at, 'E', n);
+        if (n && !plain && !node->valuestring) {
+            node->valuestring = cJSON_malloc(n + 1);
+            if (!node->valuestring) return lk_fail(err, LK_ERR_MEMORY, "no memory for a number's text");
+            memcpy(node->valuestring, text + *at, n);
+            node->valuestring[n] = 0;
+        }
+        *at += n;
+    }
+    return LK_OK;
+}
+
+lk_status lk_json_keep_numbers(cJSON *root, const char *text, size_t size, lk_error *err)
+{
+    size_t at = 0;
+    return keep_numbers(root, text, size, &at, err);
+}
+
 lk_status lk_json_read(cJSON **root, const char *path, size_t max_bytes, lk_error *err)
 {
     char *text;

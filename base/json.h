@@ -27,6 +27,10 @@ lk_status lk_json_parse_commented(cJSON **root, const char *text, size_t size, c
 /* Reads and parses a file of at most max_bytes. */
 lk_status lk_json_read(cJSON **root, const char *path, size_t max_bytes, lk_error *err);
 
+/* Where the spelling of numbers matters (1.0 is no whole number to Python): puts the text of each number that is not a small whole one into
+ * its node's valuestring, which the tree then owns. text is what root was parsed from. */
+lk_status lk_json_keep_numbers(cJSON *root, const char *text, size_t size, lk_error *err);
+
 /* Typed members of an object. The required ones fail with LK_ERR_FORMAT when missing or of another type or range. */
 lk_status lk_json_int(const cJSON *object, const char *key, int64_t min, int64_t max, int64_t *value, const char *where, lk_error *err);
 lk_status lk_json_number(const cJSON *object, const char *key, double min, double max, double *value, const char *where, lk_error *err);
