@@ -3,7 +3,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/arena.h"
 #include "cli/commands.h"
 #include "cli/complete.h"
 #include "cli/stop.h"
@@ -21,15 +20,16 @@ enum { MAX_TURNS = 2000 };
 static int converse(const cli_command *self, const cli_session *s, lk_engine *engine, bool adapter, const char *system,
                     lk_request_spec spec)
 {
-    lk_arena arena = {0};
-    lk_chat_message *messages = lk_arena_alloc(&arena, MAX_TURNS * sizeof *messages);
+    cJSON *messages = cJSON_CreateArray();
     int64_t n = 0;
     char *line = NULL;
     size_t room = 0;
     int rc = CLI_DONE;
     lk_error err = {0};
-    if (!messages) return cli_fail(self, CLI_FAILED, "no memory");
-    if (system) messages[n++] = (lk_chat_message){"system", system, false};
+    if (!messages || (system && lk_chat_add(messages, "system", system, &err))) {
+        cJSON_Delete(messages);
+        return cli_fail(self, CLI_FAILED, "no memory");
+    }
     bool terminal = isatty(STDIN_FILENO);
     while (n + 2 < MAX_TURNS && !cli_stop) {
         if (terminal) fprintf(stderr, "> ");
@@ -37,10 +37,10 @@ static int converse(const cli_command *self, const cli_session *s, lk_engine *en
         if (length < 0) break;
         while (length > 0 && (line[length - 1] == '\n' || line[length - 1] == '\r')) line[--length] = 0;
         if (length == 0) continue;
-        messages[n++] = (lk_chat_message){"user", lk_arena_strdup(&arena, line), false};
         int32_t *ids = NULL;
         cli_completion c;
-        if (cli_encode_messages(s, messages, n, &ids, &spec.n_prompt, &err)) {
+        if (lk_chat_add(messages, "user", line, &err) ||
+            cli_encode_messages(s, &(lk_chat_input){.messages = messages}, &ids, &spec.n_prompt, &err)) {
             rc = cli_fail(self, CLI_FAILED, "%s", err.message);
             break;
         }
@@ -52,11 +52,16 @@ static int converse(const cli_command *self, const cli_session *s, lk_engine *en
             break;
         }
         printf("\n");
-        messages[n++] = (lk_chat_message){"assistant", lk_arena_strdup(&arena, c.text), false};
+        status = lk_chat_add(messages, "assistant", c.text, &err);
         cli_completion_free(&c);
+        if (status) {
+            rc = cli_fail(self, CLI_FAILED, "%s", err.message);
+            break;
+        }
+        n += 2;
     }
     free(line);
-    lk_arena_free(&arena);
+    cJSON_Delete(messages);
     return rc;
 }
 

@@ -131,11 +131,12 @@ const char *cli_finish_name(lk_finish finish)
     }
 }
 
-lk_status cli_encode_messages(const cli_session *s, const lk_chat_message *messages, int64_t n, int32_t **ids, int64_t *n_ids,
-                              lk_error *err)
+lk_status cli_encode_messages(const cli_session *s, const lk_chat_input *input, int32_t **ids, int64_t *n_ids, lk_error *err)
 {
     lk_chat_tokens tokens;
-    LK_TRY(lk_chat_encode(s->chat, messages, n, true, &tokens, err));
+    lk_chat_input in = *input;
+    in.generation_prompt = true;
+    LK_TRY(lk_chat_encode(s->chat, &in, &tokens, err));
     *ids = tokens.ids;
     *n_ids = tokens.n;
     tokens.ids = NULL;

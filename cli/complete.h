@@ -26,7 +26,6 @@ void cli_completion_free(cli_completion *c);
 const char *cli_finish_name(lk_finish finish);
 
 /* Ids of a prompt: messages rendered with the generation prompt, or text with special tokens. free(*ids). */
-lk_status cli_encode_messages(const cli_session *s, const lk_chat_message *messages, int64_t n, int32_t **ids, int64_t *n_ids,
-                              lk_error *err);
+lk_status cli_encode_messages(const cli_session *s, const lk_chat_input *input, int32_t **ids, int64_t *n_ids, lk_error *err);
 
 #endif

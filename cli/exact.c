@@ -105,6 +105,24 @@ static lk_status ask(asker *a, const int32_t *ids, int64_t n, const char *refere
     return q->reference ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for a reference");
 }
 
+/* The conversation without its last message, where that is an assistant's text: the reference. */
+static lk_status ask_conversation(asker *a, const lk_example *ex, const char **reference, int32_t **ids, int64_t *n, lk_error *err)
+{
+    int count = cJSON_GetArraySize(ex->messages);
+    const cJSON *last = cJSON_GetArrayItem(ex->messages, count - 1);
+    const char *role = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(last, "role"));
+    const char *content = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(last, "content"));
+    if (count < 2 || !content || !role || strcmp(role, "assistant")) return LK_OK;
+    cJSON *before = cJSON_Duplicate(ex->messages, true);
+    if (!before) return lk_fail(err, LK_ERR_MEMORY, "no memory for a question");
+    cJSON_DeleteItemFromArray(before, count - 1);
+    lk_chat_input in = {.messages = before, .tools = ex->tools, .documents = ex->documents, .variables = ex->variables};
+    lk_status status = cli_encode_messages(a->s, &in, ids, n, err);
+    if (!status) *reference = content;
+    cJSON_Delete(before);
+    return status;
+}
+
 static lk_status ask_example(asker *a, const lk_example *ex, lk_error *err)
 {
     int32_t *ids = NULL;
@@ -113,9 +131,8 @@ static lk_status ask_example(asker *a, const lk_example *ex, lk_error *err)
     if (ex->kind == LK_EXAMPLE_COMPLETION) {
         reference = ex->completion;
         LK_TRY(lk_tokenizer_encode(a->s->tk, ex->prompt, strlen(ex->prompt), LK_TK_SPECIALS, &ids, &n, err));
-    } else if (ex->kind == LK_EXAMPLE_MESSAGES && ex->n_messages > 1 && !strcmp(ex->messages[ex->n_messages - 1].role, "assistant")) {
-        reference = ex->messages[ex->n_messages - 1].content;
-        LK_TRY(cli_encode_messages(a->s, ex->messages, ex->n_messages - 1, &ids, &n, err));
+    } else if (ex->kind == LK_EXAMPLE_MESSAGES) {
+        LK_TRY(ask_conversation(a, ex, &reference, &ids, &n, err));
     }
     if (!reference) {
         a->result->skipped++;

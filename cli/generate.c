@@ -83,7 +83,7 @@ static int run(const cli_command *self, int argc, char **argv)
         if (!cli_parse_ids(self, prompt_ids, &ids, &n_ids)) goto out;
     } else if (messages_file) {
         if (!cli_read_messages(self, messages_file, &messages)) goto out;
-        if (cli_encode_messages(&s, messages.messages, messages.n, &ids, &n_ids, &err)) goto fail;
+        if (cli_encode_messages(&s, &messages.input, &ids, &n_ids, &err)) goto fail;
     } else if (lk_tokenizer_encode(s.tk, prompt, strlen(prompt), LK_TK_SPECIALS, &ids, &n_ids, &err)) {
         goto fail;
     }

@@ -101,29 +101,20 @@ bool cli_read_messages(const cli_command *command, const char *path, cli_message
     size_t size;
     if (!cli_read_text(command, path, &text, &size)) return false;
     lk_error err = {0};
-    cJSON *root = NULL;
-    lk_status status = lk_json_parse(&root, text, size, path, &err);
+    lk_status status = lk_json_parse(&out->json, text, size, path, &err);
+    if (!status) status = lk_json_keep_numbers(out->json, text, size, &err);
     free(text);
-    if (status) goto fail;
-    const cJSON *list = cJSON_IsArray(root) ? root : lk_json_get(root, "messages");
-    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) == 0) {
-        lk_fail(&err, LK_ERR_FORMAT, "%s: a non-empty array of messages, or an object with \"messages\", is expected", path);
-        goto fail;
+    const cJSON *root = out->json;
+    if (!status) {
+        out->input = (lk_chat_input){.messages = cJSON_IsArray(root) ? root : lk_json_get(root, "messages"),
+                                     .tools = lk_json_get(root, "tools"),
+                                     .documents = lk_json_get(root, "documents"),
+                                     .variables = lk_json_get(root, "chat_template_kwargs")};
+        if (cJSON_IsNull(out->input.tools)) out->input.tools = NULL;
+        if (!cJSON_IsArray(out->input.messages) || !out->input.messages->child)
+            status = lk_fail(&err, LK_ERR_FORMAT, "%s: a non-empty array of messages, or an object with \"messages\", is expected", path);
     }
-    out->json = root;
-    out->messages = calloc((size_t)cJSON_GetArraySize(list), sizeof *out->messages);
-    if (!out->messages) goto fail;
-    const cJSON *item;
-    cJSON_ArrayForEach(item, list)
-    {
-        char where[4200];
-        snprintf(where, sizeof where, "%s: message %lld", path, (long long)out->n + 1);
-        lk_chat_message *m = &out->messages[out->n++];
-        if (lk_json_string(item, "role", &m->role, where, &err) || lk_json_string(item, "content", &m->content, where, &err)) goto fail;
-    }
-    return true;
-fail:
-    if (!out->json) cJSON_Delete(root);
+    if (!status) return true;
     cli_messages_free(out);
     cli_fail(command, CLI_FAILED, "%s", err.message);
     return false;
@@ -132,6 +123,5 @@ fail:
 void cli_messages_free(cli_messages *m)
 {
     cJSON_Delete(m->json);
-    free(m->messages);
     memset(m, 0, sizeof *m);
 }

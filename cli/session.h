@@ -24,11 +24,11 @@ void cli_session_close(cli_session *s);
 bool cli_parse_ids(const cli_command *command, const char *text, int32_t **ids, int64_t *n);
 /* A whole file (or standard input for "-"); free(*text). */
 bool cli_read_text(const cli_command *command, const char *path, char **text, size_t *size);
-/* messages from a JSON file: an array of {role, content}, or an object with "messages". The strings live in the returned tree. */
+/* A conversation from a JSON file: an array of messages, or an object with "messages" and, as in a dataset, "tools", "documents" and
+ * "chat_template_kwargs". The input points into the tree. */
 typedef struct cli_messages {
-    void *json;
-    lk_chat_message *messages;
-    int64_t n;
+    cJSON *json;
+    lk_chat_input input;
 } cli_messages;
 bool cli_read_messages(const cli_command *command, const char *path, cli_messages *out);
 void cli_messages_free(cli_messages *m);

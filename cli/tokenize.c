@@ -137,14 +137,15 @@ static int run(const cli_command *self, int argc, char **argv)
     if (lk_tokenizer_open(&tk, base, &err)) goto fail;
     if (messages) {
         if (!cli_read_messages(self, messages, &m)) goto out;
-        if (lk_chat_open(&chat, tk, &err) || lk_chat_encode(chat, m.messages, m.n, false, &tokens, &err)) goto fail;
+        if (lk_chat_open(&chat, tk, &err) || lk_chat_encode(chat, &m.input, &tokens, &err)) goto fail;
     } else {
         if (file && !cli_read_text(self, file, &owned, &size)) goto out;
         const char *source = file ? owned : text;
         if (!file) size = strlen(text);
-        lk_chat_message turn = {.role = "user", .content = source};
         if (chat_view) {
-            if (lk_chat_open(&chat, tk, &err) || lk_chat_encode(chat, &turn, 1, true, &tokens, &err)) goto fail;
+            lk_chat_input in = {.messages = m.json = cJSON_CreateArray(), .generation_prompt = true};
+            if (!m.json || lk_chat_add(m.json, "user", source, &err)) goto fail;
+            if (lk_chat_open(&chat, tk, &err) || lk_chat_encode(chat, &in, &tokens, &err)) goto fail;
         } else if (lk_tokenizer_encode(tk, source, size, LK_TK_SPECIALS, &tokens.ids, &tokens.n, &err))
             goto fail;
     }

@@ -43,6 +43,7 @@ struct lk_reader {
     size_t record_size, record_room;
     int64_t record_line;
     lk_arena arena; /* the current example's */
+    cJSON *tree;    /* too */
     char place[5200];
 };
 
@@ -339,6 +340,8 @@ lk_status lk_reader_next(lk_reader *r, lk_example *example, lk_error *err)
 {
     *example = (lk_example){0};
     lk_arena_free(&r->arena);
+    cJSON_Delete(r->tree);
+    r->tree = NULL;
     if (r->broken) return lk_fail(err, r->broken, "%s: reading stopped at an earlier error", r->source.path);
     while (!r->finished) {
         if (r->mode == MODE_CLOSED) {
@@ -355,7 +358,9 @@ lk_status lk_reader_next(lk_reader *r, lk_example *example, lk_error *err)
         here(r);
         if (r->mode == MODE_DOCUMENT) return document_example(r, example, err);
         example->line = r->record_line;
-        return lk_example_parse(example, &r->arena, &r->source, r->record, r->record_size, r->place, err);
+        lk_status status = lk_example_parse(example, &r->arena, &r->source, r->record, r->record_size, r->place, err);
+        r->tree = example->tree;
+        return status;
     }
     if (r->examples) return LK_OK; /* LK_EXAMPLE_END */
     return lk_fail(err, LK_ERR_FORMAT, "%s: the dataset is empty: no example in it%s", r->source.path,
@@ -423,6 +428,7 @@ void lk_reader_close(lk_reader *r)
     if (r->archive) archive_read_free(r->archive);
     if (r->fd >= 0) close(r->fd);
     free(r->record);
+    cJSON_Delete(r->tree);
     lk_arena_free(&r->arena);
     lk_arena_free(&r->strings);
     free(r);

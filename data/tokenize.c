@@ -197,16 +197,14 @@ static lk_status tokenize_completion(document *d, const lk_tokenizer *tk, const 
 static lk_status tokenize_messages(document *d, const lk_chat *chat, const lk_example *ex, lk_loss_on loss_on, lk_error *err)
 {
     if (!chat) return lk_fail(err, LK_ERR_ARGUMENT, "messages need a chat format");
-    lk_chat_message *messages = malloc(((size_t)ex->n_messages + 1) * sizeof *messages);
-    if (!messages) return lk_fail(err, LK_ERR_MEMORY, "no memory for %" PRId64 " messages", ex->n_messages);
-    if (ex->n_messages) memcpy(messages, ex->messages, (size_t)ex->n_messages * sizeof *messages);
-    for (int64_t i = 0; i + 1 < ex->n_messages && loss_on == LK_LOSS_COMPLETION; i++) messages[i].no_loss = true;
+    int64_t n = cJSON_GetArraySize(ex->messages);
+    lk_chat_input in = {.messages = ex->messages, .tools = ex->tools, .documents = ex->documents, .variables = ex->variables};
+    if (loss_on != LK_LOSS_ASSISTANT) in.train_from = loss_on == LK_LOSS_COMPLETION ? n - 1 : n; /* all: turns need not be found */
     lk_chat_tokens tokens = {0};
-    lk_status status = lk_chat_encode(chat, messages, ex->n_messages, false, &tokens, err);
+    lk_status status = lk_chat_encode(chat, &in, &tokens, err);
     if (!status) status = document_add(d, tokens.ids, tokens.n, 0, err);
     if (!status && tokens.n) memcpy(d->mask, tokens.mask, (size_t)tokens.n);
-    if (!status) lk_chat_tokens_free(&tokens);
-    free(messages);
+    lk_chat_tokens_free(&tokens);
     return status;
 }
 

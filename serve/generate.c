@@ -39,8 +39,13 @@ static lk_status encode_messages(const lk_place *place, const lk_openai_request 
 {
     lk_error err = {0};
     lk_chat_tokens tokens = {0};
-    if (lk_chat_encode(place->chat, request->messages, request->n_messages, request->generation_prompt, &tokens, &err))
-        return lk_api_fail_from(e, &err, "messages");
+    const lk_chat_input in = {.messages = request->messages,
+                              .tools = request->tools,
+                              .documents = request->documents,
+                              .variables = request->variables,
+                              .generation_prompt = request->generation_prompt,
+                              .train_from = INT64_MAX};
+    if (lk_chat_encode(place->chat, &in, &tokens, &err)) return lk_api_fail_from(e, &err, "messages");
     *n = tokens.n;
     *ids = malloc(((size_t)tokens.n + 1) * sizeof **ids);
     if (*ids && tokens.n) memcpy(*ids, tokens.ids, (size_t)tokens.n * sizeof **ids);

@@ -15,6 +15,8 @@ typedef struct reader {
     lk_openai_request *request;
     const lk_openai_limits *limits;
     lk_api_error *e;
+    cJSON *root; /* the body, of which trees are taken */
+    bool no_tools;
     int64_t max_completion_tokens, top_logprobs; /* -1: not given */
     int64_t n_tokens_asked;                      /* max_tokens; -1: not given */
     int64_t best_of;
@@ -30,7 +32,29 @@ static lk_status take_model(reader *r, const cJSON *item)
     return r->request->model ? LK_OK : lk_openai_no_memory(r->e);
 }
 
-static lk_status take_messages(reader *r, const cJSON *item) { return lk_openai_take_messages(r->request, item, r->e); }
+/* A part of the body, kept. */
+static cJSON *keep(reader *r, const cJSON *item) { return cJSON_DetachItemViaPointer(r->root, (cJSON *)(uintptr_t)item); }
+
+static lk_status take_messages(reader *r, const cJSON *item)
+{
+    lk_status status = lk_openai_check_messages(item, r->e);
+    if (!status) r->request->messages = keep(r, item);
+    return status;
+}
+
+static lk_status take_documents(reader *r, const cJSON *item)
+{
+    lk_status status = lk_openai_check_documents(item, r->e);
+    if (!status && item->child) r->request->documents = keep(r, item);
+    return status;
+}
+
+static lk_status take_variables(reader *r, const cJSON *item)
+{
+    if (!cJSON_IsObject(item)) return lk_api_fail(r->e, 400, item->string, "%s must be an object", item->string);
+    r->request->variables = keep(r, item);
+    return LK_OK;
+}
 
 static lk_status take_prompt(reader *r, const cJSON *item) { return lk_openai_take_prompt(r->request, item, r->limits->vocab, r->e); }
 
@@ -135,15 +159,26 @@ static lk_status take_response_format(reader *r, const cJSON *item)
 
 static lk_status take_tools(reader *r, const cJSON *item)
 {
-    if (cJSON_IsArray(item) && !item->child) return LK_OK;
-    return lk_api_fail(r->e, 400, item->string, "%s: calling of functions is not supported; leave it out", item->string);
+    lk_status status = lk_openai_check_tools(item, r->e);
+    if (!status && item->child) r->request->tools = keep(r, item);
+    return status;
 }
 
+static lk_status refuse_list(reader *r, const cJSON *item)
+{
+    if (cJSON_IsArray(item) && !item->child) return LK_OK;
+    return lk_api_fail(r->e, 400, item->string, "%s is not supported; use tools", item->string);
+}
+
+/* The tools are shown to the model and what it writes comes back as text: nothing here could enforce a call. */
 static lk_status take_tool_choice(reader *r, const cJSON *item)
 {
-    if (cJSON_IsString(item) && (!strcmp(item->valuestring, "none") || !strcmp(item->valuestring, "auto"))) return LK_OK;
-    return lk_api_fail(r->e, 400, item->string, "%s: calling of functions is not supported; only \"none\" and \"auto\" make sense",
-                       item->string);
+    bool none = cJSON_IsString(item) && !strcmp(item->valuestring, "none");
+    if (!none && !(cJSON_IsString(item) && !strcmp(item->valuestring, "auto")))
+        return lk_api_fail(r->e, 400, item->string, "%s: a call cannot be forced: not supported; only \"none\" and \"auto\" are",
+                           item->string);
+    r->no_tools |= none && !strcmp(item->string, "tool_choice");
+    return LK_OK;
 }
 
 static lk_status take_modalities(reader *r, const cJSON *item)
@@ -239,8 +274,10 @@ static const parameter parameters[] = {
     {"add_generation_prompt", TOK, TO_BOOL, FIELD(generation_prompt)},
     {"return_token_strs", TOK, TO_BOOL, FIELD(token_strings)},
     {"response_format", GEN, .take = take_response_format},
-    {"tools", CHAT, .take = take_tools},
-    {"functions", CHAT, .take = take_tools},
+    {"tools", CHAT | TOK, .take = take_tools},
+    {"documents", CHAT | TOK, .take = take_documents},
+    {"chat_template_kwargs", CHAT | TOK, .take = take_variables},
+    {"functions", CHAT, .take = refuse_list},
     {"tool_choice", CHAT, .take = take_tool_choice},
     {"function_call", CHAT, .take = take_tool_choice},
     {"modalities", CHAT, .take = take_modalities},
@@ -382,10 +419,18 @@ lk_status lk_openai_parse(lk_openai_request *request, lk_openai_kind kind, const
     lk_error err = {0};
     cJSON *root;
     if (lk_json_parse(&root, body, size, "request body", &err)) return lk_api_fail_from(e, &err, NULL);
-    reader r = {request, limits, e, -1, -1, -1, -1};
+    reader r = {request, limits, e, root, false, -1, -1, -1, -1};
     lk_status status = cJSON_IsObject(root) ? LK_OK : lk_api_fail(e, 400, NULL, "request body: must be a JSON object");
-    for (const cJSON *item = root->child; item && !status; item = item->next) status = take(&r, item);
+    if (!status && lk_json_keep_numbers(root, body, size, &err)) status = lk_api_fail_from(e, &err, NULL);
+    for (const cJSON *item = root->child, *next; item && !status; item = next) {
+        next = item->next; /* item may be taken out */
+        status = take(&r, item);
+    }
     if (!status) status = check(&r);
+    if (!status && r.no_tools) {
+        cJSON_Delete(request->tools);
+        request->tools = NULL;
+    }
     cJSON_Delete(root);
     if (status) lk_openai_request_free(request);
     return status;
@@ -393,6 +438,10 @@ lk_status lk_openai_parse(lk_openai_request *request, lk_openai_kind kind, const
 
 void lk_openai_request_free(lk_openai_request *request)
 {
+    cJSON_Delete(request->messages);
+    cJSON_Delete(request->tools);
+    cJSON_Delete(request->documents);
+    cJSON_Delete(request->variables);
     lk_arena_free(&request->arena);
     *request = (lk_openai_request){.kind = request->kind};
 }

@@ -40,12 +40,12 @@ typedef struct lk_openai_prompt {
 } lk_openai_prompt;
 
 typedef struct lk_openai_request {
-    lk_arena arena; /* owns everything below */
+    lk_arena arena; /* owns everything below but the trees */
     lk_openai_kind kind;
     const char *model;
-    lk_chat_message *messages; /* chat, or tokenize of a chat; else NULL */
-    int64_t n_messages;
-    lk_openai_prompt *prompts; /* completion: at least one; tokenize: one; detokenize: one of ids */
+    cJSON *messages;                      /* chat, or tokenize of a chat; else NULL: checked, as lk_chat_input wants them */
+    cJSON *tools, *documents, *variables; /* for the chat template; NULL when not given, tools also with tool_choice none */
+    lk_openai_prompt *prompts;            /* completion: at least one; tokenize: one; detokenize: one of ids */
     int64_t n_prompts;
     bool add_special_tokens, skip_special_tokens, generation_prompt, token_strings;
 

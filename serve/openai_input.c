@@ -10,11 +10,10 @@ static const char *keep(lk_openai_request *request, const char *text) { return l
 
 /* ------------------------------------------------------------------------------------------------ messages */
 
-/* [{"type":"text","text":"..."}, ...] joined by newlines, as vLLM does for templates that take text. */
-static lk_status join_parts(lk_openai_request *request, const cJSON *parts, const char *where, const char **out, lk_api_error *e)
+/* Text parts only; the chat template gets them, or their text. */
+static lk_status check_parts(const cJSON *parts, const char *where, lk_api_error *e)
 {
     char param[128];
-    size_t total = 1;
     int i = 0;
     for (const cJSON *part = parts->child; part; part = part->next, i++) {
         const cJSON *type = lk_json_get(part, "type"), *text = lk_json_get(part, "text");
@@ -25,80 +24,94 @@ static lk_status join_parts(lk_openai_request *request, const cJSON *parts, cons
             return lk_api_fail(e, 400, param, "%s: content of type \"%.40s\" is not supported; this model reads text", param,
                                type->valuestring);
         if (!cJSON_IsString(text)) return lk_api_fail(e, 400, param, "%s.text must be a string", param);
-        total += strlen(text->valuestring) + 1;
     }
-    if (i == 0) return lk_api_fail(e, 400, where, "%s must not be an empty array", where);
-    char *joined = lk_arena_alloc(&request->arena, total), *at = joined;
-    if (!joined) return lk_openai_no_memory(e);
-    for (const cJSON *part = parts->child; part; part = part->next) {
-        const char *text = lk_json_get(part, "text")->valuestring;
-        size_t size = strlen(text);
-        if (at != joined) *at++ = '\n';
-        memcpy(at, text, size);
-        at += size;
-    }
-    *at = 0;
-    *out = joined;
-    return LK_OK;
+    return i ? LK_OK : lk_api_fail(e, 400, where, "%s must not be an empty array", where);
 }
 
-static bool is_blank(const cJSON *item) { return cJSON_IsNull(item) || (cJSON_IsArray(item) && !item->child); }
+static lk_status check_role(const cJSON *message, const char *where, lk_api_error *e)
+{
+    static const char *const roles[] = {"system", "developer", "user", "assistant", "tool"};
+    const cJSON *item = lk_json_get(message, "role");
+    char param[128];
+    snprintf(param, sizeof param, "%s.role", where);
+    if (!cJSON_IsString(item))
+        return lk_api_fail(e, 400, param, "%s must be \"system\", \"developer\", \"user\", \"assistant\" or \"tool\"", param);
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        if (!strcmp(item->valuestring, roles[i])) return LK_OK;
+    return lk_api_fail(e, 400, param, "%s: \"%.40s\" is not supported; use \"system\", \"developer\", \"user\", \"assistant\" or \"tool\"",
+                       param, item->valuestring);
+}
 
-/* role and content count. Clients send a whole reply back as a message, so its empty fields are welcome; name, which no known
- * template renders, and annotations are ignored. */
-static lk_status take_role(const cJSON *message, const char *where, const char **role, lk_api_error *e)
+/* A tool call has a function with a name; its arguments are JSON text, as OpenAI has it, or an object. */
+static lk_status check_calls(const cJSON *calls, const char *where, lk_api_error *e)
 {
     char param[128];
-    for (const cJSON *field = message->child; field; field = field->next) {
-        const char *key = field->string;
-        if (!strcmp(key, "role") || !strcmp(key, "content") || !strcmp(key, "name") || !strcmp(key, "annotations") || is_blank(field))
-            continue;
-        snprintf(param, sizeof param, "%s.%.60s", where, key);
-        return lk_api_fail(e, 400, param, "%s is not supported: a message has a role and a text content", param);
+    int i = 0;
+    snprintf(param, sizeof param, "%s.tool_calls", where);
+    if (!cJSON_IsArray(calls)) return lk_api_fail(e, 400, param, "%s must be an array", param);
+    for (const cJSON *call = calls->child; call; call = call->next, i++) {
+        const cJSON *function = lk_json_get(call, "function"), *arguments = lk_json_get(function, "arguments");
+        snprintf(param, sizeof param, "%s.tool_calls[%d]", where, i);
+        if (!cJSON_IsObject(call) || !cJSON_IsObject(function) || !cJSON_IsString(lk_json_get(function, "name")))
+            return lk_api_fail(e, 400, param, "%s must be an object with a function and its name", param);
+        if (arguments && !cJSON_IsString(arguments) && !cJSON_IsObject(arguments))
+            return lk_api_fail(e, 400, param, "%s.function.arguments must be a string", param);
     }
-    const cJSON *item = lk_json_get(message, "role");
-    snprintf(param, sizeof param, "%s.role", where);
-    if (!cJSON_IsString(item)) return lk_api_fail(e, 400, param, "%s must be \"system\", \"user\" or \"assistant\"", param);
-    const char *text = item->valuestring;
-    if (!strcmp(text, "system") || !strcmp(text, "developer"))
-        *role = "system"; /* OpenAI's newer word for it */
-    else if (!strcmp(text, "user"))
-        *role = "user";
-    else if (!strcmp(text, "assistant"))
-        *role = "assistant";
-    else
-        return lk_api_fail(e, 400, param, "%s: \"%.40s\" is not supported; use \"system\", \"user\" or \"assistant\"", param, text);
     return LK_OK;
 }
 
-static lk_status take_message(lk_openai_request *request, const cJSON *item, int index, lk_chat_message *message, lk_api_error *e)
+/* Shapes only: what else a message carries goes to the chat template as it is. */
+static lk_status check_message(const cJSON *item, int index, lk_api_error *e)
 {
     char where[64], param[128];
     snprintf(where, sizeof where, "messages[%d]", index);
     if (!cJSON_IsObject(item)) return lk_api_fail(e, 400, where, "%s must be an object", where);
-    lk_status status = take_role(item, where, &message->role, e);
+    lk_status status = check_role(item, where, e);
     if (status) return status;
-    const cJSON *content = lk_json_get(item, "content");
+    const cJSON *content = lk_json_get(item, "content"), *calls = lk_json_get(item, "tool_calls");
+    bool has_calls = calls && !cJSON_IsNull(calls) && !(cJSON_IsArray(calls) && !calls->child);
+    if (has_calls && (status = check_calls(calls, where, e))) return status;
     snprintf(param, sizeof param, "%s.content", where);
-    if (cJSON_IsArray(content)) return join_parts(request, content, param, &message->content, e);
-    if (!cJSON_IsString(content)) return lk_api_fail(e, 400, param, "%s must be a string or an array of text parts", param);
-    message->content = keep(request, content->valuestring);
-    return message->content ? LK_OK : lk_openai_no_memory(e);
+    if (cJSON_IsArray(content)) return check_parts(content, param, e);
+    if (cJSON_IsString(content) || (has_calls && (!content || cJSON_IsNull(content)))) return LK_OK;
+    return lk_api_fail(e, 400, param, "%s must be a string or an array of text parts", param);
 }
 
-lk_status lk_openai_take_messages(lk_openai_request *request, const cJSON *item, lk_api_error *e)
+lk_status lk_openai_check_messages(const cJSON *item, lk_api_error *e)
 {
     if (!cJSON_IsArray(item) || !item->child) return lk_api_fail(e, 400, "messages", "messages must be an array with at least one message");
     int n = cJSON_GetArraySize(item), i = 0;
     if (n > LK_OPENAI_MAX_MESSAGES)
         return lk_api_fail(e, 400, "messages", "messages has %d entries; at most %d are accepted", n, LK_OPENAI_MAX_MESSAGES);
-    request->messages = lk_arena_alloc(&request->arena, (size_t)n * sizeof *request->messages);
-    if (!request->messages) return lk_openai_no_memory(e);
     for (const cJSON *message = item->child; message; message = message->next, i++) {
-        lk_status status = take_message(request, message, i, &request->messages[i], e);
+        lk_status status = check_message(message, i, e);
         if (status) return status;
     }
-    request->n_messages = n;
+    return LK_OK;
+}
+
+lk_status lk_openai_check_tools(const cJSON *item, lk_api_error *e)
+{
+    char param[64];
+    int i = 0;
+    if (!cJSON_IsArray(item)) return lk_api_fail(e, 400, "tools", "tools must be an array");
+    for (const cJSON *tool = item->child; tool; tool = tool->next, i++) {
+        const cJSON *type = lk_json_get(tool, "type");
+        snprintf(param, sizeof param, "tools[%d]", i);
+        if (!cJSON_IsObject(tool) || !cJSON_IsString(type) || strcmp(type->valuestring, "function"))
+            return lk_api_fail(e, 400, param, "%s must be an object of \"type\": \"function\"", param);
+        if (!cJSON_IsString(lk_json_get(lk_json_get(tool, "function"), "name")))
+            return lk_api_fail(e, 400, param, "%s.function must be an object with a name", param);
+    }
+    return LK_OK;
+}
+
+lk_status lk_openai_check_documents(const cJSON *item, lk_api_error *e)
+{
+    int i = 0;
+    if (!cJSON_IsArray(item)) return lk_api_fail(e, 400, "documents", "documents must be an array");
+    for (const cJSON *one = item->child; one; one = one->next, i++)
+        if (!cJSON_IsObject(one)) return lk_api_fail(e, 400, "documents", "documents[%d] must be an object", i);
     return LK_OK;
 }
 

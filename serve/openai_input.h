@@ -5,7 +5,10 @@
 #include "base/json.h"
 #include "serve/openai.h"
 
-lk_status lk_openai_take_messages(lk_openai_request *request, const cJSON *item, lk_api_error *e);
+/* Whether they are what a chat template can be given. */
+lk_status lk_openai_check_messages(const cJSON *item, lk_api_error *e);
+lk_status lk_openai_check_tools(const cJSON *item, lk_api_error *e);
+lk_status lk_openai_check_documents(const cJSON *item, lk_api_error *e);
 lk_status lk_openai_take_prompt(lk_openai_request *request, const cJSON *item, int64_t vocab, lk_api_error *e);
 /* An array of token ids below vocab; *ids lives in the request's arena. */
 lk_status lk_openai_take_ids(lk_openai_request *request, const cJSON *array, const char *param, int64_t vocab, int32_t **ids, int64_t *n,

@@ -13,7 +13,7 @@
 #include "base/sha256.h"
 #include "data/tokenize.h"
 
-enum { KEY_VERSION = 1 };
+enum { KEY_VERSION = 2 };
 
 /* ---------------------------------------------------------------------------------------------- the cache */
 
@@ -235,6 +235,11 @@ static lk_status verdict(const making *m, lk_error *err)
                r->examples, m->o->max_length);
     if (m->chat_seen && !m->end_seen && lk_chat_end_of_turn(m->o->chat) >= 0 && m->loss_on != LK_LOSS_ALL)
         lk_log(LK_LOG_WARN, "%s: the end-of-turn token is never supervised: the model will not learn to stop", what);
+    if (m->chat_seen && lk_chat_end_of_turn(m->o->chat) < 0 && m->loss_on != LK_LOSS_ALL)
+        lk_log(LK_LOG_WARN, "%s: the chat template ends an assistant's turn with no token of its own: the model will not learn to stop",
+               what);
+    if (m->chat_seen && lk_chat_is_dated(m->o->chat))
+        lk_log(LK_LOG_WARN, "%s: the chat template writes the date of the day; this run keeps the one its data were tokenised on", what);
     return LK_OK;
 }
 

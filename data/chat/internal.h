@@ -1,64 +1,62 @@
-/* What the files of this folder share: a template's canonical form, the formats it can be recognised as, and the segments a
- * conversation is rendered into. */
+/* What the files of this folder share: a chat, the named formats, messages as templates want them, and where assistants' turns lie. */
 #ifndef LK_DATA_CHAT_INTERNAL_H
 #define LK_DATA_CHAT_INTERNAL_H
 
 #include "base/arena.h"
 #include "data/chat/chat.h"
-
-/* ---- template.c ---- */
-
-/* A Jinja template as the sequence of what it does: `D"text"` for text put out, `E tokens` for a value put out, `S tokens` for a
- * statement, one a line. Comments, layout, quotes and white-space control that have no effect are gone, a["b"] is a.b, and
- * `{{ 'x' + y + 'z' }}` is D E D, so two templates with the same canonical form render the same text. A default system prompt in
- * ChatML ("<|im_start|>system\n...<|im_end|>") is replaced by {} and leaves through *system (NULL when there is none).
- * Both live in the arena. LK_ERR_FORMAT when the text is no template we can read. */
-lk_status lk_template_canonical(const char *template, lk_arena *arena, char **canonical, char **system, lk_error *err);
+#include "data/chat/jinja.h"
 
 /* ---- formats.c ---- */
 
-typedef enum lk_chat_family { LK_CHAT_PLAIN, LK_CHAT_CHATML, LK_CHAT_LLAMA2, LK_CHAT_LLAMA3 } lk_chat_family;
-
 typedef struct lk_chat_format {
-    const char *name;
-    lk_chat_family family;
-    enum { LK_THINK_NONE, LK_THINK_LAST, LK_THINK_ALWAYS } think; /* where an assistant turn gets a <think> block */
-    bool strip_parts;   /* Llama-2: system and user text stripped each for itself, not their concatenation */
-    bool dated;         /* Llama-3.1: the preamble with its fixed date */
-    bool needs_default; /* has a default system prompt, which comes from the template */
+    const char *name, *template;
+    const char *tokens[4]; /* what the tokenizer must have */
+    bool needs_bos;        /* and an EOS, where no token of its own ends a turn */
 } lk_chat_format;
+
+const lk_chat_format *lk_chat_format_named(const char *name); /* NULL when unknown */
+
+/* ---- chat.c ---- */
+
+enum { LK_CHAT_MAX_MARKS = 24 };
 
 struct lk_chat {
     const lk_tokenizer *tk;
-    const lk_chat_format *format;
-    char *system;          /* the default system prompt, or NULL */
-    const char *bos, *eos; /* the texts of the tokenizer's tokens, or NULL */
+    char name[64];
+    lk_jinja *template, *tool_use, *rag; /* NULL: none; the last two only where the folder has them */
+    cJSON *tokens;                       /* {"bos_token": ..., ...} */
     int32_t end_of_turn;
-    int32_t marks[6]; /* the format's own tokens: never recognised in contents, special or not */
+    int32_t marks[LK_CHAT_MAX_MARKS]; /* the format's own tokens: never recognised in contents, special or not */
     int n_marks;
-    lk_arena arena;
+    bool takes_parts;     /* the template reads contents that are lists of parts */
+    bool knows_developer; /* and the role developer */
+    bool dated;           /* puts today's date in */
 };
 
-/* By name, and by the digest of a canonical form; NULL when unknown. */
-const lk_chat_format *lk_chat_format_named(const char *name);
-const lk_chat_format *lk_chat_format_known(const char *digest);
+/* The template for this conversation: the one for tools or documents, where there are both. */
+const lk_jinja *lk_chat_choose(const lk_chat *chat, const lk_chat_input *in);
+/* The conversation as the template gives it, nothing prepared. */
+lk_status lk_chat_run(const lk_chat *chat, const lk_chat_input *in, lk_jinja_output *out, lk_error *err);
+/* Whether token id is one that the template may have and contents may not. */
+bool lk_chat_is_mark(const lk_chat *chat, int32_t id);
 
-/* A conversation as it is rendered: bytes, and for each stretch whether it is the users' and whether it is trained on. */
-typedef struct lk_segment {
-    size_t end; /* where it ends in the text; it begins where the one before ends */
-    bool content, trained;
-} lk_segment;
+/* ---- messages.c ---- */
 
-typedef struct lk_rendering {
-    char *text;
-    size_t n, room;
-    lk_segment *segments;
-    int64_t n_segments, segment_room;
-    bool no_memory;
-} lk_rendering;
+/* A copy of the messages as templates want them; cJSON_Delete. */
+lk_status lk_chat_prepare(const lk_chat *chat, const cJSON *messages, cJSON **prepared, lk_error *err);
 
-void lk_rendering_free(lk_rendering *r);
-lk_status lk_chat_render_segments(const lk_chat *chat, const lk_chat_message *messages, int64_t n, bool generation_prompt, lk_rendering *r,
-                                  lk_error *err);
+/* ---- turns.c ---- */
+
+/* Bytes [begin, end) of a rendering are an assistant's: what the model must produce, without what ends the turn. The end of the turn is to
+ * be looked for before `limit`. exact: {% generation %} said so; then nothing has to be looked for, and a token counts that only reaches
+ * into it. */
+typedef struct lk_turn {
+    size_t begin, end, limit;
+    bool exact;
+} lk_turn;
+
+/* The trained turns of a rendering of `in` (prepared), in order; free(*turns). LK_ERR_UNSUPPORTED where they cannot be found reliably. */
+lk_status lk_chat_find_turns(const lk_chat *chat, const lk_chat_input *in, const lk_jinja_output *out, lk_turn **turns, int64_t *n,
+                             lk_error *err);
 
 #endif

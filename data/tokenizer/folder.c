@@ -29,6 +29,27 @@ static lk_status read_config_token(const lk_tokenizer *tk, const cJSON *config, 
     return LK_OK;
 }
 
+/* Texts by name, for chat templates: special tokens ("pad_token") and templates besides the default one ("tool_use"). */
+static lk_status keep_text(lk_tokenizer *tk, const char *name, const char *text, size_t size, const char *where, lk_error *err)
+{
+    if (tk->n_texts == LK_TK_MAX_TEXTS) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: more than %d chat templates", where, LK_TK_MAX_TEXTS);
+    lk_named_text *t = &tk->texts[tk->n_texts++];
+    t->name = lk_arena_strdup(&tk->arena, name);
+    t->text = lk_arena_strndup(&tk->arena, text, size);
+    return t->name && t->text ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", where);
+}
+
+static lk_status keep_token_texts(lk_tokenizer *tk, const cJSON *config, const char *where, lk_error *err)
+{
+    static const char *const keys[] = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const cJSON *node = lk_json_get(config, keys[i]);
+        if (cJSON_IsObject(node)) node = lk_json_get(node, "content");
+        if (cJSON_IsString(node)) LK_TRY(keep_text(tk, keys[i], node->valuestring, strlen(node->valuestring), where, err));
+    }
+    return LK_OK;
+}
+
 static lk_status read_config_template(lk_tokenizer *tk, const cJSON *config, const char *where, lk_error *err)
 {
     const cJSON *node = lk_json_get(config, "chat_template"), *child;
@@ -37,8 +58,12 @@ static lk_status read_config_template(lk_tokenizer *tk, const cJSON *config, con
         const cJSON *chosen = NULL;
         cJSON_ArrayForEach(child, node)
         {
-            const cJSON *name = lk_json_get(child, "name");
-            if (cJSON_IsString(name) && !strcmp(name->valuestring, "default")) chosen = lk_json_get(child, "template");
+            const cJSON *name = lk_json_get(child, "name"), *text = lk_json_get(child, "template");
+            if (!cJSON_IsString(name)) continue;
+            if (!strcmp(name->valuestring, "default"))
+                chosen = text;
+            else if (cJSON_IsString(text))
+                LK_TRY(keep_text(tk, name->valuestring, text->valuestring, strlen(text->valuestring), where, err));
         }
         if (!chosen) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: chat_template is a list without an entry named \"default\"", where);
         node = chosen;
@@ -71,21 +96,44 @@ static lk_status read_config(lk_tokenizer *tk, const cJSON *config, bool slow, l
     LK_TRY(read_config_token(tk, config, "eos_token", &tk->eos, where, err));
     LK_TRY(read_config_token(tk, config, "pad_token", &tk->pad, where, err));
     LK_TRY(read_post_flags(tk, config, slow, hash, where, err));
+    LK_TRY(keep_token_texts(tk, config, where, err));
     return read_config_template(tk, config, where, err);
 }
 
-static lk_status read_template_file(lk_tokenizer *tk, const char *folder, lk_error *err)
+/* *text stays NULL when there is no such file; free(*text). */
+static lk_status read_template_file(const char *folder, const char *name, char **text, size_t *size, lk_error *err)
 {
-    char path[4096], *text;
-    size_t size;
-    LK_TRY(lk_path_join(path, sizeof path, folder, "chat_template.jinja", err));
+    char path[4096];
+    *text = NULL;
+    LK_TRY(lk_path_join(path, sizeof path, folder, name, err));
     if (!lk_path_exists(path)) return LK_OK;
-    LK_TRY(lk_file_read(path, MAX_TEMPLATE_BYTES, &text, &size, err));
-    bool clean = lk_utf8_valid_prefix(text, size) == size && !memchr(text, 0, size);
-    tk->chat_template = lk_arena_strndup(&tk->arena, text, size);
-    free(text);
-    if (!clean) return lk_fail(err, LK_ERR_FORMAT, "%s: is not UTF-8 text", path);
-    return tk->chat_template ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "%s: no memory", path);
+    LK_TRY(lk_file_read(path, MAX_TEMPLATE_BYTES, text, size, err));
+    if (lk_utf8_valid_prefix(*text, *size) == *size && !memchr(*text, 0, *size)) return LK_OK;
+    free(*text);
+    *text = NULL;
+    return lk_fail(err, LK_ERR_FORMAT, "%s: is not UTF-8 text", path);
+}
+
+/* chat_template.jinja wins over tokenizer_config.json, as in transformers, which puts further ones into a folder. */
+static lk_status read_template_files(lk_tokenizer *tk, const char *folder, lk_error *err)
+{
+    static const char *const more[][2] = {{"tool_use", "additional_chat_templates/tool_use.jinja"},
+                                          {"rag", "additional_chat_templates/rag.jinja"}};
+    char *text;
+    size_t size;
+    LK_TRY(read_template_file(folder, "chat_template.jinja", &text, &size, err));
+    if (text) {
+        tk->chat_template = lk_arena_strndup(&tk->arena, text, size);
+        free(text);
+        if (!tk->chat_template) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", folder);
+    }
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        LK_TRY(read_template_file(folder, more[i][1], &text, &size, err));
+        lk_status status = text ? keep_text(tk, more[i][0], text, size, folder, err) : LK_OK;
+        free(text);
+        if (status) return status;
+    }
+    return LK_OK;
 }
 
 static lk_status open_json(lk_tokenizer **tk, const char *file, lk_sha256 *hash, lk_error *err)
@@ -146,13 +194,15 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     lk_status status = cJSON_IsObject(config) ? LK_OK : lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", where);
     if (!status) status = slow ? lk_tokenizer_open_slow(&tk, folder, config, &hash, err) : open_json(&tk, file, &hash, err);
     if (!status) status = read_config(tk, config, slow, &hash, where, err);
-    if (!status) status = read_template_file(tk, folder, err);
+    if (!status) status = read_template_files(tk, folder, err);
     cJSON_Delete(config);
     if (status) {
         lk_tokenizer_close(tk);
         return status;
     }
     if (tk->chat_template) lk_sha256_update(&hash, tk->chat_template, strlen(tk->chat_template));
+    for (int i = 0; i < tk->n_texts; i++)
+        if (!strstr(tk->texts[i].name, "_token")) lk_sha256_update(&hash, tk->texts[i].text, strlen(tk->texts[i].text));
     lk_sha256_final(&hash, tk->digest);
     *out = tk;
     return LK_OK;

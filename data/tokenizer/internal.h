@@ -16,6 +16,7 @@
 #include "data/tokenizer/vocabulary.h"
 
 enum {
+    LK_TK_MAX_TEXTS = 16,
     LK_TK_MAX_IDS = 1 << 22,   /* the largest vocabularies have 2^18; a file that says 2^31 must not make us allocate for it */
     LK_TK_MAX_STEPS = 16,      /* components in one Sequence */
     LK_TK_MAX_TEXT = 1 << 30,  /* bytes in one call: symbols are counted in 32 bits */
@@ -315,6 +316,10 @@ typedef struct lk_post_item {
     int32_t id; /* -1: the text */
 } lk_post_item;
 
+typedef struct lk_named_text {
+    const char *name, *text;
+} lk_named_text;
+
 struct lk_tokenizer {
     lk_arena arena; /* owns every string and table below except regexes */
     char *where;    /* the file, for messages */
@@ -346,6 +351,9 @@ struct lk_tokenizer {
     bool no_decoder;    /* tokens are joined by spaces */
     int32_t bos, eos, pad;
     char *chat_template;
+    lk_named_text
+        texts[LK_TK_MAX_TEXTS]; /* special tokens and further templates, as tokenizer_config.json has them; the last of a name counts */
+    int n_texts;
     char digest[65];
 };
 

@@ -238,5 +238,12 @@ const char *lk_tokenizer_bytes(const lk_tokenizer *tk, int32_t id, size_t *size)
 bool lk_tokenizer_is_special(const lk_tokenizer *tk, int32_t id) { return id >= 0 && id < tk->n_ids && tk->special[id]; }
 int32_t lk_tokenizer_bos(const lk_tokenizer *tk) { return tk->bos; }
 int32_t lk_tokenizer_eos(const lk_tokenizer *tk) { return tk->eos; }
+const char *lk_tokenizer_text(const lk_tokenizer *tk, const char *name)
+{
+    for (int i = tk->n_texts; i-- > 0;)
+        if (!strcmp(tk->texts[i].name, name)) return tk->texts[i].text;
+    return NULL;
+}
+
 const char *lk_tokenizer_chat_template(const lk_tokenizer *tk) { return tk->chat_template; }
 const char *lk_tokenizer_digest(const lk_tokenizer *tk) { return tk->digest; }

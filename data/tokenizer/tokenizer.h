@@ -70,7 +70,10 @@ bool lk_tokenizer_is_special(const lk_tokenizer *tk, int32_t id);
 int32_t lk_tokenizer_bos(const lk_tokenizer *tk); /* from tokenizer_config.json; -1 when none */
 int32_t lk_tokenizer_eos(const lk_tokenizer *tk);
 const char *lk_tokenizer_chat_template(const lk_tokenizer *tk); /* chat_template.jinja or tokenizer_config's; NULL when none */
-const char *lk_tokenizer_digest(const lk_tokenizer *tk);        /* SHA-256 of tokenizer.json and the chat template */
+/* What a chat template may ask for by name: "pad_token" and the like as tokenizer_config.json writes them, and further templates of the
+ * folder ("tool_use", "rag"). NULL when there is none. */
+const char *lk_tokenizer_text(const lk_tokenizer *tk, const char *name);
+const char *lk_tokenizer_digest(const lk_tokenizer *tk); /* SHA-256 of tokenizer.json and the chat template */
 
 /* Streaming: feed ids one by one, get text that is complete. Half a character is held back; at the end lk_detokenizer_finish gives
  * what is left (U+FFFD for bytes that never became a character). The concatenation equals lk_tokenizer_decode of all ids. */

@@ -9,6 +9,12 @@
 #include "data/reader.h"
 #include "tests/check.h"
 
+/* A string of a message; NULL when it has none. */
+static const char *field(const lk_example *ex, int i, const char *key)
+{
+    return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(cJSON_GetArrayItem(ex->messages, i), key));
+}
+
 static const char text_a[] = "{\"text\":\"one\"}\n{\"text\":\"two\"}\n";
 
 static char *put(const char *folder, const char *name, const void *bytes, size_t size)
@@ -113,10 +119,9 @@ static void test_samples(void **state)
                 assert_string_equal(ex.completion, "A stone does.");
             }
             if (i == 0 && n == 2) {
-                assert_int_equal(ex.n_messages, 3);
-                assert_string_equal(ex.messages[0].role, "system");
-                assert_string_equal(ex.messages[2].content, "Yes.");
-                assert_false(ex.messages[2].no_loss);
+                assert_int_equal(cJSON_GetArraySize(ex.messages), 3);
+                assert_string_equal(field(&ex, 0, "role"), "system");
+                assert_string_equal(field(&ex, 2, "content"), "Yes.");
             }
         }
         assert_true(n >= 3);
@@ -314,22 +319,40 @@ static void test_shapes(void **state)
                        "\"system\":\"s\",\"id\":9}";
     CHECK_OK(lk_example_parse(&ex, &arena, &(lk_source){.format = LK_DATA_SHAREGPT}, line, strlen(line), "x", &err), &err);
     assert_int_equal(ex.kind, LK_EXAMPLE_MESSAGES);
-    assert_int_equal(ex.n_messages, 3);
-    assert_string_equal(ex.messages[0].role, "system");
-    assert_string_equal(ex.messages[1].role, "user");
-    assert_string_equal(ex.messages[2].role, "assistant");
-    assert_string_equal(ex.messages[2].content, "a");
-    assert_true(ex.messages[2].no_loss);
-    assert_false(ex.messages[1].no_loss);
+    assert_int_equal(cJSON_GetArraySize(ex.messages), 3);
+    assert_string_equal(field(&ex, 0, "role"), "system");
+    assert_string_equal(field(&ex, 1, "role"), "user");
+    assert_string_equal(field(&ex, 2, "role"), "assistant");
+    assert_string_equal(field(&ex, 2, "content"), "a");
+    assert_null(field(&ex, 2, "from"));
+    assert_true(cJSON_GetObjectItem(cJSON_GetArrayItem(ex.messages, 2), "weight")->valuedouble == 0);
+    lk_example_free(&ex);
 
     line = "{\"instruction\":\"do\",\"input\":\"this\",\"output\":\"done\"}";
     CHECK_OK(lk_example_parse(&ex, &arena, &(lk_source){.format = LK_DATA_ALPACA}, line, strlen(line), "x", &err), &err);
-    assert_int_equal(ex.n_messages, 2);
-    assert_string_equal(ex.messages[0].content, "do\n\nthis");
-    assert_string_equal(ex.messages[1].content, "done");
+    assert_int_equal(cJSON_GetArraySize(ex.messages), 2);
+    assert_string_equal(field(&ex, 0, "content"), "do\n\nthis");
+    assert_string_equal(field(&ex, 1, "content"), "done");
+    lk_example_free(&ex);
     line = "{\"instruction\":\"do\",\"input\":\"\",\"output\":\"\"}";
     CHECK_OK(lk_example_parse(&ex, &arena, &(lk_source){.format = LK_DATA_ALPACA}, line, strlen(line), "x", &err), &err);
-    assert_string_equal(ex.messages[0].content, "do");
+    assert_string_equal(field(&ex, 0, "content"), "do");
+    lk_example_free(&ex);
+
+    /* tools, a call without a content, a tool's answer, and what only the template knows */
+    line = "{\"tools\":\"[{\\\"name\\\":\\\"f\\\",\\\"x\\\":1.0}]\",\"documents\":[],\"chat_template_kwargs\":{\"enable_thinking\":false},"
+           "\"messages\":["
+           "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"q\"}]},{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{"
+           "\"id\":\"1\"}],\"z\":2.0},"
+           "{\"role\":\"tool\",\"content\":\"r\",\"name\":\"f\"}]}";
+    CHECK_OK(lk_example_parse(&ex, &arena, &(lk_source){.format = LK_DATA_MESSAGES}, line, strlen(line), "x", &err), &err);
+    assert_int_equal(cJSON_GetArraySize(ex.messages), 3);
+    assert_string_equal(cJSON_GetObjectItem(ex.tools->child, "x")->valuestring, "1.0");
+    assert_null(ex.documents);
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItem(ex.variables, "enable_thinking")));
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetArrayItem(ex.messages, 1), "z")->valuestring, "2.0");
+    assert_string_equal(field(&ex, 2, "role"), "tool");
+    lk_example_free(&ex);
     lk_arena_free(&arena);
 }
 
@@ -347,14 +370,19 @@ static void test_fields(void **state)
         {LK_DATA_MESSAGES, "{\"messages\":[3]}", "x:7: messages[0]: must be an object", LK_ERR_FORMAT},
         {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"content\":\"a\"}]}", "messages[1]: role is missing",
          LK_ERR_FORMAT},
-        {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"tool\",\"content\":\"a\"}]}", "\"tool\"", LK_ERR_FORMAT},
+        {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"tolo\",\"content\":\"a\"}]}", "\"tolo\"", LK_ERR_FORMAT},
         {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "content must be a string", LK_ERR_FORMAT},
         {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":[\"a\"]}]}", "content must be a string", LK_ERR_FORMAT},
         {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"weight\":0.5}]}", "weight must be 0 or 1", LK_ERR_FORMAT},
         {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"weight\":\"1\"}]}", "weight", LK_ERR_FORMAT},
-        {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{}]}]}", "tool_calls",
-         LK_ERR_UNSUPPORTED},
-        {LK_DATA_MESSAGES, "{\"tools\":[{}],\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "tools", LK_ERR_UNSUPPORTED},
+        {LK_DATA_MESSAGES, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[]}]}", "content is missing", LK_ERR_FORMAT},
+        {LK_DATA_MESSAGES, "{\"tools\":3,\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "tools must be a list", LK_ERR_FORMAT},
+        {LK_DATA_MESSAGES, "{\"tools\":[1],\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "tools must be a list of objects",
+         LK_ERR_FORMAT},
+        {LK_DATA_MESSAGES, "{\"tools\":\"[\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "x:7: tools", LK_ERR_FORMAT},
+        {LK_DATA_MESSAGES, "{\"functions\":[{}],\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", "functions", LK_ERR_UNSUPPORTED},
+        {LK_DATA_MESSAGES, "{\"chat_template_kwargs\":[],\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}",
+         "chat_template_kwargs must be", LK_ERR_FORMAT},
         {LK_DATA_SHAREGPT, "{\"messages\":[]}", "conversations is missing", LK_ERR_FORMAT},
         {LK_DATA_SHAREGPT, "{\"conversations\":[{\"from\":\"bard\",\"value\":\"\"}]}", "\"bard\"", LK_ERR_FORMAT},
         {LK_DATA_ALPACA, "{\"instruction\":\"a\"}", "output is missing", LK_ERR_FORMAT},

@@ -313,17 +313,16 @@ static void test_messages(void **state)
     lk_chat *chat;
     CHECK_OK(lk_tokenizer_open(&tk, LK_SOURCE_DIR "/recipes/demo/base", &err), &err);
     CHECK_OK(lk_chat_open(&chat, tk, &err), &err);
-    lk_chat_message m[] = {
-        {"user", "hello", false}, {"assistant", "good day", false}, {"user", "time?", false}, {"assistant", "noon", false}};
-    const lk_example ex = {.kind = LK_EXAMPLE_MESSAGES, .messages = m, .n_messages = 4};
+    cJSON *m = cJSON_Parse("[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"assistant\",\"content\":\"good day\"},"
+                           "{\"role\":\"user\",\"content\":\"time?\"},{\"role\":\"assistant\",\"content\":\"noon\"}]");
+    const lk_example ex = {.kind = LK_EXAMPLE_MESSAGES, .messages = m};
     result r = tokenized(tk, chat, ex, LK_LOSS_ASSISTANT, 1000);
     check_supervised(tk, &r, "good day<|im_end|>|noon<|im_end|>");
     result_free(&r);
     r = tokenized(tk, chat, ex, LK_LOSS_COMPLETION, 1000);
     check_supervised(tk, &r, "noon<|im_end|>");
-    assert_false(m[1].no_loss); /* the example is left as it was */
     result_free(&r);
-    m[3].no_loss = true;
+    cJSON_AddNumberToObject(cJSON_GetArrayItem(m, 3), "weight", 0);
     r = tokenized(tk, chat, ex, LK_LOSS_ASSISTANT, 1000);
     check_supervised(tk, &r, "good day<|im_end|>");
     result_free(&r);
@@ -333,6 +332,7 @@ static void test_messages(void **state)
     r = tokenized(tk, chat, ex, LK_LOSS_ALL, 1000);
     for (int64_t i = 1; i < r.n; i++) assert_int_equal(r.mask[i], 1);
     result_free(&r);
+    cJSON_Delete(m);
     lk_chat_close(chat);
     lk_tokenizer_close(tk);
 }

@@ -7,6 +7,8 @@
 static const fuzz_seed seeds[] = {
     FUZZ_SEED("0{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"q\"},"
               "{\"role\":\"assistant\",\"content\":\"a\\n\\u00e9\\ud83d\\ude00\",\"weight\":0}]}"),
+    FUZZ_SEED("0{\"tools\":\"[{}]\",\"documents\":[{\"a\":1.0}],\"chat_template_kwargs\":{\"x\":1},\"messages\":[{\"role\":\"assistant\","
+              "\"content\":null,\"tool_calls\":[{}]},{\"role\":\"tool\",\"content\":[{\"type\":\"text\",\"text\":\"t\"}]}]}"),
     FUZZ_SEED("1{\"prompt\":\"p\",\"completion\":\"c\"}"),
     FUZZ_SEED("2{\"text\":\"t \\\\ \\\" \\u2028\"}"),
     FUZZ_SEED("3{\"instruction\":\"i\",\"input\":\"n\",\"output\":\"o\",\"system\":\"s\",\"history\":[]}"),
@@ -25,9 +27,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const lk_source source = {.path = "fuzz", .format = (lk_data_format)(data[0] % 5)};
     if (!lk_example_parse(&ex, &arena, &source, (const char *)data + 1, size - 1, "fuzz:1", &err)) {
         size_t total = length(ex.prompt) + length(ex.completion) + length(ex.text);
-        for (int64_t i = 0; i < ex.n_messages; i++)
-            total += length(ex.messages[i].content) + (strchr("sua", ex.messages[i].role[0]) ? 0 : size);
+        for (const cJSON *m = ex.messages ? ex.messages->child : NULL; m; m = m->next) {
+            const cJSON *role = cJSON_GetObjectItemCaseSensitive(m, "role");
+            if (!cJSON_IsString(role)) abort();
+            total += length(cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "content")));
+        }
         if (total > size + 2 || ex.kind == LK_EXAMPLE_END) abort();
+        lk_example_free(&ex);
     }
     lk_arena_free(&arena);
     return 0;

@@ -28,9 +28,10 @@ static void defaults(void **state)
     lk_api_error e;
     assert_int_equal(parse(&q, LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", &e), LK_OK);
     assert_string_equal(q.model, "m");
-    assert_int_equal(q.n_messages, 1);
-    assert_string_equal(q.messages[0].role, "user");
-    assert_string_equal(q.messages[0].content, "hi");
+    assert_int_equal(cJSON_GetArraySize(q.messages), 1);
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(q.messages->child, "role")), "user");
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(q.messages->child, "content")), "hi");
+    assert_null(q.tools);
     assert_true(q.sampling.temperature == 1.0f && q.sampling.top_p == 1.0f && q.sampling.repetition_penalty == 1.0f);
     assert_int_equal(q.sampling.max_tokens, 0);
     assert_int_equal(q.sampling.n_logprobs, -1);
@@ -58,12 +59,15 @@ static void every_parameter(void **state)
         "\"stream\":true,\"stream_options\":{\"include_usage\":true,\"include_obfuscation\":false},\"logprobs\":true,\"top_logprobs\":20,"
         "\"max_completion_tokens\":9,\"max_tokens\":9,\"min_tokens\":2,\"skip_special_tokens\":false,\"response_format\":{\"type\":"
         "\"text\"},"
-        "\"tools\":[],\"tool_choice\":\"none\",\"modalities\":[\"text\"],\"audio\":null,\"unknown_but_null\":null,"
+        "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"tool_choice\":\"none\",\"documents\":[{\"text\":\"t\"}],"
+        "\"chat_template_kwargs\":{\"enable_thinking\":false},\"modalities\":[\"text\"],\"audio\":null,\"unknown_but_null\":null,"
         "\"user\":\"u\",\"metadata\":{\"a\":\"b\"},\"store\":false,\"service_tier\":\"auto\",\"parallel_tool_calls\":true}";
     if (parse(&q, LK_OPENAI_CHAT, body, &e)) fail_msg("%s", e.message);
-    assert_string_equal(q.messages[0].role, "system");
-    assert_string_equal(q.messages[0].content, "a\nb");
-    assert_int_equal(q.n_messages, 2);
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(q.messages->child, "role")), "developer"); /* the template's to know */
+    assert_int_equal(cJSON_GetArraySize(q.messages), 2);
+    assert_null(q.tools);
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItem(q.variables, "enable_thinking")));
+    assert_string_equal(cJSON_GetStringValue(cJSON_GetObjectItem(q.documents->child, "text")), "t");
     assert_true(q.sampling.temperature == 0.5f && q.sampling.top_p == 0.25f && q.sampling.min_p == 0.125f);
     assert_int_equal(q.sampling.top_k, 0);
     assert_true(q.sampling.repetition_penalty == 1.5f && q.sampling.presence_penalty == -2.0f && q.sampling.frequency_penalty == 2.0f);
@@ -138,7 +142,7 @@ static const struct refusal {
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":\"hi\"}", "messages", "array"},
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[1]}", "messages[0]", "object"},
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"content\":\"hi\"}]}", "messages[0].role", "must be"},
-    {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"tool\",\"content\":\"hi\"}]}", "messages[0].role", "\"tool\""},
+    {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"toll\",\"content\":\"hi\"}]}", "messages[0].role", "\"toll\""},
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\"}]}", "messages[0].content", "string"},
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"user\",\"content\":7}]}",
      "messages[1].content", "string"},
@@ -146,7 +150,7 @@ static const struct refusal {
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
      "messages[0].content[0]", "image_url"},
     {LK_OPENAI_CHAT, "{\"model\":\"m\",\"messages\":[{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":[{}]}]}",
-     "messages[0].tool_calls", "not supported"},
+     "messages[0].tool_calls[0]", "function"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"temperature\":2.5}", "temperature", "from 0 to 2"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"temperature\":\"1\"}", "temperature", "number"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"temperature\":1e999}", "temperature", "from 0 to 2"},
@@ -176,7 +180,11 @@ static const struct refusal {
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"top_logprobs\":3}", "top_logprobs", "logprobs"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"logprobs\":true,\"top_logprobs\":21}", "top_logprobs", "20"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"response_format\":{\"type\":\"json_object\"}}", "response_format", "not supported"},
-    {LK_OPENAI_CHAT, "{" MESSAGES ",\"tools\":[{\"type\":\"function\"}]}", "tools", "not supported"},
+    {LK_OPENAI_CHAT, "{" MESSAGES ",\"tools\":[{\"type\":\"function\"}]}", "tools[0]", "name"},
+    {LK_OPENAI_CHAT, "{" MESSAGES ",\"tools\":[{\"type\":\"web\"}]}", "tools[0]", "function"},
+    {LK_OPENAI_CHAT, "{" MESSAGES ",\"functions\":[{\"name\":\"f\"}]}", "functions", "not supported"},
+    {LK_OPENAI_CHAT, "{" MESSAGES ",\"documents\":[3]}", "documents", "object"},
+    {LK_OPENAI_CHAT, "{" MESSAGES ",\"chat_template_kwargs\":[]}", "chat_template_kwargs", "object"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"tool_choice\":\"required\"}", "tool_choice", "not supported"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"functions\":[{}]}", "functions", "not supported"},
     {LK_OPENAI_CHAT, "{" MESSAGES ",\"modalities\":[\"audio\"]}", "modalities", "not supported"},
