@@ -44,7 +44,7 @@ typedef struct lk_openai_request {
     lk_openai_kind kind;
     const char *model;
     cJSON *messages;                      /* chat, or tokenize of a chat; else NULL: checked, as lk_chat_input wants them */
-    cJSON *tools, *documents, *variables; /* for the chat template; NULL when not given, tools also with tool_choice none */
+    cJSON *tools, *documents, *variables; /* for the chat template; NULL when not given, tools also when tool_choice is none */
     lk_openai_prompt *prompts;            /* completion: at least one; tokenize: one; detokenize: one of ids */
     int64_t n_prompts;
     bool add_special_tokens, skip_special_tokens, generation_prompt, token_strings;

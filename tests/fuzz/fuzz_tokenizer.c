@@ -117,19 +117,6 @@ static void with_json(const char *json, size_t json_size)
     lk_tokenizer_close(tk);
 }
 
-static void with_template(const char *text, size_t size)
-{
-    lk_arena arena = {0};
-    lk_error err;
-    char *copy = malloc(size + 1), *canonical, *system;
-    if (!copy) abort();
-    memcpy(copy, text, size);
-    copy[size] = 0;
-    lk_template_canonical(copy, &arena, &canonical, &system, &err);
-    lk_arena_free(&arena);
-    free(copy);
-}
-
 /* A U+2581 in the text decodes to a space, as in the library. */
 static bool comes_back(const char *text, size_t size) { return size == 0 || !memmem(text, size, "\xe2\x96\x81", 3); }
 
@@ -163,8 +150,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const char *rest = (const char *)data + 1;
     if (data[0] % 4 == 0)
         with_json(rest, size - 1);
-    else if (data[0] % 4 == 2)
-        with_template(rest, size - 1);
     else
         with_text(small, full, rest, size - 1);
     return 0;
