@@ -200,7 +200,7 @@ static lk_jvalue f_unique(lk_j *j, lk_jvalue v, const lk_jargs *args)
 static lk_jargs rest(const lk_jargs *args, int skip)
 {
     lk_jargs out = *args;
-    out.values += skip;
+    if (skip) out.values += skip;
     out.n -= skip;
     return out;
 }
