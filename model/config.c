@@ -28,8 +28,8 @@ lk_status lk_config_family(lk_config *c, const char *model_type, const char *whe
         c->kv_heads = f->defaults->kv_heads;
         c->head_dim = f->defaults->head_dim;
         c->max_positions = f->defaults->positions;
-        c->window = f->defaults->window;
     }
+    c->window = f->sliding;
     c->tied = f->tied;
     c->norms = f->norms;
     c->norm_plus_one = f->norm_plus_one;
@@ -84,6 +84,12 @@ lk_status lk_config_complete(lk_config *c, const char *where, lk_error *err)
     if (f->embedding_root) c->embedding_scale = (double)sqrtf((float)c->hidden);
     for (int64_t i = 0; i < c->layers; i++) c->layer[i] = layer_by_rule(c, f, i);
     return check_shape(c, where, err);
+}
+
+int64_t lk_config_longest(const lk_config *c)
+{
+    return c->rope.kind == LK_ROPE_DYNAMIC && c->rope.factor > 1.0 ? (int64_t)((double)c->max_positions * c->rope.factor)
+                                                                   : c->max_positions;
 }
 
 int64_t lk_layer_window(const lk_config *c, int64_t layer) { return c->layer[layer] & LK_LAYER_SLIDES ? c->window : 0; }
@@ -203,7 +209,7 @@ static lk_status parse_layers(lk_config *c, const lk_family *f, const cJSON *jso
     LK_TRY(lk_json_opt_int(json, "sliding_window_pattern", 1, LK_MAX_LAYERS, &pattern, where, err));
     LK_TRY(lk_json_opt_int(json, "_sliding_window_pattern", 1, LK_MAX_LAYERS, &pattern, where, err));
     if (f->window > LK_WINDOW_ALL && f->window < LK_WINDOW_PATTERN) LK_TRY(lk_json_opt_bool(json, "use_sliding_window", &use, where, err));
-    c->window = use && window < c->max_positions ? window : 0; /* nothing is ever that far away */
+    c->window = use && window < lk_config_longest(c) ? window : 0; /* nothing is ever that far away */
     LK_TRY(lk_config_complete(c, where, err));
     if (f->reads & LK_READS_NO_ROPE) LK_TRY(parse_no_rope(c, json, where, err));
     for (int64_t i = 0; i < c->layers; i++) {

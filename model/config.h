@@ -73,6 +73,9 @@ lk_status lk_config_family(lk_config *config, const char *model_type, const char
 /* With the sizes filled in: what follows from them (which layers slide, Gemma's embedding scale), and whether they fit together. */
 lk_status lk_config_complete(lk_config *config, const char *where, lk_error *err);
 
+/* The longest sequence that the model's RoPE is made for: max_positions, or as many times more as a dynamic one stretches. */
+int64_t lk_config_longest(const lk_config *config);
+
 /* The attention window of a layer, 0: none; the rotary embedding of a layer, NULL: none. */
 int64_t lk_layer_window(const lk_config *config, int64_t layer);
 const lk_rotary *lk_layer_rotary(const lk_config *config, int64_t layer);

@@ -6,12 +6,12 @@
 
 static const lk_family families[] = {
     {.model_type = "llama", .reads = LK_READS_BIAS},
-    {.model_type = "mistral", .window = LK_WINDOW_ALL, .eps = 1e-6},
-    {.model_type = "qwen2", .qkv_bias = true, .window = LK_WINDOW_UPPER},
-    {.model_type = "qwen3", .reads = LK_READS_ATTENTION_BIAS, .qk_norm = LK_QK_HEADS, .window = LK_WINDOW_UPPER},
+    {.model_type = "mistral", .window = LK_WINDOW_ALL, .sliding = 4096},
+    {.model_type = "qwen2", .qkv_bias = true, .window = LK_WINDOW_UPPER, .sliding = 4096},
+    {.model_type = "qwen3", .reads = LK_READS_ATTENTION_BIAS, .qk_norm = LK_QK_HEADS, .window = LK_WINDOW_UPPER, .sliding = 4096},
     {.model_type = "gemma2",
      .reads = LK_READS_ATTENTION_BIAS | LK_READS_CAPS | LK_READS_SCALAR,
-     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 8192, .window = 4096},
+     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 8192},
      .tied = true,
      .norms = LK_NORMS_BOTH,
      .norm_plus_one = true,
@@ -20,10 +20,11 @@ static const lk_family families[] = {
      .attention_cap = 50.0,
      .logit_cap = 30.0,
      .window = LK_WINDOW_PATTERN,
+     .sliding = 4096,
      .pattern = 2},
     {.model_type = "gemma3_text",
      .reads = LK_READS_ATTENTION_BIAS | LK_READS_LOGIT_CAP | LK_READS_SCALAR,
-     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 131072, .window = 4096},
+     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 131072},
      .tied = true,
      .norms = LK_NORMS_BOTH,
      .norm_plus_one = true,
@@ -33,6 +34,7 @@ static const lk_family families[] = {
      .theta = 1e6,
      .local_theta = 1e4,
      .window = LK_WINDOW_PATTERN,
+     .sliding = 4096,
      .pattern = 6},
     {.model_type = "phi3", .eps = 1e-5, .fused = true, .window = LK_WINDOW_ALL, .only_long = true, .original = 4096},
     {.model_type = "olmo2", .reads = LK_READS_ATTENTION_BIAS, .eps = 1e-5, .norms = LK_NORMS_AFTER, .qk_norm = LK_QK_WHOLE},
@@ -48,13 +50,15 @@ static const lk_family families[] = {
      .reads = LK_READS_ATTENTION_BIAS | LK_READS_EXPERTS,
      .qk_norm = LK_QK_HEADS,
      .window = LK_WINDOW_ASKED,
+     .sliding = 4096,
      .experts = &(lk_family_experts){.count_key = "num_experts", .count = 128, .used = 8, .width_key = "moe_intermediate_size"}},
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
-/* Known by name, so that the refusal can say that they are on the list: attention sinks and MXFP4, and blocks that are not attention. */
-static const char *const later[] = {"gpt_oss", "qwen3_next", "jamba", "falcon_h1", "granitemoehybrid", "bamba",
-                                    "zamba2",  "nemotron_h", "lfm2",  "mamba",     "mamba2",           "gemma3n"};
+/* Known by name, so that the refusal can say that they are on the list: attention sinks and MXFP4, blocks that are not attention, text
+ * models inside models of images (gemma3; its text alone is gemma3_text). */
+static const char *const later[] = {"gpt_oss",    "qwen3_next", "jamba", "falcon_h1", "granitemoehybrid", "bamba",  "zamba2",
+                                    "nemotron_h", "lfm2",       "mamba", "mamba2",    "gemma3",           "gemma3n"};
 
 static void list(char *out, size_t size)
 {

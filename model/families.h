@@ -29,7 +29,7 @@ typedef enum lk_window_rule {
 
 /* Gemma's published files leave these out when they are the default. */
 typedef struct lk_family_shape {
-    int64_t heads, kv_heads, head_dim, positions, window;
+    int64_t heads, kv_heads, head_dim, positions;
 } lk_family_shape;
 
 typedef struct lk_family_experts {
@@ -52,9 +52,9 @@ typedef struct lk_family {
     lk_activation activation;
     double attention_cap, logit_cap;
     lk_window_rule window;
-    int64_t pattern;
-    bool only_long;   /* lk_rotary_context.only_long */
-    int64_t original; /* original_max_position_embeddings where the file gives none; 0: max_position_embeddings */
+    int64_t pattern, sliding; /* sliding: sliding_window where the file says nothing */
+    bool only_long;           /* lk_rotary_context.only_long */
+    int64_t original;         /* original_max_position_embeddings where the file gives none; 0: max_position_embeddings */
 } lk_family;
 
 lk_status lk_family_find(const lk_family **family, const char *model_type, const char *where, lk_error *err);

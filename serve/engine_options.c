@@ -67,7 +67,7 @@ lk_status lk_engine_options_resolve(lk_engine_options *o, const lk_model *model,
     if (!lk_backend_serves(model->be))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "the backend %s trains and evaluates; it cannot generate: use --device cpu",
                        lk_backend_name(model->be));
-    LK_TRY(check("max_model_len", o->max_model_len, 2, config->max_positions, err));
+    LK_TRY(check("max_model_len", o->max_model_len, 2, lk_config_longest(config), err));
     LK_TRY(check("page_tokens", o->page_tokens, 16, 256, err));
     if (o->page_tokens & (o->page_tokens - 1))
         return lk_fail(err, LK_ERR_ARGUMENT, "page_tokens is %d; it must be a power of two", o->page_tokens);

@@ -2,6 +2,7 @@
 #ifndef LK_TESTS_MODEL_H
 #define LK_TESTS_MODEL_H
 
+#include "base/json.h"
 #include "data/safetensors.h"
 #include "model/adapter.h"
 #include "model/transformer.h"
@@ -21,6 +22,16 @@ void check_model_close(check_model *m);
 /* A model folder of random bf16 weights (Llama, tied head) for the shape: hidden, layers, heads, kv_heads, head_dim, intermediate, vocab.
  * No tokenizer. Returns its path; free(). */
 char *check_random_model(const char *name, const lk_config *shape);
+
+/* tests/golden/families.json and families.safetensors: json.cases[] of {name, config, tensors, runs, adapter}. cJSON_Delete and
+ * lk_safetensors_close. */
+cJSON *check_families(lk_safetensors **st);
+/* The folder of such a case, its weights made by the rule. free(). */
+char *check_family_folder(const cJSON *the_case);
+/* The adapter of such a case: all linear layers, alpha twice the rank, factors by the rule. */
+lk_adapter *check_family_adapter(const lk_model *model, int32_t rank);
+/* The rule: out[n] of a name, base + spread * u with u in [-1, 1). */
+void check_rule(const char *name, float *out, int64_t n, float base, float spread);
 
 /* A tensor of a golden file as float or int32 (I64 narrowed); free(). n (may be NULL): elements. Fails the test when missing. */
 float *check_floats(const lk_safetensors *st, const char *name, int64_t *n);

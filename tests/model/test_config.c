@@ -17,6 +17,7 @@ static void test_refusals(void **state)
     } cases[] = {
         {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not yet supported; supported are: llama"},
         {"{\"model_type\":\"qwen3_next\"," BASE "}", LK_ERR_UNSUPPORTED, "'qwen3_next' is not yet supported"},
+        {"{\"model_type\":\"gemma3\"," BASE "}", LK_ERR_UNSUPPORTED, "'gemma3' is not yet supported"},
         {"{\"model_type\":\"bloom\"," BASE "}", LK_ERR_UNSUPPORTED,
          "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3, "
          "mixtral, qwen3_moe"},
@@ -61,6 +62,39 @@ static void test_refusals(void **state)
     }
 }
 
+static lk_config parse(const char *text)
+{
+    lk_error err = {0};
+    cJSON *json;
+    CHECK_OK(lk_json_parse(&json, text, strlen(text), "config.json", &err), &err);
+    lk_config c;
+    CHECK_OK(lk_config_parse(&c, json, "config.json", &err), &err);
+    cJSON_Delete(json);
+    return c;
+}
+
+/* Where a file says nothing, the family does; and how long a sequence may be. */
+static void test_silence(void **state)
+{
+    (void)state;
+    lk_config c = parse("{\"model_type\":\"mistral\"," BASE ",\"max_position_embeddings\":32768}");
+    assert_int_equal(lk_layer_window(&c, 1), 4096);
+    assert_int_equal(lk_config_longest(&c), 32768);
+    c = parse("{\"model_type\":\"mistral\"," BASE ",\"max_position_embeddings\":32768,\"sliding_window\":null}");
+    assert_int_equal(lk_layer_window(&c, 1), 0);
+    c = parse("{\"model_type\":\"qwen2\"," BASE
+              ",\"max_position_embeddings\":32768,\"sliding_window\":128}"); /* use_sliding_window is false */
+    assert_int_equal(lk_layer_window(&c, 1), 0);
+    c = parse("{\"model_type\":\"gemma2\",\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":3,\"vocab_size\":100}");
+    assert_true(c.heads == 8 && c.kv_heads == 4 && c.head_dim == 256 && c.tied && c.embedding_scale == 8.0);
+    assert_true(lk_layer_window(&c, 0) == 4096 && lk_layer_window(&c, 1) == 0 && lk_layer_window(&c, 2) == 4096);
+    assert_true(c.attention_cap == 50.0 && c.logit_cap == 30.0 && c.attention_scale == 1.0 / 16.0);
+    c = parse("{\"model_type\":\"llama\"," BASE ",\"max_position_embeddings\":100,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":3.5}}");
+    assert_int_equal(lk_config_longest(&c), 350);
+    c = parse("{\"model_type\":\"smollm3\"," BASE "}");
+    assert_true(lk_layer_rotary(&c, 1) == &c.rope && c.rope.theta == 2e6 && c.tied);
+}
+
 static void test_fields(void **state)
 {
     (void)state;
@@ -101,6 +135,6 @@ static void test_fields(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_fields)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_silence), cmocka_unit_test(test_fields)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

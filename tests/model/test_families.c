@@ -5,61 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/json.h"
 #include "tests/model.h"
-
-/* ---------------------------------------------------------------------------------------------- the rule (make_families.py) */
-
-static void check_rule(const char *name, float *out, int64_t n, float base, float spread)
-{
-    uint64_t h = 0xcbf29ce484222325u;
-    for (const char *p = name; *p; p++) h = (h ^ (unsigned char)*p) * 0x100000001b3u;
-    for (int64_t i = 0; i < n; i++) {
-        uint64_t z = h + (uint64_t)(i + 1) * 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
-        out[i] = base + spread * ((float)(z >> 40) / 8388608.0f - 1.0f);
-    }
-}
-
-static void write_tensor(lk_st_writer *w, const cJSON *t, bool write, lk_error *err)
-{
-    const cJSON *sizes = cJSON_GetArrayItem(t, 0);
-    int64_t shape[2] = {1, 1}, n = 1;
-    int dims = cJSON_GetArraySize(sizes);
-    for (int i = 0; i < dims; i++) n *= shape[i] = cJSON_GetArrayItem(sizes, i)->valueint;
-    if (!write) {
-        CHECK_OK(lk_st_writer_declare(w, t->string, LK_BF16, dims, shape, err), err);
-        return;
-    }
-    float *values = malloc((size_t)n * 4);
-    uint16_t *narrow = malloc((size_t)n * 2);
-    check_rule(t->string, values, n, (float)cJSON_GetArrayItem(t, 1)->valuedouble, (float)cJSON_GetArrayItem(t, 2)->valuedouble);
-    lk_from_f32(narrow, LK_BF16, values, n);
-    CHECK_OK(lk_st_writer_write(w, narrow, (size_t)n * 2, err), err);
-    free(values);
-    free(narrow);
-}
-
-/* A case's folder; free(). */
-static char *make_folder(const cJSON *the_case)
-{
-    lk_error err = {0};
-    char name[100], path[4200];
-    snprintf(name, sizeof name, "family_%s", lk_json_get(the_case, "name")->valuestring);
-    char *folder = check_temporary(name), *config = cJSON_Print(lk_json_get(the_case, "config"));
-    snprintf(path, sizeof path, "%s/config.json", folder);
-    check_write_file(path, config, strlen(config));
-    free(config);
-    lk_st_writer *w;
-    CHECK_OK(lk_st_writer_create(&w, folder, "model", 0, &err), &err);
-    const cJSON *t;
-    cJSON_ArrayForEach(t, lk_json_get(the_case, "tensors")) write_tensor(w, t, false, &err);
-    cJSON_ArrayForEach(t, lk_json_get(the_case, "tensors")) write_tensor(w, t, true, &err);
-    CHECK_OK(lk_st_writer_commit(w, &err), &err);
-    return folder;
-}
 
 /* ---------------------------------------------------------------------------------------------- logits */
 
@@ -144,24 +90,6 @@ static void compare_paged(const check_model *m, const run *r)
 
 /* ---------------------------------------------------------------------------------------------- gradients */
 
-static lk_adapter *make_adapter(const lk_model *model, int32_t rank)
-{
-    lk_error err = {0};
-    lk_adapter *a;
-    lk_adapter_spec spec = {.rank = rank, .alpha = 2.0 * rank};
-    for (int i = 0; i < LK_N_MODULES; i++) spec.targets[i] = true;
-    CHECK_OK(lk_adapter_create(&a, model, &spec, 1, &err), &err);
-    for (int32_t s = 0; s < a->n_sites; s++) {
-        char path[200], name[220];
-        lk_site_path(path, sizeof path, &model->config, s);
-        snprintf(name, sizeof name, "%s.lora_A", path);
-        check_rule(name, (float *)a->weights + a->sites[s].a, rank * a->sites[s].k, 0.0f, 0.25f);
-        snprintf(name, sizeof name, "%s.lora_B", path);
-        check_rule(name, (float *)a->weights + a->sites[s].b, rank * a->sites[s].n, 0.0f, 0.2f);
-    }
-    return a;
-}
-
 static double norm(const float *x, int64_t n)
 {
     double sum = 0;
@@ -207,7 +135,7 @@ static float *gradients_of(const check_model *m, const lk_adapter *a, const run 
 
 static void compare_gradients(const check_model *m, const lk_safetensors *st, const run *r, int32_t rank)
 {
-    lk_adapter *a = make_adapter(m->model, rank);
+    lk_adapter *a = check_family_adapter(m->model, rank);
     double loss, again;
     float *grads = gradients_of(m, a, r, 1, &loss), *kept = gradients_of(m, a, r, m->model->config.layers, &again);
     check_same_bits("gradients with all layers kept", kept, grads, (size_t)a->n_params * 4);
@@ -291,7 +219,7 @@ static void check_targets(const check_model *m)
 
 static void check_company(const check_model *m)
 {
-    lk_adapter *a = make_adapter(m->model, 2), *b = make_adapter(m->model, 3);
+    lk_adapter *a = check_family_adapter(m->model, 2), *b = check_family_adapter(m->model, 3);
     const lk_adapter *const adapters[2] = {a, b};
     float *all = together(m, adapters, 0, SEQUENCES);
     int64_t size = TOKENS * m->model->config.vocab;
@@ -342,7 +270,7 @@ static void check_case(const cJSON *the_case, const lk_safetensors *st, const ch
     lk_error err = {0};
     const char *name = lk_json_get(the_case, "name")->valuestring;
     int32_t rank = lk_json_get(the_case, "adapter")->valueint;
-    char *folder = make_folder(the_case);
+    char *folder = check_family_folder(the_case);
     check_model m = check_model_open(folder, LK_QUANT_NONE, LK_F32, 2, tier);
     lk_model_facts facts;
     CHECK_OK(lk_model_probe(&facts, folder, &err), &err);
@@ -365,15 +293,8 @@ static void check_case(const cJSON *the_case, const lk_safetensors *st, const ch
 
 static void check_all(const char *tier)
 {
-    lk_error err = {0};
-    char *path = check_golden("families.json");
-    cJSON *json;
-    CHECK_OK(lk_json_read(&json, path, 1 << 20, &err), &err);
-    free(path);
-    path = check_golden("families.safetensors");
     lk_safetensors *st;
-    CHECK_OK(lk_safetensors_open(&st, path, &err), &err);
-    free(path);
+    cJSON *json = check_families(&st);
     const cJSON *the_case;
     int n = 0;
     cJSON_ArrayForEach(the_case, lk_json_get(json, "cases"))
