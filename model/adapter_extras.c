@@ -158,6 +158,11 @@ lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err)
 
 lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err)
 {
+    for (int32_t s = 0; s < a->n_sites; s++)
+        if (a->sites[s].dora && lk_site_at(&a->model->config, s).expert >= 0)
+            return lk_fail(err, LK_ERR_UNSUPPORTED,
+                           "dora on the experts of a mixture is not trained; leave gate_proj, up_proj and down_proj "
+                           "out of the targets");
     LK_TRY(open_own(a, err));
     LK_TRY(place_extra(a, err));
     LK_TRY(reserve(a, a->model->be, err));

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/adapted.h"
+
 static const lk_module modules[3] = {LK_GATE, LK_UP, LK_DOWN};
 
 lk_status lk_routing_init(lk_routing *r, const lk_config *config, int64_t tokens, lk_error *err)
@@ -118,10 +120,8 @@ static lk_status linear(const turn *t, const lk_experts_block *b, int part, cons
 {
     const lk_model *model = t->call->model;
     int32_t site = lk_site_of(&model->config, t->call->layer, modules[part], t->expert);
-    const lk_weight *weight = &model->weights[site];
     lk_tensor ye = slots_of(t, y), xe = slots_of(t, x), h = slots_of(t, &b->h[part]);
-    if (!t->batch.n_segments) return lk_linear(model->be, &ye, &xe, weight->w, weight->bias, NULL);
-    return lk_linear_lora(model->be, &t->batch, site, &ye, &xe, weight->w, weight->bias, NULL, &h, t->call->dropout);
+    return lk_adapted_linear(model, &t->batch, site, &ye, &xe, NULL, &h, t->call->dropout);
 }
 
 static lk_status linear_backward(const turn *t, const lk_experts_block *b, int part, const lk_tensor *dx, const lk_tensor *dy,

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/backend.h"
 #include "tests/model.h"
 
 static const struct {
@@ -228,6 +229,171 @@ static void test_dora_gradient(void **state)
     free(folder);
 }
 
+/* ---- refusals ---- */
+
+typedef struct tensor {
+    const char *name;
+    int64_t shape[2]; /* the second 0: a vector */
+} tensor;
+
+#define P "base_model.model."
+#define Q_PAIR                                                       \
+    {P "model.layers.0.self_attn.q_proj.lora_A.weight", {2, 64}},    \
+    {                                                                \
+        P "model.layers.0.self_attn.q_proj.lora_B.weight", { 64, 2 } \
+    }
+
+static void write_adapter(const char *folder, const char *fields, const tensor *tensors)
+{
+    lk_error err = {0};
+    char path[4200], config[1000];
+    snprintf(path, sizeof path, "%s/adapter_config.json", folder);
+    snprintf(config, sizeof config, "{\"peft_type\":\"LORA\",\"r\":2%s%s}", *fields ? "," : "", fields);
+    check_write_file(path, config, strlen(config));
+    lk_st_writer *w;
+    CHECK_OK(lk_st_writer_create(&w, folder, "adapter_model", 0, &err), &err);
+    for (const tensor *t = tensors; t->name; t++)
+        CHECK_OK(lk_st_writer_declare(w, t->name, LK_F32, t->shape[1] ? 2 : 1, t->shape, &err), &err);
+    for (const tensor *t = tensors; t->name; t++) {
+        int64_t n = t->shape[0] * (t->shape[1] ? t->shape[1] : 1);
+        float *zeros = calloc((size_t)n, sizeof *zeros);
+        CHECK_OK(lk_st_writer_write(w, zeros, (size_t)n * 4, &err), &err);
+        free(zeros);
+    }
+    CHECK_OK(lk_st_writer_commit(w, &err), &err);
+}
+
+/* What does not fit a model, and what no model computes, by the field's or the module's name. */
+static void test_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *fields;
+        tensor tensors[4];
+        lk_status status;
+        const char *text, *base; /* NULL: llama-tiny */
+    } refused[] = {
+        {"", {Q_PAIR}, LK_OK, NULL, NULL},
+        {"",
+         {{P "lm_head.lora_A.weight", {2, 64}}, {P "lm_head.lora_B.weight", {163, 2}}},
+         LK_ERR_UNSUPPORTED,
+         "target_modules names lm_head",
+         NULL},
+        {"",
+         {{P "model.layers.9.self_attn.q_proj.lora_A.weight", {2, 64}}, {P "model.layers.9.self_attn.q_proj.lora_B.weight", {64, 2}}},
+         LK_ERR_MISMATCH,
+         "which is not a linear layer of llama-tiny (2 layers)",
+         NULL},
+        {"\"bias\":\"all\"",
+         {Q_PAIR, {P "model.layers.0.self_attn.q_proj.bias", {64, 0}}},
+         LK_ERR_MISMATCH,
+         "brings a bias for model.layers.0",
+         NULL},
+        {"\"bias\":\"all\"",
+         {{P "model.layers.0.self_attn.q_proj.bias", {63, 0}}},
+         LK_ERR_MISMATCH,
+         "has 63 elements, that of qwen2-tiny 64",
+         "qwen2-tiny"},
+        {"\"modules_to_save\":[\"input_layernorm\"]",
+         {Q_PAIR, {P "model.layers.0.mlp.input_layernorm.weight", {8, 8}}},
+         LK_ERR_UNSUPPORTED,
+         "modules_to_save holds model.layers.0.mlp.input_layernorm",
+         NULL},
+        {"\"modules_to_save\":[\"lm_head\"]",
+         {Q_PAIR, {P "lm_head.weight", {170, 64}}},
+         LK_ERR_MISMATCH,
+         "its lm_head is [170,64], but llama-tiny has [163,64]",
+         NULL},
+        {"",
+         {{P "model.embed_tokens.lora_embedding_A", {2, 170}}, {P "model.embed_tokens.lora_embedding_B", {64, 2}}},
+         LK_ERR_MISMATCH,
+         "adapts a [170,64] embedding, but llama-tiny has [163,64]",
+         NULL},
+        {"",
+         {{P "model.other.lora_embedding_A", {2, 163}}, {P "model.other.lora_embedding_B", {64, 2}}},
+         LK_ERR_MISMATCH,
+         "adapts the embedding model.other, which llama-tiny does not have",
+         NULL},
+        {"\"use_dora\":true",
+         {{P "model.embed_tokens.lora_embedding_A", {2, 163}},
+          {P "model.embed_tokens.lora_embedding_B", {64, 2}},
+          {P "model.embed_tokens.lora_magnitude_vector", {64, 0}}},
+         LK_ERR_UNSUPPORTED,
+         "use_dora on an embedding (model.embed_tokens)",
+         NULL},
+        {"\"lora_bias\":true",
+         {{P "model.embed_tokens.lora_embedding_A", {2, 163}},
+          {P "model.embed_tokens.lora_embedding_B", {64, 2}},
+          {P "model.embed_tokens.lora_B.bias", {64, 0}}},
+         LK_ERR_UNSUPPORTED,
+         "lora_bias on an embedding (model.embed_tokens)",
+         NULL},
+        {"\"ensure_weight_tying\":true",
+         {{P "model.embed_tokens.lora_embedding_A", {2, 160}}, {P "model.embed_tokens.lora_embedding_B", {64, 2}}},
+         LK_ERR_UNSUPPORTED,
+         "ensure_weight_tying with factors on a tied embedding",
+         "qwen3-tiny"},
+        {"\"trainable_token_indices\":[163]",
+         {{P "model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 64}}},
+         LK_ERR_MISMATCH,
+         "token 163 of trainable_token_indices is outside the vocabulary of llama-tiny",
+         NULL},
+        {"\"trainable_token_indices\":[3]",
+         {{P "model.embed_tokens.token_adapter.trainable_tokens_delta", {1, 60}}},
+         LK_ERR_MISMATCH,
+         "its trained tokens have width 60",
+         NULL},
+        {"\"trainable_token_indices\":{\"other\":[3]}",
+         {{P "model.other.token_adapter.trainable_tokens_delta", {1, 64}}},
+         LK_ERR_UNSUPPORTED,
+         "trainable_token_indices of model.other",
+         NULL},
+    };
+    lk_error err = {0};
+    char *folder = check_temporary("option_refused");
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        char *base = base_folder(refused[i].base ? refused[i].base : "llama-tiny");
+        check_model m = check_model_open(base, LK_QUANT_NF4, LK_F32, 1, NULL);
+        write_adapter(folder, refused[i].fields, refused[i].tensors);
+        lk_adapter *a;
+        if (refused[i].status) {
+            CHECK_FAILS(lk_adapter_load(&a, m.model, folder, LK_F32, &err), refused[i].status, refused[i].text, &err);
+        } else {
+            CHECK_OK(lk_adapter_load(&a, m.model, folder, LK_F32, &err), &err);
+            lk_adapter_destroy(a);
+        }
+        check_model_close(&m);
+        free(base);
+    }
+    free(folder);
+    /* A backend without lk_gain: none of this is computed there, and it says so. */
+    char *base = base_folder("llama-tiny");
+    check_model m = check_model_open(base, LK_QUANT_NF4, LK_F32, 1, NULL);
+    const lk_ops *whole = m.be->ops;
+    lk_ops less = *whole;
+    less.gain = NULL;
+    m.be->ops = &less;
+    static const char *const names[][2] = {{"dora", "adapters with use_dora are not computed on"},
+                                           {"lora_bias", "adapters with lora_bias are not computed on"},
+                                           {"saved", "adapters with modules_to_save are not computed on"},
+                                           {"embedding", "adapters with an adapted embedding are not computed on"},
+                                           {"tokens", "adapters with trainable_token_indices are not computed on"}};
+    lk_adapter *a;
+    for (int i = 0; i < 5; i++) {
+        char *option = option_folder(names[i][0]);
+        CHECK_FAILS(lk_adapter_load(&a, m.model, option, LK_F32, &err), LK_ERR_UNSUPPORTED, names[i][1], &err);
+        free(option);
+    }
+    lk_adapter_spec spec = {.rank = 2, .alpha = 2, .use_dora = true, .targets = {[LK_Q] = true}};
+    CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_UNSUPPORTED, "dora is not trained on", &err);
+    spec.use_dora = false;
+    spec.init = LK_INIT_PISSA;
+    CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_UNSUPPORTED, "init pissa is not trained on", &err);
+    m.be->ops = whole;
+    check_model_close(&m);
+    free(base);
+}
+
 static int open_golden(void **state)
 {
     (void)state;
@@ -247,6 +413,7 @@ static int close_golden(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_logits), cmocka_unit_test(test_company), cmocka_unit_test(test_dora_gradient)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_logits), cmocka_unit_test(test_company), cmocka_unit_test(test_dora_gradient),
+                                       cmocka_unit_test(test_refused)};
     return cmocka_run_group_tests(tests, open_golden, close_golden);
 }
