@@ -24,15 +24,14 @@ static lk_status to_bundle(const cli_export *e, lk_error *err)
     return LK_OK;
 }
 
-#define TARGETS "gguf|gguf-lora|bundle"
+#define TARGETS "safetensors|gguf|gguf-lora|ollama|bundle"
 
 static const struct {
     const char *name;
     lk_status (*run)(const cli_export *e, lk_error *err);
 } targets[] = {
-    {"gguf", cli_to_gguf},
-    {"gguf-lora", cli_to_gguf_lora},
-    {"bundle", to_bundle},
+    {"safetensors", cli_to_safetensors}, {"gguf", cli_to_gguf}, {"gguf-lora", cli_to_gguf_lora},
+    {"ollama", cli_to_ollama},           {"bundle", to_bundle},
 };
 enum { N_TARGETS = sizeof targets / sizeof targets[0] };
 
@@ -41,13 +40,15 @@ static int run(const cli_command *self, int argc, char **argv)
     cli_common common;
     cli_export e = {0};
     const char *to = NULL;
-    const cli_option options[] = {{"-o", CLI_STRING, &e.out, "OUT", "what to write (required)"},
-                                  {"--to", CLI_STRING, &to, TARGETS, "the kind of export (required)"},
-                                  {"--type", CLI_STRING, &e.type, "f16|bf16|f32|q8_0|q4_0|q4_k_m", "gguf: type of the matrices (f16)"},
-                                  {"--pre", CLI_STRING, &e.pre, "NAME", "gguf: llama.cpp's name of the rules that split text"},
-                                  {"--recipe", CLI_STRING, &e.recipe, "FILE", "bundle: the recipe that made the adapter"},
-                                  {"--sign", CLI_STRING, &e.sign, "KEY.pem", "bundle: sign with this Ed25519 private key"},
-                                  {0}};
+    const cli_option options[] = {
+        {"-o", CLI_STRING, &e.out, "OUT", "what to write (required)"},
+        {"--to", CLI_STRING, &to, TARGETS, "the kind of export (required)"},
+        {"--type", CLI_STRING, &e.type, "f16|bf16|f32|q8_0|q4_0|q4_k_m", "type of the matrices (gguf: f16; safetensors: bf16)"},
+        {"--shard-size", CLI_BYTES, &e.shard_bytes, "BYTES", "safetensors: of a file, at most (5G)"},
+        {"--pre", CLI_STRING, &e.pre, "NAME", "gguf: llama.cpp's name of the rules that split text"},
+        {"--recipe", CLI_STRING, &e.recipe, "FILE", "bundle: the recipe that made the adapter"},
+        {"--sign", CLI_STRING, &e.sign, "KEY.pem", "bundle: sign with this Ed25519 private key"},
+        {0}};
     int rc = cli_parse(self, options, &common, argc, argv, e.paths, 1, 2, &e.n_paths);
     if (rc >= 0) return rc;
     e.threads = (int)common.threads;
@@ -62,8 +63,10 @@ static int run(const cli_command *self, int argc, char **argv)
 
 const cli_command cli_export_command = {
     "export", "BASE [ADAPTER] -o OUT --to " TARGETS, "write a model or an adapter in a form for other programs",
+    "safetensors: BASE, with ADAPTER merged into it, as a Hugging Face folder in 16 or 32 bits, for transformers and vLLM.\n"
     "gguf: BASE, with ADAPTER merged into it, as one file for llama.cpp, tokenizer and chat template included.\n"
     "gguf-lora: ADAPTER on BASE as an adapter file for llama.cpp (--lora).\n"
+    "ollama: a folder with model.gguf, adapter.gguf where there is an ADAPTER, and the Modelfile for them.\n"
     "bundle: PATH of an adapter folder only; one file (tar.zst) with the adapter, run.json and metrics.jsonl of its run where they are,\n"
     "digests of all, and with --sign a signature. serve, generate, eval, logits and merge take it in place of an adapter folder.",
     run};

@@ -17,6 +17,8 @@ typedef struct cli_export {
     int threads;
 } cli_export;
 
+lk_status cli_to_safetensors(const cli_export *e, lk_error *err);
+lk_status cli_to_ollama(const cli_export *e, lk_error *err);
 lk_status cli_to_gguf(const cli_export *e, lk_error *err);
 lk_status cli_to_gguf_lora(const cli_export *e, lk_error *err);
 

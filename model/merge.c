@@ -77,13 +77,15 @@ static lk_status write_linear(const merger *g, const char *name, int32_t number)
 {
     lk_site site = lk_site_at(&g->config, number);
     int64_t n = site.n, k = site.k;
-    const lk_peft_module *m = g->parts.sites[number];
+    const lk_peft_module *m = g->peft ? g->parts.sites[number] : NULL;
     float *w = malloc((size_t)(n * k) * 4);
     if (!w) return lk_fail(g->err, LK_ERR_MEMORY, "no memory for the [%lld,%lld] values of %s", (long long)n, (long long)k, name);
     lk_status status = read_linear(g, name, w, n, k);
     if (!status && m) {
         status = lk_adapter_add_delta(m, w, n, k, g->pool, g->err);
         g->result->merged++;
+    } else {
+        g->result->copied++;
     }
     if (!status) status = g->into == LK_MERGE_NF4 ? write_nf4(g, name, w, n, k) : write_as(g, w, n * k);
     free(w);
@@ -96,7 +98,7 @@ static lk_status write_bias(const merger *g, const lk_st_tensor *t, int32_t site
     bool given = false;
     lk_status status =
         bias ? lk_st_read_f32(t, 0, t->n_elements, bias, g->err) : lk_fail(g->err, LK_ERR_MEMORY, "no memory for %s", t->name);
-    if (!status) status = lk_adapter_bias(&g->parts, site, t->n_elements, bias, &given, g->err);
+    if (!status && g->peft) status = lk_adapter_bias(&g->parts, site, t->n_elements, bias, &given, g->err);
     if (!status) status = write_as(g, bias, t->n_elements);
     free(bias);
     *(given ? &g->result->merged : &g->result->copied) += 1;
@@ -201,10 +203,17 @@ static lk_status check_biases(const merger *g, const char *base)
     return LK_OK;
 }
 
+static lk_status open_adapter(merger *g, const char *adapter, const char *base)
+{
+    LK_TRY(lk_peft_open(&g->peft, adapter, NULL, g->err));
+    LK_TRY(lk_adapter_parts_find(&g->parts, g->peft, &g->config, adapter, base, g->err));
+    return check_biases(g, base);
+}
+
 static lk_status resolve_into(merger *g, lk_merge_into asked, const char *base)
 {
     bool four_bit = lk_bnb_any(g->st);
-    const char *stamp = lk_peft_metadata(g->peft, "lorikeet.quantization");
+    const char *stamp = g->peft ? lk_peft_metadata(g->peft, "lorikeet.quantization") : NULL;
     g->into = asked;
     if (asked == LK_MERGE_AUTO) g->into = four_bit || (stamp && !strcmp(stamp, "nf4")) ? LK_MERGE_DEQUANTIZED : LK_MERGE_ORIGINAL;
     if (g->into == LK_MERGE_ORIGINAL && four_bit)
@@ -226,15 +235,13 @@ lk_status lk_model_merge(const char *base, const char *adapter, const char *out,
     if ((status = lk_config_read(&g.config, base, err))) goto out;
     if ((status = lk_safetensors_open(&g.st, base, err))) goto out;
     if ((status = lk_weights_check_names(g.st, &g.config, err))) goto out;
-    if ((status = lk_peft_open(&g.peft, adapter, NULL, err))) goto out;
-    if ((status = lk_adapter_parts_find(&g.parts, g.peft, &g.config, adapter, base, err))) goto out;
-    if ((status = check_biases(&g, base))) goto out;
+    if (adapter && (status = open_adapter(&g, adapter, base))) goto out;
     if ((status = lk_pool_create(&g.pool, options->threads, err))) goto out;
     if ((status = resolve_into(&g, options->into, base))) goto out;
-    if ((status = lk_adapter_fits(g.peft, adapter, base, err))) goto out;
+    if (adapter && (status = lk_adapter_fits(g.peft, adapter, base, err))) goto out;
     if ((status = lk_folder_prepare_output(base, out, err))) goto out;
     created = true;
-    if ((status = lk_st_writer_create(&g.w, out, "model", (int64_t)5 << 30, err))) goto out;
+    if ((status = lk_st_writer_create(&g.w, out, "model", options->shard_bytes ? options->shard_bytes : (int64_t)5 << 30, err))) goto out;
     if ((status = write_all(&g))) goto out;
     if ((status = lk_st_writer_commit(g.w, err))) goto out;
     g.w = NULL;

@@ -12,6 +12,7 @@
 #define LK_MODEL_MERGE_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/status.h"
 #include "kernels/tensor.h"
@@ -25,8 +26,9 @@ typedef enum lk_merge_into {
 
 typedef struct lk_merge_options {
     lk_merge_into into;
-    lk_dtype dtype; /* LK_BF16, LK_F16 or LK_F32 of all floating tensors written (those not in 4 bits) */
-    int threads;    /* 0: all */
+    lk_dtype dtype;      /* LK_BF16, LK_F16 or LK_F32 of all floating tensors written (those not in 4 bits) */
+    int threads;         /* 0: all */
+    int64_t shard_bytes; /* of a file of weights, at most; 0: 5 GiB */
 } lk_merge_options;
 
 typedef struct lk_merge_result {
@@ -36,7 +38,8 @@ typedef struct lk_merge_result {
     bool reference_nf4; /* the adapter is about the 4-bit base: stamped so, the folder is 4-bit, or it was asked to be merged into that */
 } lk_merge_result;
 
-/* The out folder must not exist or be empty. Tokenizer files are copied; config.json comes last. On failure what was written is removed. */
+/* adapter NULL: the base is only written anew, in another type, in other shards, or dequantised.
+ * The out folder must not exist or be empty. Tokenizer files are copied; config.json comes last. On failure what was written is removed. */
 lk_status lk_model_merge(const char *base, const char *adapter, const char *out, const lk_merge_options *options, lk_merge_result *result,
                          lk_error *err);
 

@@ -39,7 +39,7 @@ static void test_usage(void **state)
     check_program_says(2, "--combine is cat, linear", "merge a b c -o d --combine mean");
     check_program_says(2, "--weights wants 2 numbers", "merge a b c -o d --weights 1");
     check_program_says(2, "--check is for merged models", "merge a b c -o d --as adapter --check x");
-    check_program_says(2, "--to is gguf|gguf-lora", "export a -o b --to zip");
+    check_program_says(2, "--to is safetensors|gguf|", "export a -o b --to zip");
 }
 
 /* Chats with the base and with two adapters: transformers' greedy ids over the same NF4 weights (served.json). */
@@ -108,6 +108,13 @@ static void test_folders(void **state)
     check_program_says(0, "factors of", "export " GOLDEN "/models/llama-tiny " GOLDEN "/adapters/r8_all -o %s/a.gguf --to gguf-lora", out);
     check_program_says(0, "\"kind\":\"gguf adapter\"", "inspect %s/a.gguf --json", out);
     check_program_says(1, "general.type is \"adapter\": not a model", "generate %s/a.gguf --prompt hello", out);
+    check_program_says(0, "20 tensors in f16", "export " GOLDEN "/models/chat-tiny -o %s/s --to safetensors --type f16 --shard-size 60K",
+                       out);
+    check_program_says(0, "\"parameters\":101184", "inspect %s/s --json", out);
+    check_program_says(1, "in bf16, f16 or f32, not 'q8_0'", "export " GOLDEN "/models/chat-tiny -o %s/t --to safetensors --type q8_0",
+                       out);
+    check_program_says(0, "ollama create", "export " GOLDEN "/models/chat-tiny " GOLDEN "/adapters/chat_a -o %s/o --to ollama", out);
+    check_program_says(1, "not empty", "export " GOLDEN "/models/chat-tiny -o %s/o --to ollama", out);
     check_program_says(1, "gguf-lora needs BASE and ADAPTER", "export " GOLDEN "/adapters/r8_all -o %s/b.gguf --to gguf-lora", out);
     check_program_says(1, "is neither a model folder", "inspect %s/nothing", out);
     check_program_says(0, "dequantised 4-bit", "merge %s/q %s/b.tar.zst -o %s/m --dtype f32", out, out, out);

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/sha256.h"
+#include "data/chat/modelfile.h"
 #include "data/gguf.h"
 #include "data/safetensors.h"
 #include "model/export_gguf.h"
@@ -199,6 +200,50 @@ static void test_mixed_types(void **state)
     free(folder);
 }
 
+/* ---- Ollama ---- */
+
+static void test_modelfile(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *base = check_golden("models/chat-tiny"), *folder = check_temporary("export_modelfile"), path[4200], *text;
+    lk_tokenizer *tk;
+    CHECK_OK(lk_tokenizer_open(&tk, base, &err), &err);
+    CHECK_OK(lk_modelfile(&text, tk, (const int32_t[]){lk_tokenizer_eos(tk), 5}, 2, true, &err), &err);
+    static const char start[] =
+        "FROM ./model.gguf\nADAPTER ./adapter.gguf\n"
+        "TEMPLATE \"\"\"{{ range .Messages }}{{ if eq .Role \"system\" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n"
+        "{{ else if eq .Role \"user\" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n"
+        "{{ else if eq .Role \"assistant\" }}<|im_start|>assistant\n{{ .Content }}<|im_end|>\n"
+        "{{ end }}{{ end }}<|im_start|>assistant\n\"\"\"\n";
+    if (strncmp(text, start, sizeof start - 1)) fail_msg("%s", text);
+    char stops[200];
+    snprintf(stops, sizeof stops, "PARAMETER stop \"%s\"\nPARAMETER stop \"%s\"\n", lk_tokenizer_piece(tk, lk_tokenizer_eos(tk), NULL),
+             lk_tokenizer_piece(tk, 5, NULL));
+    assert_string_equal(text + sizeof start - 1, stops);
+    free(text);
+    lk_tokenizer_close(tk);
+
+    /* a template that is the same whatever is said */
+    char from[4200], *json;
+    size_t size;
+    snprintf(from, sizeof from, "%s/tokenizer.json", base);
+    CHECK_OK(lk_file_read(from, 1 << 20, &json, &size, &err), &err);
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    check_write_file(path, json, size);
+    free(json);
+    snprintf(path, sizeof path, "%s/chat_template.jinja", folder);
+    check_write_file(path, "{{ 'x' }}", 9);
+    CHECK_OK(lk_tokenizer_open(&tk, folder, &err), &err);
+    CHECK_OK(lk_modelfile(&text, tk, NULL, 0, false, &err), &err);
+    assert_string_equal(text, "FROM ./model.gguf\n# The chat template cannot be said in Ollama's language; it is in model.gguf, as "
+                              "tokenizer.chat_template.\n");
+    free(text);
+    lk_tokenizer_close(tk);
+    free(base);
+    free(folder);
+}
+
 /* ---- refusals ---- */
 
 static size_t count_files(const char *folder)
@@ -289,6 +334,7 @@ static void test_refuses_adapters(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_mixed_types),
-                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_refuses_adapters)};
+                                       cmocka_unit_test(test_modelfile), cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_refuses_adapters)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -98,6 +98,30 @@ static void test_nf4(void **state)
     free(direct);
 }
 
+/* Without an adapter a folder is only written anew: a 4-bit one in fp32, in shards, is the same model. */
+static void test_anew(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *four = check_golden("models/llama-tiny-bnb4"), *out = check_temporary("merge_anew"), path[4200];
+    int32_t ids[20];
+    for (int i = 0; i < 20; i++) ids[i] = (i * 37 + 5) % 160;
+    lk_merge_result result;
+    CHECK_OK(lk_model_merge(four, NULL, out, &(lk_merge_options){.dtype = LK_F32, .shard_bytes = 100000}, &result, &err), &err);
+    assert_true(result.merged == 0 && result.copied == 21 && result.into == LK_MERGE_DEQUANTIZED);
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", out);
+    assert_true(lk_path_exists(path));
+    float *want, *got;
+    int64_t n;
+    logits(four, NULL, LK_QUANT_NF4, ids, 20, &want, &n);
+    logits(out, NULL, LK_QUANT_NONE, ids, 20, &got, &n);
+    check_close("logits", got, want, n, 1e-5, 1e-5);
+    free(want);
+    free(got);
+    free(four);
+    free(out);
+}
+
 static void test_refuses(void **state)
 {
     (void)state;
@@ -191,7 +215,7 @@ static void test_drift(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees), cmocka_unit_test(test_nf4), cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_options), cmocka_unit_test(test_drift)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees),  cmocka_unit_test(test_nf4),     cmocka_unit_test(test_anew),
+                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_options), cmocka_unit_test(test_drift)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
