@@ -415,7 +415,7 @@ template <typename W, typename L>
 static lk_status run_shape(lk_backend *be, const char *name, void (*kernel)(tiles_args<W>), const W *w, const lk_cuda_product *c, int n)
 {
     tiles_args<W> a = {};
-    lk_cuda_product parts[LK_MOST_PARTS];
+    lk_cuda_product parts[LK_MOST_PARTS] = {c[0]}; /* n is at least 1 */
     for (int i = 0; i < n; i++) parts[i] = c[i];
     int64_t pieces = cut_in_pieces<L>(be, parts, n);
     dim3 grid(0, (unsigned)((c->tokens + L::TOKENS - 1) / L::TOKENS), (unsigned)pieces);
