@@ -28,6 +28,16 @@ static bool is_plain(const lk_model *model, const lk_batch *batch, int32_t site)
     return true;
 }
 
+bool lk_adapted_plain(const lk_batch *batch)
+{
+    if (!batch->n_segments) return true;
+    if (batch->tables) return false;
+    int64_t n = (int64_t)batch->n_sites * batch->n_adapters;
+    for (int64_t i = 0; i < n; i++)
+        if (batch->lora[i].gain || batch->lora[i].bias) return false;
+    return true;
+}
+
 /* ---- linear layers ---- */
 
 /* A run of rows whose layer ends alike: without gain the product takes bias and residual, with one they come behind it. */

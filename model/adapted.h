@@ -6,6 +6,9 @@
 
 #include "model/model.h"
 
+/* No adapter of the batch is more than factors: which operations a step takes then follows from its shapes alone. */
+bool lk_adapted_plain(const lk_batch *batch);
+
 /* lk_linear_lora of a site. */
 lk_status lk_adapted_linear(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                             const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout);

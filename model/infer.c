@@ -209,7 +209,9 @@ static lk_status step(lk_infer *f, const lk_batch *given, lk_kv *kv, const int32
     batch.n_rows = n_rows;
     *logits = lk_tensor_rows(&f->logits, 0, n_rows);
     bool decoding = batch.n_sequences == batch.n_tokens && n_rows == batch.n_tokens;
-    if (decoding && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
+    /* Else what a router answers, or an adapter's own bias or embedding, decides which operations follow. */
+    bool fixed = !f->model->config.experts && lk_adapted_plain(&batch);
+    if (decoding && fixed && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
     LK_TRY(lk_batch_begin(f->model->be, &batch));
     return operations(f, &batch, kv);
 }

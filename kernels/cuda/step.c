@@ -1,13 +1,13 @@
 /* See step.h. The first step of its kind is captured, made into a graph and launched; the next ones are launched only.
  *
- * What it saves, for Llama-3.1-8B: a step of decoding is 12 launches a layer and 5 beside them, 389, with adapters on every linear layer
- * 645; at some 2.5 us of the host's time each, 1.0 to 1.6 ms a step, where one token takes the device 1.1 ms (computed from 4.65 GB at 4.3
- * TB/s). A repeated step is one copy of tables (tables.h: 1 KB to some ten) and one launch for the host, and the device goes from kernel to
- * kernel without the gap of a launch.
+ * What it saves, for Llama-3.1-8B: a step of decoding is 10 launches a layer and 5 beside them, 325, with adapters on every linear layer
+ * 581; at some 2.5 us of the host's time each, 0.8 to 1.5 ms a step, where one token takes the device 1.1 ms (computed from 4.65 GB at
+ * 4.3 TB/s). A repeated step is one copy of tables (tables.h: 1 KB to some ten) and one launch for the host, and the device goes from
+ * kernel to kernel without the gap of a launch.
  *
- * What it costs: capturing, as long as calling the operations once, and making the graph, some milliseconds for 400 nodes; host and device
- * memory of about a kilobyte a node. Kinds are few: buckets of rows, powers of two of splits, classes of ranks; those least used go beyond
- * LK_CUDA_MOST_RECORDINGS.
+ * What it costs: capturing, as long as calling the operations once, and making the graph, some milliseconds for as many nodes; host and
+ * device memory of about a kilobyte a node. Kinds are few: buckets of rows, powers of two of splits, classes of ranks; those least used go
+ * beyond LK_CUDA_MOST_RECORDINGS.
  *
  * When the driver refuses to record, the step fails, which its caller reports, and later ones run without (as all do with LK_CUDA_GRAPHS=0
  * in the environment).

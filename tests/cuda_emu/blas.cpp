@@ -108,7 +108,7 @@ static void sum_rows(float *sums, const float *a, const float *b, int64_t count,
 lk_status lk_blas_gemm(lk_blas *blas, const lk_gemm *g, lk_rt_stream stream, lk_error *err)
 {
     LK_TRY(check(g, err));
-    if (lk_emu_captures(stream)) {
+    if (lk_emu_keeps(stream)) {
         lk_gemm kept = *g;
         lk_emu_keep_node(stream, [blas, kept](lk_error *later) { return lk_blas_gemm(blas, &kept, NULL, later); });
         return LK_OK;

@@ -3,6 +3,9 @@
  * from or to host memory, pinned or not. A recording would repeat it from the same address, where another step's data lies by then. */
 #include "tests/cuda_emu/capture.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include <mutex>
 #include <set>
 
@@ -14,6 +17,63 @@ static struct captures {
     std::set<struct CUstream_st *> streams; /* that capture */
     lk_emu_counts counts;
 } &state = *new captures();
+
+static bool asked_for(void)
+{
+    const char *text = getenv("LK_EMU_LATE");
+    return text && strcmp(text, "1") == 0;
+}
+
+static struct lateness {
+    std::recursive_mutex lock; /* held while late work runs: a stream's may wait for another's */
+    std::set<struct CUstream_st *> streams;
+    bool late = asked_for();
+} &later = *new lateness();
+
+LK_EMU_EXPORT void lk_emu_set_late(bool late)
+{
+    lk_emu_catch_up_all();
+    later.late = late;
+}
+
+void lk_emu_stream_begins(struct CUstream_st *s)
+{
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    later.streams.insert(s);
+}
+
+void lk_emu_stream_ends(struct CUstream_st *s)
+{
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    lk_emu_catch_up(s, s->queued);
+    later.streams.erase(s);
+}
+
+void lk_emu_catch_up(struct CUstream_st *s, int64_t n)
+{
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    while (s->done < n && !s->queue.empty()) {
+        lk_emu_node node = std::move(s->queue.front());
+        s->queue.pop_front();
+        s->done++;
+        lk_error err = {};
+        if (node(&err) && !s->failed.code) s->failed = err;
+    }
+}
+
+void lk_emu_catch_up_all(void)
+{
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    for (struct CUstream_st *s : later.streams) lk_emu_catch_up(s, s->queued);
+}
+
+lk_status lk_emu_late_failure(struct CUstream_st *s, lk_error *err)
+{
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    lk_error failed = s->failed;
+    s->failed.code = LK_OK;
+    return failed.code ? lk_fail(err, failed.code, "%s", failed.message) : LK_OK;
+}
 
 void lk_emu_count(int64_t lk_emu_counts::*what, int64_t n)
 {
@@ -29,7 +89,18 @@ LK_EMU_EXPORT void lk_emu_get_counts(lk_emu_counts *out)
 
 bool lk_emu_captures(const struct CUstream_st *s) { return s && s->capturing; }
 
-void lk_emu_keep_node(struct CUstream_st *s, lk_emu_node node) { s->nodes.push_back(std::move(node)); }
+bool lk_emu_keeps(const struct CUstream_st *s) { return s && (s->capturing || later.late); }
+
+void lk_emu_keep_node(struct CUstream_st *s, lk_emu_node node)
+{
+    if (s->capturing) {
+        s->nodes.push_back(std::move(node));
+        return;
+    }
+    std::lock_guard<std::recursive_mutex> lock(later.lock);
+    s->queue.push_back(std::move(node));
+    s->queued++;
+}
 
 void lk_emu_keep_launch(struct CUstream_st *s, const lk_emu_launch_shape *shape, lk_emu_body *check, lk_emu_body *body,
                         std::shared_ptr<void> arguments)
@@ -87,7 +158,12 @@ lk_status lk_rt_graph_launch(lk_rt_graph g, lk_rt_stream s, lk_error *err)
 {
     LK_TRY(lk_emu_forbid(s, "a graph is launched", err));
     lk_emu_count(&lk_emu_counts::replays, 1);
-    for (const lk_emu_node &node : g->nodes) LK_TRY(node(err));
+    for (const lk_emu_node &node : g->nodes) {
+        if (lk_emu_keeps(s))
+            lk_emu_keep_node(s, node);
+        else
+            LK_TRY(node(err));
+    }
     return LK_OK;
 }
 

@@ -1,8 +1,13 @@
-/* Streams that record, between the parts of the emulation: what is told to a stream between lk_rt_capture_begin and lk_rt_capture_end is
- * kept instead of done, and done at every lk_rt_graph_launch. */
+/* What streams keep instead of doing it at once, between the parts of the emulation.
+ *
+ * Captures: what is told to a stream between lk_rt_capture_begin and lk_rt_capture_end is kept for a graph, and done at every
+ * lk_rt_graph_launch. Late streams (LK_EMU_LATE=1 in the environment, or lk_emu_set_late): all work waits until somebody waits for it,
+ * which is as late as a GPU may be. So host memory that a queued copy still reads, and is written too early, shows; as does a result that
+ * is read without waiting. */
 #ifndef LK_TESTS_CUDA_EMU_CAPTURE_H
 #define LK_TESTS_CUDA_EMU_CAPTURE_H
 
+#include <deque>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -17,6 +22,9 @@ struct CUstream_st {
     std::thread::id by;
     std::vector<lk_emu_node> nodes;
     lk_error broken; /* what ended the capture early: its end says so */
+    std::deque<lk_emu_node> queue;
+    int64_t queued, done; /* so far */
+    lk_error failed;      /* of what was done late, until a wait reports it */
 };
 
 struct CUgraphExec_st {
@@ -25,6 +33,15 @@ struct CUgraphExec_st {
 
 bool lk_emu_captures(const struct CUstream_st *s);
 void lk_emu_keep_node(struct CUstream_st *s, lk_emu_node node);
+/* Whether the stream's work is kept, for a graph or for later: then lk_emu_keep_node takes it. */
+bool lk_emu_keeps(const struct CUstream_st *s);
+/* Does what waits on the stream, up to the n-th thing it was ever told. */
+void lk_emu_catch_up(struct CUstream_st *s, int64_t n);
+void lk_emu_catch_up_all(void);
+void lk_emu_stream_begins(struct CUstream_st *s);
+void lk_emu_stream_ends(struct CUstream_st *s);
+/* The failure of late work, once. */
+lk_status lk_emu_late_failure(struct CUstream_st *s, lk_error *err);
 /* This may not be done while the stream, or any stream of this thread when s is NULL, captures: LK_OK, or the capture is broken. */
 lk_status lk_emu_forbid(struct CUstream_st *s, const char *what, lk_error *err);
 /* Counters, under a lock of their own. */

@@ -7,6 +7,7 @@
 #include <new>
 #include <vector>
 
+#include "tests/cuda_emu/capture.h"
 #include "tests/cuda_emu/control.h"
 
 struct lk_collective {
@@ -24,7 +25,7 @@ void lk_collective_destroy(lk_collective *c) { delete c; }
 
 lk_status lk_collective_gather(lk_collective *c, void *all, const void *mine, size_t bytes, lk_rt_stream stream, lk_error *err)
 {
-    (void)stream; /* streams run at once */
+    if (stream) lk_emu_catch_up(stream, stream->queued); /* this one is done at once */
     size_t size = (size_t)lk_ranks_size(c->ranks), rank = (size_t)lk_ranks_rank(c->ranks), halves = bytes / 2;
     if (bytes % 2) return lk_fail(err, LK_ERR_ARGUMENT, "gather: %zu bytes are no whole halves", bytes);
     if (!lk_emu_is_device_range(mine, bytes) || !lk_emu_is_device_range(all, bytes * size))

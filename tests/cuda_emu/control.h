@@ -16,6 +16,8 @@
  * a seed other than 0 about half of the asynchronous copies arrive at once instead of at their wait. The environment's LK_EMU_SEED is the
  * seed until the first call. */
 LK_EMU_EXPORT void lk_emu_schedule(uint64_t seed);
+/* Streams do nothing before somebody waits for it, or (the environment's LK_EMU_LATE unset) everything at once. */
+LK_EMU_EXPORT void lk_emu_set_late(bool late);
 /* Blocks of device and pinned memory, streams and events that are alive. */
 LK_EMU_EXPORT int64_t lk_emu_leaks(void);
 

@@ -7,7 +7,7 @@
  * What it reports, naming kernel, block and line (the launch then ends, and lk_rt_launched or the next synchronisation fails): lanes
  * missing from a warp operation, barriers that part of a block waits at or that differ, writes round shared arrays, misaligned or misplaced
  * asynchronous copies and ldmatrix rows, launches no GPU would take, pointers to ordinary host memory as arguments.
- * A stream that captures keeps its launches for a graph (capture.h).
+ * A stream that captures keeps its launches for a graph, and streams can be as late as they may be (capture.h).
  * What it cannot see: races within the stretch between two synchronisations that no order of whole threads brings out, reads out of
  * bounds outside the address sanitizer's build, speed, and the rounding of the approximate functions (exp2, rsqrt), which are libm's here.
  *
@@ -153,8 +153,8 @@ void lk_emu_launch(const lk_emu_launch_shape *shape, lk_emu_body *body, void *ar
 bool lk_emu_launch_fits(const lk_emu_launch_shape *shape);
 /* The launch that follows fails when p is neither NULL nor memory of the emulated device. */
 void lk_emu_check_argument(const char *what, int argument, const void *p);
-/* Kept for the graph that s is capturing (capture.h). */
-bool lk_emu_captures(const struct CUstream_st *s);
+/* Kept for a graph that s is capturing, or for later (capture.h). */
+bool lk_emu_keeps(const struct CUstream_st *s);
 void lk_emu_keep_launch(struct CUstream_st *s, const lk_emu_launch_shape *shape, lk_emu_body *check, lk_emu_body *body,
                         std::shared_ptr<void> arguments);
 
@@ -200,7 +200,7 @@ static inline void lk_emu_call(struct CUstream_st *stream, const char *what, voi
         std::apply(now->kernel, now->arguments);
     };
     lk_emu_launch_shape shape = {what, (const void *)kernel, grid, block, shared};
-    if (lk_emu_captures(stream)) {
+    if (lk_emu_keeps(stream)) {
         lk_emu_keep_launch(stream, &shape, check, body, std::make_shared<call>(c));
     } else {
         check(&c);

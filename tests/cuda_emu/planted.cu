@@ -377,3 +377,31 @@ extern "C" __attribute__((visibility("default"))) lk_status lk_planted_capture(c
     lk_rt_free(x);
     return status;
 }
+
+/* Memory that a queued copy still reads, written too early: got[0] tells whether the copy had been made by then, got[1] that pageable
+ * memory is put aside. */
+extern "C" __attribute__((visibility("default"))) lk_status lk_planted_late(int got[2], lk_error *err)
+{
+    void *x = NULL, *pinned = NULL;
+    int host = 3;
+    lk_rt_stream stream = NULL;
+    lk_rt_event event = NULL;
+    lk_status status = lk_rt_malloc(&x, 2 * sizeof(int), err);
+    if (!status) status = lk_rt_host_malloc(&pinned, sizeof(int), err);
+    if (!status) status = lk_rt_stream_create(&stream, err);
+    if (!status) status = lk_rt_event_create(&event, err);
+    if (!status) *(int *)pinned = 1;
+    if (!status) status = lk_rt_copy(x, pinned, sizeof(int), stream, err);
+    if (!status) status = lk_rt_copy((int *)x + 1, &host, sizeof(int), stream, err);
+    if (!status) status = lk_rt_event_record(event, stream, err);
+    if (!status) *(int *)pinned = 2;
+    host = 4;
+    if (!status) status = lk_rt_event_wait(event, err);
+    if (!status) *(int *)pinned = 5;
+    if (!status) status = lk_rt_copy(got, x, 2 * sizeof(int), stream, err);
+    lk_rt_event_destroy(event);
+    lk_rt_stream_destroy(stream);
+    lk_rt_host_free(pinned);
+    lk_rt_free(x);
+    return status;
+}

@@ -2,6 +2,8 @@
  * once and in order. Guards are looked at when a block is freed or copied, and all of them whenever a stream is waited for; with
  * LK_EMU_CHECK=1 in the environment after every launch as well, which then names the kernel that did it.
  *
+ * With LK_EMU_LATE=1 streams are as late as they may be instead (capture.h).
+ *
  * LK_EMU_MEMORY is the device's size in bytes, 4 GiB when unset; beyond it allocations fail as they do on a full GPU. */
 #include "base/ranks.h"
 #include "kernels/cuda/runtime.h"
@@ -38,6 +40,8 @@ static struct memory {
 
 struct CUevent_st {
     bool recorded;
+    lk_rt_stream stream; /* that has reached it when it has done so many things */
+    int64_t after;
     struct timespec at;
 };
 
@@ -177,6 +181,7 @@ static void give(void *p, bool host)
 {
     if (!p) return;
     (void)lk_emu_forbid(NULL, "giving memory back", NULL); /* the end of the capture says so */
+    lk_emu_catch_up_all();                                 /* as cudaFree waits for the device */
     std::lock_guard<std::mutex> lock(state.lock);
     auto found = state.blocks.find((const unsigned char *)p);
     if (found == state.blocks.end() || found->second.host != host) {
@@ -206,6 +211,7 @@ lk_status lk_rt_stream_create(lk_rt_stream *s, lk_error *err)
 {
     (void)err;
     *s = new CUstream_st();
+    lk_emu_stream_begins(*s);
     std::lock_guard<std::mutex> lock(state.lock);
     state.streams++;
     return LK_OK;
@@ -214,6 +220,7 @@ lk_status lk_rt_stream_create(lk_rt_stream *s, lk_error *err)
 void lk_rt_stream_destroy(lk_rt_stream s)
 {
     if (!s) return;
+    lk_emu_stream_ends(s);
     delete s;
     std::lock_guard<std::mutex> lock(state.lock);
     state.streams--;
@@ -222,6 +229,11 @@ void lk_rt_stream_destroy(lk_rt_stream s)
 lk_status lk_rt_stream_sync(lk_rt_stream s, lk_error *err)
 {
     LK_TRY(lk_emu_forbid(s, "waiting for a stream", err));
+    if (s)
+        lk_emu_catch_up(s, s->queued);
+    else
+        lk_emu_catch_up_all();
+    if (s) LK_TRY(lk_emu_late_failure(s, err));
     {
         std::lock_guard<std::mutex> lock(state.lock);
         check_all("when a stream was waited for");
@@ -250,26 +262,39 @@ lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err)
 {
     LK_TRY(lk_emu_forbid(s, "recording an event", err));
     e->recorded = true;
+    e->stream = s;
+    e->after = s ? s->queued : 0;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
     return LK_OK;
 }
 
+/* An event that was never recorded is no wait, as in CUDA. */
 lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
 {
-    (void)e; /* an event that was never recorded is no wait, as in CUDA */
-    return lk_emu_forbid(s, "waiting for an event", err);
+    LK_TRY(lk_emu_forbid(s, "waiting for an event", err));
+    lk_rt_stream other = e->stream;
+    int64_t after = e->after;
+    if (e->recorded && other && other != s && lk_emu_keeps(s))
+        lk_emu_keep_node(s, [other, after](lk_error *) { return lk_emu_catch_up(other, after), LK_OK; });
+    else if (e->recorded && other)
+        lk_emu_catch_up(other, after);
+    return LK_OK;
 }
 
 lk_status lk_rt_event_wait(lk_rt_event e, lk_error *err)
 {
     LK_TRY(lk_emu_forbid(NULL, "waiting for an event", err));
     if (!e->recorded) return lk_fail(err, LK_ERR_INTERNAL, "waiting for an event that was never recorded");
-    return lk_rt_stream_sync(NULL, err);
+    if (!e->stream) return lk_rt_stream_sync(NULL, err);
+    lk_emu_catch_up(e->stream, e->after);
+    LK_TRY(lk_emu_late_failure(e->stream, err));
+    return outcome("waiting for an event", err);
 }
 
 lk_status lk_rt_event_seconds(double *seconds, lk_rt_event from, lk_rt_event to, lk_error *err)
 {
     if (!from->recorded || !to->recorded) return lk_fail(err, LK_ERR_INTERNAL, "time between events of which one was never recorded");
+    if (to->stream) lk_emu_catch_up(to->stream, to->after);
     *seconds = (double)(to->at.tv_sec - from->at.tv_sec) + 1e-9 * (double)(to->at.tv_nsec - from->at.tv_nsec);
     return LK_OK;
 }
@@ -298,6 +323,12 @@ static bool is_host(const void *p)
     return !b || b->host;
 }
 
+static bool is_pageable(const void *p)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    return !block_of(p);
+}
+
 lk_status lk_rt_copy(void *to, const void *from, size_t bytes, lk_rt_stream s, lk_error *err)
 {
     if (bytes == 0) return LK_OK;
@@ -306,16 +337,21 @@ lk_status lk_rt_copy(void *to, const void *from, size_t bytes, lk_rt_stream s, l
     lk_status status = check_range("copying to", to, bytes, err);
     if (!status) status = check_range("copying from", from, bytes, err);
     if (status) return status;
-    if (lk_emu_captures(s)) {
-        lk_emu_keep_node(s, [=](lk_error *later) { return lk_rt_copy(to, from, bytes, NULL, later); });
-        return LK_OK;
-    }
-    if (reads_host) {
+    if (reads_host && s) {
         lk_emu_count(&lk_emu_counts::host_copies, 1);
         lk_emu_count(&lk_emu_counts::host_bytes, (int64_t)bytes);
     }
-    memmove(to, from, bytes);
-    return outcome("copying", err);
+    if (!lk_emu_keeps(s)) {
+        memmove(to, from, bytes);
+        return outcome("copying", err);
+    }
+    if (is_pageable(from)) { /* put aside, as the runtime does */
+        std::vector<unsigned char> kept((const unsigned char *)from, (const unsigned char *)from + bytes);
+        lk_emu_keep_node(s, [=](lk_error *) { return memcpy(to, kept.data(), bytes), LK_OK; });
+    } else {
+        lk_emu_keep_node(s, [=](lk_error *later) { return lk_rt_copy(to, from, bytes, NULL, later); });
+    }
+    return is_pageable(to) ? lk_rt_stream_sync(s, err) : LK_OK;
 }
 
 lk_status lk_rt_set(void *p, int byte, size_t bytes, lk_rt_stream s, lk_error *err)
@@ -324,7 +360,7 @@ lk_status lk_rt_set(void *p, int byte, size_t bytes, lk_rt_stream s, lk_error *e
     if (!lk_emu_is_device(p)) return lk_fail(err, LK_ERR_INTERNAL, "setting %zu bytes of memory that is not the device's", bytes);
     lk_status status = check_range("setting", p, bytes, err);
     if (status) return status;
-    if (lk_emu_captures(s)) {
+    if (lk_emu_keeps(s)) {
         lk_emu_keep_node(s, [=](lk_error *later) { return lk_rt_set(p, byte, bytes, NULL, later); });
         return LK_OK;
     }

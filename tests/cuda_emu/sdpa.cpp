@@ -15,6 +15,7 @@
 
 #include "kernels/cuda/head_sums.h"
 #include "kernels/tensor.h"
+#include "tests/cuda_emu/capture.h"
 #include "tests/cuda_emu/control.h"
 
 struct lk_sdpa {
@@ -128,7 +129,7 @@ static int64_t first_seen(const lk_sdpa_shape *s, int64_t begin, int64_t row)
 lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_docs *docs, const lk_sdpa_forward_args *args,
                           void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
 {
-    (void)stream;
+    if (stream) lk_emu_catch_up(stream, stream->queued); /* at once, whatever streams do */
     LK_TRY(check_call(sdpa, s, docs, workspace, workspace_bytes, false, err));
     int64_t T = docs->tokens, D = s->head_dim, H = s->heads, width = H * D, kv_width = s->kv_heads * D;
     if (T == 0 || docs->n == 0) return LK_OK;
@@ -164,6 +165,7 @@ lk_status lk_sdpa_forward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_d
 lk_status lk_sdpa_backward(lk_sdpa *sdpa, const lk_sdpa_shape *s, const lk_sdpa_docs *docs, const lk_sdpa_backward_args *args,
                            void *workspace, size_t workspace_bytes, lk_rt_stream stream, lk_error *err)
 {
+    if (stream) lk_emu_catch_up(stream, stream->queued);
     LK_TRY(check_call(sdpa, s, docs, workspace, workspace_bytes, true, err));
     int64_t T = docs->tokens, D = s->head_dim, H = s->heads, width = H * D, kv_width = s->kv_heads * D;
     if (T == 0 || docs->n == 0) return LK_OK;

@@ -20,6 +20,8 @@ static struct {
     lk_planted_run_function *run;
     lk_status (*runtime)(const char *what, lk_error *err);
     lk_status (*capture)(const char *what, int *sum, lk_error *err);
+    lk_status (*late)(int got[2], lk_error *err);
+    void (*set_late)(bool late);
     void (*schedule)(uint64_t seed);
     int64_t (*leaks)(void);
 } emu;
@@ -40,6 +42,8 @@ static int load(void **state)
     if (!emu.module) fail_msg("%s", dlerror());
     find(&emu.run, "lk_planted_run");
     find(&emu.runtime, "lk_planted_runtime");
+    find(&emu.late, "lk_planted_late");
+    find(&emu.set_late, "lk_emu_set_late");
     find(&emu.capture, "lk_planted_capture");
     find(&emu.schedule, "lk_emu_schedule");
     find(&emu.leaks, "lk_emu_leaks");
@@ -209,6 +213,25 @@ static void test_captures(void **state)
     assert_int_equal(emu.leaks(), 0);
 }
 
+/* Streams that are late show host memory that was written before it was read. */
+static void test_late(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    int got[2];
+    for (int late = 0; late < 2; late++) {
+        emu.set_late(late);
+        CHECK_OK(emu.late(got, &err), &err);
+        assert_int_equal(got[0], late ? 2 : 1);
+        assert_int_equal(got[1], 3);
+    }
+    int sum = 0;
+    CHECK_OK(emu.capture("nothing", &sum, &err), &err);
+    assert_int_equal(sum, 2 * (1 + 2 + 3));
+    emu.set_late(false);
+    assert_int_equal(emu.leaks(), 0);
+}
+
 /* ---- what a correct kernel computes */
 
 static void test_indices(void **state)
@@ -293,7 +316,7 @@ int main(void)
         cmocka_unit_test(test_guards),       cmocka_unit_test(test_indices),
         cmocka_unit_test(test_product),      cmocka_unit_test(test_tiles),
         cmocka_unit_test(test_rounding),     cmocka_unit_test(test_captures),
-        cmocka_unit_test(test_runtime), /* last: it leaks */
+        cmocka_unit_test(test_late),         cmocka_unit_test(test_runtime), /* last: it leaks */
     };
     return cmocka_run_group_tests(tests, load, NULL);
 }
