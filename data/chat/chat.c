@@ -355,7 +355,7 @@ static lk_status render(const lk_chat *chat, const lk_chat_input *in, cJSON **pr
 
 lk_status lk_chat_render(const lk_chat *chat, const lk_chat_input *in, char **text, lk_error *err)
 {
-    lk_jinja_output r;
+    lk_jinja_output r = {0};
     cJSON *prepared;
     *text = NULL;
     LK_TRY(render(chat, in, &prepared, &r, err));

@@ -122,7 +122,7 @@ static void add_commas(char *text, size_t room)
 
 static void number_field(lk_j *j, lk_jbuilder *b, lk_jvalue v, field *f)
 {
-    char text[512];
+    char text[512] = "";
     int64_t precision = f->precision > 300 ? 300 : f->precision;
     char sign[2] = {f->sign, 0}, spec[32];
     if (strchr("eEfFgG%", f->type)) {

@@ -338,7 +338,7 @@ lk_jvalue lk_j_slice(lk_j *j, lk_jvalue object, lk_jvalue start, lk_jvalue stop,
     if (object.kind == LK_J_UNDEFINED) lk_j_fail_undefined(j, object);
     int64_t step = left_out(step_value) ? 1 : lk_j_need_int(j, step_value, "a slice index"), n = lk_j_length(j, object);
     bool sequence = object.kind == LK_J_STRING || object.kind == LK_J_LIST || object.kind == LK_J_TUPLE || object.kind == LK_J_RANGE;
-    if (!sequence) lk_j_fail(j, "'%s' object cannot be sliced", lk_j_type_name(object));
+    if (!sequence || n < 0) lk_j_fail(j, "'%s' object cannot be sliced", lk_j_type_name(object));
     if (step == 0) lk_j_fail(j, "slice step cannot be zero");
     if (step > n) step = n + 1; /* the same picks, and no overflow */
     if (step < -n) step = -n - 1;
