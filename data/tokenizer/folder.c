@@ -196,14 +196,16 @@ lk_status lk_tokenizer_open(lk_tokenizer **out, const char *path, lk_error *err)
     if (!status) status = read_config(tk, config, slow, &hash, where, err);
     if (!status) status = read_template_files(tk, folder, err);
     cJSON_Delete(config);
+    if (!status && tk->chat_template) lk_sha256_update(&hash, tk->chat_template, strlen(tk->chat_template));
+    for (int i = 0; !status && i < tk->n_texts; i++)
+        if (!strstr(tk->texts[i].name, "_token")) lk_sha256_update(&hash, tk->texts[i].text, strlen(tk->texts[i].text));
+    char digest[65];
+    lk_sha256_final(&hash, digest); /* frees the hash, so also after a failure */
     if (status) {
         lk_tokenizer_close(tk);
         return status;
     }
-    if (tk->chat_template) lk_sha256_update(&hash, tk->chat_template, strlen(tk->chat_template));
-    for (int i = 0; i < tk->n_texts; i++)
-        if (!strstr(tk->texts[i].name, "_token")) lk_sha256_update(&hash, tk->texts[i].text, strlen(tk->texts[i].text));
-    lk_sha256_final(&hash, tk->digest);
+    memcpy(tk->digest, digest, sizeof digest);
     *out = tk;
     return LK_OK;
 }

@@ -5,7 +5,8 @@
  *
  *     test_data_tokenizer_strings TOKENIZER TEXTS IDS
  *
- * TEXTS holds {u32 size, bytes} after each other, IDS gets {u32 n, i32 ids}; n is 2^32-1 where encoding failed. Little-endian. */
+ * TEXTS holds {u32 size, bytes} after each other, IDS gets {u32 n, i32 ids, u32 size, bytes decoded from them without special tokens}; n is
+ * 2^32-1 where encoding failed. Little-endian. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,8 +40,16 @@ static int run_batch(const char *tokenizer, const char *texts, const char *ids_p
         seconds += (double)(clock() - begin) / CLOCKS_PER_SEC;
         if (!status) count = (uint32_t)n;
         fwrite(&count, 4, 1, out);
-        if (!status) fwrite(ids, sizeof *ids, (size_t)n, out);
-        if (!status) free(ids);
+        if (!status) {
+            char *text;
+            size_t length;
+            fwrite(ids, sizeof *ids, (size_t)n, out);
+            if (lk_tokenizer_decode(tk, ids, n, true, &text, &length, &err)) goto out;
+            fwrite(&(uint32_t){(uint32_t)length}, 4, 1, out);
+            fwrite(text, 1, length, out);
+            free(text);
+            free(ids);
+        }
         at += 4 + size;
     }
     printf("%.3f\n", seconds);

@@ -252,7 +252,7 @@ def from_folder(path, cls):
 # ---- comparing ----
 
 def ours(program, path, texts, tmp):
-    """ids, seconds; None where our encoder failed."""
+    """[(ids, decoded text)], seconds; None where our encoder failed."""
     (tmp / "texts").write_bytes(b"".join(struct.pack("<I", len(t)) + t for t in texts))
     done = subprocess.run([program, str(path), str(tmp / "texts"), str(tmp / "ids")], capture_output=True, text=True)
     if done.returncode:
@@ -261,8 +261,13 @@ def ours(program, path, texts, tmp):
     for _ in texts:
         (n,) = struct.unpack_from("<I", raw, at)
         at += 4
-        out.append(None if n == 0xFFFFFFFF else list(struct.unpack_from(f"<{n}i", raw, at)))
-        at += 0 if n == 0xFFFFFFFF else 4 * n
+        if n == 0xFFFFFFFF:
+            out.append((None, None))
+            continue
+        ids = list(struct.unpack_from(f"<{n}i", raw, at))
+        (size,) = struct.unpack_from("<I", raw, at + 4 * n)
+        at += 4 * n + 4 + size
+        out.append((ids, raw[at - size : at].decode()))
     return out, float(done.stdout)
 
 
@@ -320,10 +325,11 @@ def compare(program, n, names):
             begin = time.process_time()
             want = library_ids(tok, texts)
             theirs = time.process_time() - begin
-            wrong = [i for i in range(n) if got[i] != want[i]]
-            print(f"{name}: {n - len(wrong)} of {n} equal; {size / 1e6 / seconds:.1f} MB/s, the library {size / 1e6 / theirs:.2f}")
+            back = tok.decode_batch(want, skip_special_tokens=True)
+            wrong = [i for i in range(n) if got[i] != (want[i], back[i])]
+            print(f"{name}: {n - len(wrong)} of {n} equal; {size / 1e6 / seconds:.1f} MB/s, the library {size / 1e6 / theirs:.2f}", flush=True)
             for i in wrong[:4]:
-                print(f"    {texts[i]!r}\n      got  {got[i]}\n      want {want[i]}")
+                print(f"    {texts[i]!r}\n      got  {got[i]}\n      want {want[i], back[i]}")
             total += n
             bad += len(wrong)
     print(f"{total} strings, {bad} differ")
