@@ -110,6 +110,6 @@ cJSON *lk_bnb_config(lk_dtype type)
     cJSON_AddBoolToObject(q, "llm_int8_enable_fp32_cpu_offload", 0);
     cJSON_AddBoolToObject(q, "llm_int8_has_fp16_weight", 0);
     cJSON_AddNullToObject(q, "llm_int8_skip_modules");
-    cJSON_AddNumberToObject(q, "llm_int8_threshold", 6.0);
+    cJSON_AddRawToObject(q, "llm_int8_threshold", "6.0"); /* transformers refuses the integer 6 */
     return q;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "model/bnb.h"
 #include "model/folder.h"
 #include "model/model.h"
@@ -66,6 +67,9 @@ lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk
     if ((status = write_all(st, &config, w, pool, err))) goto out;
     status = lk_st_writer_commit(w, err);
     if (status) goto out;
+    if (config.experts)
+        lk_log(LK_LOG_WARN, "%s: transformers 5 stacks the experts of a layer and cannot read them in 4 bits one by one; Lorikeet can",
+               out);
     w = NULL;
     if ((status = lk_folder_copy_tokenizer(folder, out, err))) goto out;
     /* The configuration last: a folder without it is visibly unfinished. */

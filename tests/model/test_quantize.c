@@ -1,5 +1,6 @@
 /* `lorikeet quantize`: the 4-bit folder equals what transformers and bitsandbytes save for the same model, byte for byte, and opening it
  * gives the very weights that opening the 16-bit folder with NF4 gives. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,6 +45,16 @@ static void test_equals_bitsandbytes(void **state)
     check_model_close(&b);
     check_model_close(&c);
     check_model_close(&d);
+    /* transformers wants a float there and refuses the integer 6. */
+    char path[4200], text[4096] = "";
+    CHECK_OK(lk_path_join(path, sizeof path, out, "config.json", &err), &err);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_true(fread(text, 1, sizeof text - 1, file) > 0);
+    fclose(file);
+    const char *threshold = strstr(text, "\"llm_int8_threshold\":");
+    assert_non_null(threshold);
+    assert_non_null(strstr(threshold, "6.0"));
     CHECK_FAILS(lk_model_quantize(out, "/nonexistent/x", 1, &err), LK_ERR_ARGUMENT, "already a 4-bit", &err);
     CHECK_FAILS(lk_model_quantize(from, from, 1, &err), LK_ERR_ARGUMENT, "is the input folder", &err);
     CHECK_FAILS(lk_model_quantize(from, out, 1, &err), LK_ERR_ARGUMENT, "not empty", &err);
