@@ -4,6 +4,8 @@
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "base/json.h"
+#include "data/peft.h"
 #include "model/drift.h"
 #include "model/merge.h"
 #include "tests/model.h"
@@ -213,9 +215,95 @@ static void test_drift(void **state)
     assert_true(fabs(other.kl - 0.5 * 3 * (exp(3) - 1) / (exp(3) + 2)) < 1e-12);
 }
 
+/* A DoRA on every linear layer of a model, factors and magnitudes by rule. */
+static void write_dora(const char *folder, const lk_config *c)
+{
+    enum { RANK = 3 };
+    lk_error err = {0};
+    int32_t n = lk_sites(c);
+    lk_peft_write_module *modules = calloc((size_t)n, sizeof *modules);
+    char(*names)[200] = calloc((size_t)n, sizeof *names);
+    float **values = calloc((size_t)n, sizeof *values);
+    for (int32_t s = 0; s < n; s++) {
+        lk_site site = lk_site_at(c, s);
+        float *v = values[s] = malloc((size_t)(RANK * (site.k + site.n) + site.n) * 4);
+        lk_site_path(names[s], sizeof names[s], c, s);
+        check_rule(names[s], v, RANK * (site.k + site.n), 0.0f, 0.2f);
+        check_rule(names[s], v + RANK * (site.k + site.n), site.n, 1.0f, 0.3f);
+        modules[s] = (lk_peft_write_module){.name = names[s],
+                                            .rank = RANK,
+                                            .alpha = 4,
+                                            .in = site.k,
+                                            .out = site.n,
+                                            .a = v,
+                                            .b = v + RANK * site.k,
+                                            .magnitude = v + RANK * (site.k + site.n)};
+    }
+    CHECK_OK(lk_peft_write(folder, modules, n, &(lk_peft_write_options){.base = "family"}, &err), &err);
+    for (int32_t s = 0; s < n; s++) free(values[s]);
+    free(values);
+    free(names);
+    free(modules);
+}
+
+/* In families whose layers are fused, have norms behind them or experts: the adapter beside the model is the adapter in it. */
+static void test_dora_everywhere(void **state)
+{
+    (void)state;
+    static const char *const families[] = {"gemma2", "phi3", "olmo2", "granite", "mixtral", "qwen3_moe"};
+    lk_error err = {0};
+    lk_safetensors *st;
+    cJSON *all = check_families(&st);
+    const cJSON *the_case;
+    int done = 0;
+    cJSON_ArrayForEach(the_case, lk_json_get(all, "cases"))
+    {
+        const char *name = lk_json_get(the_case, "name")->valuestring;
+        bool wanted = false;
+        for (size_t i = 0; i < sizeof families / sizeof *families; i++) wanted = wanted || !strcmp(families[i], name);
+        if (!wanted) continue;
+        char *folder = check_family_folder(the_case), *adapter = check_temporary("family_dora"), *out = check_temporary("family_merged");
+        lk_config config;
+        CHECK_OK(lk_config_read(&config, folder, &err), &err);
+        write_dora(adapter, &config);
+        int32_t ids[20];
+        for (int i = 0; i < 20; i++) ids[i] = (int32_t)(3 + 7 * i % (config.vocab - 3));
+        lk_merge_result result;
+        lk_merge_options options = {.into = LK_MERGE_ORIGINAL, .dtype = LK_F32, .threads = 2};
+        CHECK_OK(lk_model_merge(folder, adapter, out, &options, &result, &err), &err);
+        float *beside, *merged, *plain;
+        int64_t n;
+        logits(folder, adapter, LK_QUANT_NONE, ids, 20, &beside, &n);
+        logits(out, NULL, LK_QUANT_NONE, ids, 20, &merged, &n);
+        logits(folder, NULL, LK_QUANT_NONE, ids, 20, &plain, &n);
+        check_close(name, beside, merged, n, 2e-4, 2e-4);
+        double moved = 0;
+        for (int64_t i = 0; i < n; i++) moved = fmax(moved, fabs((double)plain[i] - (double)merged[i]));
+        assert_true(moved > 0.05);
+        if (config.experts) {
+            check_model m = check_model_open(folder, LK_QUANT_NONE, LK_F32, 1, NULL);
+            lk_adapter *a;
+            lk_adapter_spec spec = {.rank = 2, .alpha = 2, .use_dora = true, .targets = {[LK_GATE] = true}};
+            CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_UNSUPPORTED, "dora on the experts of a mixture", &err);
+            check_model_close(&m);
+        }
+        free(beside);
+        free(merged);
+        free(plain);
+        free(folder);
+        free(adapter);
+        free(out);
+        done++;
+    }
+    assert_int_equal(done, 6);
+    cJSON_Delete(all);
+    lk_safetensors_close(st);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees),  cmocka_unit_test(test_nf4),     cmocka_unit_test(test_anew),
-                                       cmocka_unit_test(test_refuses), cmocka_unit_test(test_options), cmocka_unit_test(test_drift)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_agrees),         cmocka_unit_test(test_nf4),     cmocka_unit_test(test_anew),
+                                       cmocka_unit_test(test_refuses),        cmocka_unit_test(test_options), cmocka_unit_test(test_drift),
+                                       cmocka_unit_test(test_dora_everywhere)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
