@@ -35,11 +35,16 @@ void lk_pages_free(lk_pages *pages)
 /* ------------------------------------------------------------------------------------------------ sequences */
 
 /* There is one. */
-static int32_t take_lowest(lk_pages *pages)
+static int32_t find_lowest(lk_pages *pages)
 {
     int32_t word = pages->lowest / 64;
     while (!pages->is_free[word]) word++;
-    int32_t page = word * 64 + __builtin_ctzll(pages->is_free[word]);
+    return pages->lowest = word * 64 + __builtin_ctzll(pages->is_free[word]);
+}
+
+static int32_t take_lowest(lk_pages *pages)
+{
+    int32_t page = find_lowest(pages);
     unset(pages->is_free, page);
     pages->n_free--;
     pages->lowest = page + 1;
@@ -133,7 +138,10 @@ void lk_pages_move(lk_pages *pages, lk_block_table *table, int32_t first, int32_
     for (int32_t i = 0; i < table->n; i++) {
         int32_t from = table->pages[i];
         if (from < first || from >= first + n) continue;
+        bool must = bit(pages->in_run, from);
+        if (!must && (pages->n_free == 0 || find_lowest(pages) > from)) continue;
         table->pages[i] = take_lowest(pages);
         move(context, table->pages[i], from);
+        if (!must) give_back(pages, from);
     }
 }

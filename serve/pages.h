@@ -65,7 +65,8 @@ int32_t lk_pages_behind(const lk_pages *pages, int32_t last);
 /* Of all windows of n pages without a page of a run, the one with the fewest pages in use, the highest of several: its first page, or -1.
  * Only where n pages are free can what is in it go elsewhere. */
 int32_t lk_pages_window(const lk_pages *pages, int32_t n);
-/* Moves the pages of a table that lie in the run [first, first + n): move is to copy a page's content. */
+/* Moves the pages of a table that lie in [first, first + n): those in a run away from there, others down where that is possible. move is
+ * to copy a page's content. */
 void lk_pages_move(lk_pages *pages, lk_block_table *table, int32_t first, int32_t n, void (*move)(void *context, int32_t to, int32_t from),
                    void *context);
 

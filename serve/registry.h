@@ -80,7 +80,7 @@ typedef struct lk_registry_options {
     const struct lk_bundle_keys *trusted_keys; /* only bundles that these signed are loaded; NULL: anything. Borrowed until close */
     lk_pages *pages;                           /* the pool, and what its pages are; the engine thread's, borrowed until close */
     lk_kv *kv;
-    /* The engine thread's: pages [first, first + n) are to be a run; sequences' pages in it go elsewhere (lk_scheduler_move). */
+    /* The engine thread's: moves sequences' pages in [first, first + n) (lk_scheduler_move). */
     void (*move)(void *context, int32_t first, int32_t n);
     void (*changed)(void *context); /* any thread's: the engine has something to look at */
     void *context;

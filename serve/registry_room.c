@@ -1,15 +1,18 @@
 /* Adapters in the pool: who leaves, and how a run of pages is made. Only the engine's thread gives memory out.
  *
  * A run is made of what costs least: free pages that lie together; else adapters that run nothing leave until enough pages are free, and
- * then sequences' pages are moved out of a window, if need be after the other runs were pushed together at the top. Moving a page is a copy
- * within the device, some microseconds; putting an adapter out that is wanted again costs an upload, preempting a request its
- * computation. So adapters leave for the pages they have, not for lying well, and nobody is preempted for an adapter: it waits until
+ * then sequences' pages are moved out of a window, if need be after all pages and runs in use were pushed together at both ends. Moving a
+ * page is a copy within the device, some microseconds; putting an adapter out that is wanted again costs an upload, preempting a request
+ * its computation. So adapters leave for the pages they have, not for lying well, and nobody is preempted for an adapter: it waits until
  * running requests have ended, and what becomes free meanwhile is kept for it (lk_scheduler.kept).
  *
  * All copies are queued on the model's backend behind the steps that read the old places, and the steps queued later know the new ones. The
  * loader is put behind all of that before anybody is told of a run. */
 #include "base/log.h"
 #include "serve/registry_internal.h"
+
+/* Times that everything is pushed apart before a run is given up for now. */
+enum { ROUNDS = 3 };
 
 static bool may_leave(const lk_version *v, bool waited) { return v->adapter && !v->active && !v->copied_out && (waited || !v->pins); }
 
@@ -70,16 +73,17 @@ static void evict(lk_registry *reg, lk_version *v)
 
 /* ------------------------------------------------------------------------------------------------ runs */
 
-/* Up by as many pages as are free behind it, in pieces that do not overlap. A copy that cannot even be queued means that the device is
- * gone; the step says so. */
-static void slide(lk_registry *reg, lk_version *v)
+/* To a higher place: the highest where it fits as a whole, else up by as many pages as are free behind it, in pieces that do not overlap. A
+ * copy that cannot even be queued means that the device is gone; the step says so. */
+static void lift(lk_registry *reg, lk_version *v)
 {
     lk_pages *pages = reg->options.pages;
     lk_kv *kv = reg->options.kv;
-    int32_t by = lk_pages_behind(pages, v->first + v->pages - 1);
+    int32_t to = lk_pages_find(pages, v->pages), by = to - v->first, most = v->pages;
+    if (by < 0) by = most = lk_pages_behind(pages, v->first + v->pages - 1);
     if (by == 0) return;
     for (int32_t left = v->pages; left > 0;) {
-        int32_t n = left < by ? left : by, from = v->first + left - n;
+        int32_t n = left < most ? left : most, from = v->first + left - n;
         (void)lk_copy(reg->model->be, lk_kv_page(kv, from + by), lk_kv_page(kv, from), (size_t)n * reg->page_bytes);
         left -= n;
     }
@@ -90,17 +94,18 @@ static void slide(lk_registry *reg, lk_version *v)
     v->serial = ++reg->serials;
 }
 
-/* Pushes the runs that may be moved together at the top, the highest first. */
-static void push_together(lk_registry *reg)
+/* Sequences' pages down, then the runs that may be moved up, the highest first. What stands in the way of one may be gone the next time. */
+static void push_apart(lk_registry *reg)
 {
     int32_t below = reg->options.pages->n_pages;
+    reg->options.move(reg->options.context, 0, below);
     for (;;) {
         lk_version *highest = NULL;
         for (lk_version *v = reg->versions; v; v = v->next)
             if (v->adapter && !v->copied_out && v->first < below && (!highest || v->first > highest->first)) highest = v;
         if (!highest) return;
         below = highest->first;
-        slide(reg, highest);
+        lift(reg, highest);
     }
 }
 
@@ -114,8 +119,8 @@ static bool place(lk_registry *reg, int32_t n, int32_t *first)
         return true;
     }
     *first = lk_pages_window(pages, n);
-    if (*first < 0) {
-        push_together(reg);
+    for (int i = 0; i < ROUNDS && *first < 0; i++) {
+        push_apart(reg);
         *first = lk_pages_window(pages, n);
     }
     if (*first < 0) return false;

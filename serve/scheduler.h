@@ -130,7 +130,8 @@ void lk_scheduler_finish(lk_scheduler *s, lk_task *task);
 
 /* The most pages that any admitted task may come to need. */
 int64_t lk_scheduler_most_pages(const lk_scheduler *s);
-/* Pages [first, first + n) have become a run: moves those of sequences away from there (lk_pages_move). Not between the making
+/* Pages [first, first + n) have become a run: moves those of sequences away from there; or they are any pages: moves them down
+ * (lk_pages_move). Not between the making
  * of a batch and its forward. */
 void lk_scheduler_move(lk_scheduler *s, int32_t first, int32_t n, void (*move)(void *context, int32_t to, int32_t from), void *context);
 
