@@ -105,12 +105,23 @@ static lk_engine *start(lk_model *model, const check_scene *s, bool kv_8bit, con
 }
 
 static void run_scene(lk_model *model, const check_scene *s, bool kv_8bit, const char *folder, const asked q[N], check_answer *alone[N],
-                      lk_engine_stats *sum)
+                      const check_answer *swapped, lk_engine_stats *sum)
 {
     lk_error err = {0};
     lk_engine *engine = start(model, s, kv_8bit, folder, ADAPTERS);
     lk_request *requests[N];
     for (int i = 0; i < N; i++) CHECK_OK(lk_engine_submit(engine, &q[i].spec, &requests[i], &err), &err);
+    if (s->reload) { /* once some of them run */
+        lk_engine_stats now = {0};
+        char path[4200];
+        snprintf(path, sizeof path, "%s/a3", folder);
+        while (now.generated_tokens < N) lk_engine_get_stats(engine, &now);
+        CHECK_OK(lk_engine_load_adapter(engine, "a2", path, true, NULL, &err), &err);
+        check_answer *after = check_ask(engine, &q[2].spec);
+        check_same_answer("asked after the reload", after, swapped);
+        assert_int_equal(after->facts.adapter_version, 2);
+        free(after);
+    }
     int64_t tokens = 0, preempted = 0, stopped = 0;
     for (int i = 0; i < N; i++) {
         check_answer *together = check_collect(requests[i]);
@@ -125,8 +136,8 @@ static void run_scene(lk_model *model, const check_scene *s, bool kv_8bit, const
     check_engine_idle(engine);
     lk_engine_stats stats;
     lk_engine_get_stats(engine, &stats);
-    assert_int_equal(stats.finished_stop + stats.finished_length, N);
-    assert_int_equal(stats.finished_stop, stopped);
+    assert_int_equal(stats.finished_stop + stats.finished_length, N + s->reload);
+    assert_int_equal(stats.finished_stop, stopped + (s->reload && swapped->finish == LK_FINISH_STOP));
     assert_true(stats.iterations < tokens); /* they did keep each other company */
     assert_int_equal(stats.preemptions, preempted);
     if (!s->tight) assert_int_equal(preempted + stats.pages_moved, 0);
@@ -166,6 +177,10 @@ void check_company(const check_crowd *c)
     check_answer *without = check_ask(engine, &base);
     assert_true(memcmp(without->logprobs, alone[1]->logprobs, sizeof without->logprobs) != 0);
     free(without);
+    lk_request_spec other = q[2].spec;
+    other.adapter = "a3";
+    check_answer *swapped = check_ask(engine, &other);
+    assert_true(memcmp(swapped->logprobs, alone[2]->logprobs, sizeof swapped->logprobs) != 0);
     lk_engine_stop(engine);
 
     check_queued queued;
@@ -173,7 +188,7 @@ void check_company(const check_crowd *c)
     bool tight = false;
     for (int s = 0; s < c->n_scenes; s++) tight |= c->scenes[s].tight;
     if (c->queued) check_queued_make(&queued, m.be);
-    for (int s = 0; s < c->n_scenes; s++) run_scene(m.model, &c->scenes[s], c->kv_8bit, folder, q, alone, &sum);
+    for (int s = 0; s < c->n_scenes; s++) run_scene(m.model, &c->scenes[s], c->kv_8bit, folder, q, alone, swapped, &sum);
     if (tight && sum.preemptions + sum.pages_moved == 0) fail_msg("memory was never short");
     if (c->queued) {
         assert_int_equal(queued.most_under_way, 2);
@@ -181,6 +196,7 @@ void check_company(const check_crowd *c)
         check_queued_free(&queued);
     }
     for (int i = 0; i < N; i++) free(alone[i]);
+    free(swapped);
     free(q);
     check_model_close(&m);
     free(folder);

@@ -15,7 +15,8 @@ typedef struct check_scene {
     int32_t n_pages;    /* beside adapters in the pool: ... */
     int32_t n_adapters; /* ... room for so many, the largest, or all */
     int32_t max_running, max_resident;
-    bool tight; /* requests may be preempted, pages moved; in one of the scenes it happens, in which is a matter of time */
+    bool tight;  /* requests may be preempted, pages moved; in one of the scenes it happens, in which is a matter of time */
+    bool reload; /* meanwhile adapter 2 gets adapter 3's weights: nobody who asked before notices, who asks afterwards gets those */
 } check_scene;
 
 enum { CHECK_ADAPTERS = 8 };

@@ -4,7 +4,7 @@
 #include "tests/cuda/cuda_check.h"
 
 static const check_scene scenes[] = {
-    {"all at once", 512, 256, CHECK_ADAPTERS, 16, 8, false},
+    {"all at once", 512, 256, CHECK_ADAPTERS, 16, CHECK_ADAPTERS + 1, false, true},
     {"chunked, few pages", 23, 3, CHECK_ADAPTERS, 16, 8, true},
     {"adapters, keys and values compete", 64, 4, 1, 16, 8, true},
     {"two places in memory", 64, 256, CHECK_ADAPTERS, 16, 2, false},

@@ -5,7 +5,7 @@
 #include "tests/company.h"
 
 static const check_scene scenes[] = {
-    {"all at once", 2048, 256, CHECK_ADAPTERS, 16, 8, false},
+    {"all at once", 2048, 256, CHECK_ADAPTERS, 16, CHECK_ADAPTERS + 1, false, true},
     {"chunked", 19, 256, CHECK_ADAPTERS, 16, 8, false},
     {"few pages", 2048, 24, CHECK_ADAPTERS, 16, 8, true},
     {"chunked, few pages", 23, 24, CHECK_ADAPTERS, 16, 8, true},
