@@ -29,3 +29,14 @@ def logits(path, ids, lora=None):
 def greedy(path, prompt, n, lora=None):
     model = load(path, lora)
     return model.create_completion(prompt, max_tokens=n, temperature=0)["choices"][0]["text"]
+
+
+def greedy_ids(path, ids, n, lora=None):
+    """n ids behind these, the most likely one each time."""
+    model = load(path, lora)
+    model.eval(list(ids))
+    out = []
+    for _ in range(n):
+        out.append(int(np.argmax(model.scores[model.n_tokens - 1])))
+        model.eval([out[-1]])
+    return out

@@ -48,6 +48,15 @@ def check_logits(report, what, got, want, tolerance=2e-5):
     report.check(worst <= tolerance, f"{what}: logits of llama.cpp within {worst:.1e} of {np.abs(want).max():.1f}", f"tolerance {tolerance}")
 
 
+def check_greedy(report, what, lorikeet, path, base, ids, lora=None, adapter=None, n=24):
+    """llama.cpp's greedy ids against the program's own on the folder that was exported (which has no tokenizer: by its logits)."""
+    want = []
+    for _ in range(n):
+        want.append(int(np.argmax(ours(lorikeet, base, list(ids) + want, adapter)[-1])))
+    got = llama.greedy_ids(path, ids, n, lora)
+    report.check(got == want, f"{what}: {n} greedy ids of llama.cpp", f"{got} instead of {want}")
+
+
 def check_families(report, lorikeet, work):
     import subprocess
 
@@ -152,6 +161,8 @@ def main():
             check_logits(report, name, llama.logits(path, ids), ours(args.lorikeet, folder, ids))
             if "bnb4" not in name:
                 check_tensors(report, path, folder, name.startswith(("llama", "mistral", "chat")))
+            if name in ("llama-tiny", "qwen2-tiny", "qwen3-tiny"):
+                check_greedy(report, name, args.lorikeet, path, folder, ids[:12])
         for kind in ("f16", "bf16", "q8_0", "q4_0", "q4_k_m"):
             export(f"chat-tiny.{kind}", MODELS / "chat-tiny", "--type", kind)
         check_tokens(report, work / "chat-tiny.f32.gguf", MODELS / "chat-tiny" / "tokenizer.json")
@@ -163,6 +174,8 @@ def main():
             plain = ours(args.lorikeet, MODELS / base, ids)
             report.check(np.abs(want - plain).max() > 0.1, f"adapter {adapter} changes the logits")
             check_logits(report, f"adapter {adapter}", llama.logits(work / f"{base}.f32.gguf", ids, path), want)
+            check_greedy(report, f"adapter {adapter}", args.lorikeet, work / f"{base}.f32.gguf", MODELS / base, ids[:12], path,
+                         e2e.GOLDEN / "adapters" / adapter)
 
         stories = shared() / "models" / "stories260K"
         prompt = "Once upon a time"
