@@ -66,11 +66,7 @@ static int run(const cli_command *self, int argc, char **argv)
     cli_stop_install();
     cli_session s;
     /* Ids alone need no tokenizer: the text of the answer is then left empty. */
-    char tokenizer[4200];
-    snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", base);
-    FILE *present = prompt_ids ? fopen(tokenizer, "r") : NULL;
-    int want = messages_file ? CLI_TOKENIZER | CLI_CHAT : prompt || present ? CLI_TOKENIZER : 0;
-    if (present) fclose(present);
+    int want = messages_file ? CLI_TOKENIZER | CLI_CHAT : prompt ? CLI_TOKENIZER : CLI_TOKENIZER_IF_ANY;
     if ((rc = cli_session_open(&s, self, &common, base, quant, want | CLI_ENGINE)) >= 0) return rc;
     lk_error err = {0};
     lk_engine *engine = NULL;

@@ -16,7 +16,7 @@ static int run(const cli_command *self, int argc, char **argv)
     lk_error err = {0};
     double start = lk_clock_seconds();
     if (lk_model_quantize(base, out, (int)common.threads, &err)) return cli_fail(self, CLI_FAILED, "%s", err.message);
-    printf("%s: 4-bit NF4 of %s, readable by bitsandbytes and transformers (%.1f s)\n", out, base, lk_clock_seconds() - start);
+    printf("%s: 4-bit NF4 of %s, as bitsandbytes keeps it (%.1f s)\n", out, base, lk_clock_seconds() - start);
     return CLI_DONE;
 }
 

@@ -47,7 +47,8 @@ int cli_session_open(cli_session *s, const cli_command *command, const cli_commo
     if (lk_model_open(&s->model, s->be, base, &options, &err)) goto fail;
     lk_log(LK_LOG_DEBUG, "%s: %.1f M parameters, %s, %s, %.2f s", s->model->name, (double)lk_config_params(&s->model->config) / 1e6,
            s->model->quant == LK_QUANT_NF4 ? "nf4" : "16-bit", lk_backend_name(s->be), lk_clock_seconds() - start);
-    if (want && lk_tokenizer_open(&s->tk, base, &err)) goto fail;
+    lk_status status = want & (CLI_TOKENIZER | CLI_CHAT | CLI_TOKENIZER_IF_ANY) ? lk_tokenizer_open(&s->tk, base, &err) : LK_OK;
+    if (status && !(status == LK_ERR_NOT_FOUND && want & CLI_TOKENIZER_IF_ANY)) goto fail;
     if ((want & CLI_CHAT) && lk_chat_open(&s->chat, s->tk, &err)) goto fail;
     return -1;
 fail:

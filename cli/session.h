@@ -14,9 +14,14 @@ typedef struct cli_session {
     lk_chat *chat;    /* NULL when not asked for */
 } cli_session;
 
-enum { CLI_TOKENIZER = 1, CLI_CHAT = 2, CLI_ENGINE = 4 /* tokens will be generated: with --device auto on a backend that can */ };
+enum {
+    CLI_TOKENIZER = 1,
+    CLI_CHAT = 2,
+    CLI_ENGINE = 4,          /* tokens will be generated: with --device auto on a backend that can */
+    CLI_TOKENIZER_IF_ANY = 8 /* tk stays NULL where the base has none */
+};
 
-/* quant: "nf4" or "none". Prints the error itself and returns the exit code, or -1 when all is open. */
+/* quant: "nf4", "nf4-head" or "none". Prints the error itself and returns the exit code, or -1 when all is open. */
 int cli_session_open(cli_session *s, const cli_command *command, const cli_common *common, const char *base, const char *quant, int want);
 void cli_session_close(cli_session *s);
 

@@ -34,6 +34,8 @@ static void test_usage(void **state)
     check_program_says(1, "no CUDA", "plan " LK_SOURCE_DIR "/recipes/demo/harbor.json --for cuda");
     check_program_says(2, "use cpu, cuda, cuda:N or auto", "plan " LK_SOURCE_DIR "/recipes/demo/harbor.json --for gpu");
     check_program_says(1, "outside the model's vocabulary", "logits " GOLDEN "/models/chat-tiny --ids 999999 -o /tmp/x.safetensors");
+    check_program_says(0, "\"text\":\"\",\"ids\":[",
+                       "generate " GOLDEN "/models/llama-tiny --prompt-ids 5,42 --max-tokens 3 --json"); /* no tokenizer */
     check_program_says(0, "cpu", "doctor");
     check_program_says(2, "--into is auto, original, dequantized or nf4", "merge a b -o c --into q8");
     check_program_says(2, "--combine is cat, linear", "merge a b c -o d --combine mean");
