@@ -12,6 +12,18 @@
 #include "model/config.h"
 #include "model/weights.h"
 
+void cli_inspect_config(cJSON *out, const lk_config *c)
+{
+    cJSON_AddStringToObject(out, "model_type", c->model_type);
+    cJSON_AddNumberToObject(out, "parameters", (double)lk_config_params(c));
+    cJSON_AddNumberToObject(out, "layers", (double)c->layers);
+    cJSON_AddNumberToObject(out, "hidden_size", (double)c->hidden);
+    cJSON_AddNumberToObject(out, "heads", (double)c->heads);
+    cJSON_AddNumberToObject(out, "kv_heads", (double)c->kv_heads);
+    cJSON_AddNumberToObject(out, "vocab_size", (double)c->vocab);
+    cJSON_AddNumberToObject(out, "max_positions", (double)c->max_positions);
+}
+
 static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
 {
     lk_config c;
@@ -24,14 +36,7 @@ static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
     if (!status) status = lk_weights_identity(st, &c, pool, identity, err);
     if (!status) {
         cJSON_AddStringToObject(out, "kind", "model");
-        cJSON_AddStringToObject(out, "model_type", c.model_type);
-        cJSON_AddNumberToObject(out, "parameters", (double)lk_config_params(&c));
-        cJSON_AddNumberToObject(out, "layers", (double)c.layers);
-        cJSON_AddNumberToObject(out, "hidden_size", (double)c.hidden);
-        cJSON_AddNumberToObject(out, "heads", (double)c.heads);
-        cJSON_AddNumberToObject(out, "kv_heads", (double)c.kv_heads);
-        cJSON_AddNumberToObject(out, "vocab_size", (double)c.vocab);
-        cJSON_AddNumberToObject(out, "max_positions", (double)c.max_positions);
+        cli_inspect_config(out, &c);
         cJSON_AddStringToObject(out, "quantization", lk_bnb_any(st) ? "nf4" : "none");
         cJSON_AddStringToObject(out, "identity", identity);
     }

@@ -45,14 +45,7 @@ static lk_status add_model(cJSON *out, const lk_gguf *g, const char *path, lk_er
     if (!status) status = lk_pool_create(&pool, 0, err);
     if (!status) status = lk_weights_identity(st, &c, pool, identity, err);
     if (!status) {
-        cJSON_AddStringToObject(out, "model_type", c.model_type);
-        cJSON_AddNumberToObject(out, "parameters", (double)lk_config_params(&c));
-        cJSON_AddNumberToObject(out, "layers", (double)c.layers);
-        cJSON_AddNumberToObject(out, "hidden_size", (double)c.hidden);
-        cJSON_AddNumberToObject(out, "heads", (double)c.heads);
-        cJSON_AddNumberToObject(out, "kv_heads", (double)c.kv_heads);
-        cJSON_AddNumberToObject(out, "vocab_size", (double)c.vocab);
-        cJSON_AddNumberToObject(out, "max_positions", (double)c.max_positions);
+        cli_inspect_config(out, &c);
         cJSON_AddStringToObject(out, "identity", identity);
     }
     lk_pool_destroy(pool);

@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "serve/registry_internal.h"
 
-/* Times that everything is pushed apart before a run is given up for now. */
+/* Times that everything is pushed apart before a run is given up until pages come free. */
 enum { ROUNDS = 3 };
 
 static bool may_leave(const lk_version *v, bool waited) { return v->adapter && !v->active && !v->copied_out && (waited || !v->pins); }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/arena.h"
 #include "base/file.h"
 
 void check_fails(lk_status got, lk_status want, const char *text, const lk_error *err, const char *expression, const char *file, int line)
@@ -128,4 +129,14 @@ void check_make_key(const char *folder, const char *name, char *private_path, ch
     fclose(f);
     EVP_PKEY_free(key);
     EVP_PKEY_CTX_free(context);
+}
+
+size_t check_count_files(const char *folder)
+{
+    lk_arena arena = {0};
+    char **names;
+    size_t n = 0;
+    lk_folder_list(folder, &arena, &names, &n, NULL);
+    lk_arena_free(&arena);
+    return n;
 }

@@ -45,6 +45,8 @@ const char *check_build_folder(void);
 
 /* A fresh empty folder under the build's test folder, removed and remade; returns a static-per-name malloc'ed string. */
 char *check_temporary(const char *name);
+/* Files and folders in a folder. */
+size_t check_count_files(const char *folder);
 void check_write_file(const char *path, const void *bytes, size_t size);
 
 /* NAME.pem and NAME.pub of a new Ed25519 key in the folder; their paths, of at most 4200 bytes, into the last two. */

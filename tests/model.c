@@ -228,3 +228,26 @@ lk_adapter *check_family_adapter(const lk_model *model, int32_t rank)
     free(host);
     return a;
 }
+
+float *check_pass_logits(const char *base, const char *adapter, lk_quant quant, const int32_t *ids, int64_t n, int64_t *n_out)
+{
+    lk_error err = {0};
+    check_model m = check_model_open(base, quant, LK_F32, 2, NULL);
+    lk_pass *pass;
+    CHECK_OK(lk_pass_create(&pass, m.model, &(lk_pass_options){.max_tokens = n, .max_rank = 16}, &err), &err);
+    check_batch b;
+    check_batch_init(&b, ids, n);
+    lk_adapter *a = NULL;
+    if (adapter) {
+        CHECK_OK(lk_adapter_load(&a, m.model, adapter, LK_F32, &err), &err);
+        check_batch_adapter(&b, a, NULL);
+    }
+    *n_out = n * m.model->config.vocab;
+    float *out = malloc((size_t)*n_out * 4);
+    CHECK_OK(lk_pass_logits(pass, &b.batch, out, &err), &err);
+    lk_adapter_destroy(a);
+    check_batch_free(&b);
+    lk_pass_destroy(pass);
+    check_model_close(&m);
+    return out;
+}

@@ -33,6 +33,10 @@ lk_adapter *check_family_adapter(const lk_model *model, int32_t rank);
 /* The rule: out[n] of a name, base + spread * u with u in [-1, 1). */
 void check_rule(const char *name, float *out, int64_t n, float base, float spread);
 
+/* fp32 logits of every position of one document, in one pass, over a model folder or file with an adapter (or NULL); free(). n_out:
+ * elements. */
+float *check_pass_logits(const char *base, const char *adapter, lk_quant quant, const int32_t *ids, int64_t n, int64_t *n_out);
+
 /* A tensor of a golden file as float or int32 (I64 narrowed); free(). n (may be NULL): elements. Fails the test when missing. */
 float *check_floats(const lk_safetensors *st, const char *name, int64_t *n);
 int32_t *check_ints(const lk_safetensors *st, const char *name, int64_t *n);

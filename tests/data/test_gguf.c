@@ -407,16 +407,6 @@ fail:
     return status;
 }
 
-static size_t count_files(const char *folder)
-{
-    lk_arena arena = {0};
-    char **names;
-    size_t n = 0;
-    lk_folder_list(folder, &arena, &names, &n, NULL);
-    lk_arena_free(&arena);
-    return n;
-}
-
 static void test_write(void **state)
 {
     (void)state;
@@ -456,7 +446,7 @@ static void test_write(void **state)
     CHECK_FAILS(lk_gguf_commit(w, &err), LK_ERR_INTERNAL, "the bytes of tensor w are not complete", &err);
     lk_gguf_abort(w);
     lk_gguf_abort(NULL);
-    assert_int_equal(count_files(folder), 1);
+    assert_int_equal(check_count_files(folder), 1);
     free(folder);
 }
 
@@ -478,7 +468,7 @@ static void test_full_disk(void **state)
         setrlimit(RLIMIT_FSIZE, &limit);
         lk_status status = write_sample(path, &err);
         setrlimit(RLIMIT_FSIZE, &old);
-        assert_int_equal(count_files(folder), 1);
+        assert_int_equal(check_count_files(folder), 1);
         if (!status) break;
         failures++;
         assert_int_equal(status, LK_ERR_IO);

@@ -246,16 +246,6 @@ static void test_modelfile(void **state)
 
 /* ---- refusals ---- */
 
-static size_t count_files(const char *folder)
-{
-    lk_arena arena = {0};
-    char **names;
-    size_t n = 0;
-    lk_folder_list(folder, &arena, &names, &n, NULL);
-    lk_arena_free(&arena);
-    return n;
-}
-
 static void test_refuses(void **state)
 {
     (void)state;
@@ -279,7 +269,7 @@ static void test_refuses(void **state)
         make_wide(wide, cases[i].more);
         CHECK_FAILS(lk_export_gguf(wide, path, &(lk_gguf_export_options){0}, &result, &err), LK_ERR_UNSUPPORTED, cases[i].message, &err);
     }
-    assert_int_equal(count_files(out), 0);
+    assert_int_equal(check_count_files(out), 0);
 
     /* a full disk */
     make_wide(wide, "");
@@ -292,7 +282,7 @@ static void test_refuses(void **state)
     lk_status status = lk_export_gguf(wide, path, &(lk_gguf_export_options){0}, &result, &err);
     setrlimit(RLIMIT_FSIZE, &old);
     CHECK_FAILS(status, LK_ERR_IO, "m.gguf", &err);
-    assert_int_equal(count_files(out), 0);
+    assert_int_equal(check_count_files(out), 0);
     free(out);
     free(wide);
     free(llama);
@@ -326,7 +316,7 @@ static void test_refuses_adapters(void **state)
         CHECK_FAILS(lk_export_gguf_lora(base, adapter, path, &result, &err), LK_ERR_UNSUPPORTED, cases[i].message, &err);
         free(adapter);
     }
-    assert_int_equal(count_files(out), 0);
+    assert_int_equal(check_count_files(out), 0);
     free(out);
     free(base);
 }

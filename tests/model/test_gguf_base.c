@@ -12,29 +12,6 @@
 #include "model/weights.h"
 #include "tests/model.h"
 
-static float *logits_of(const char *base, const char *adapter, lk_quant quant, const int32_t *ids, int64_t n, int64_t *n_out)
-{
-    lk_error err = {0};
-    check_model m = check_model_open(base, quant, LK_F32, 2, NULL);
-    lk_pass *pass;
-    CHECK_OK(lk_pass_create(&pass, m.model, &(lk_pass_options){.max_tokens = n, .max_rank = 16}, &err), &err);
-    check_batch b;
-    check_batch_init(&b, ids, n);
-    lk_adapter *a = NULL;
-    if (adapter) {
-        CHECK_OK(lk_adapter_load(&a, m.model, adapter, LK_F32, &err), &err);
-        check_batch_adapter(&b, a, NULL);
-    }
-    *n_out = n * m.model->config.vocab;
-    float *out = malloc((size_t)*n_out * 4);
-    CHECK_OK(lk_pass_logits(pass, &b.batch, out, &err), &err);
-    lk_adapter_destroy(a);
-    check_batch_free(&b);
-    lk_pass_destroy(pass);
-    check_model_close(&m);
-    return out;
-}
-
 /* Every matrix in another type, quantised by the gguf package and ggml; transformers computed on what the package decodes. */
 static void test_golden(void **state)
 {
@@ -45,7 +22,7 @@ static void test_golden(void **state)
     CHECK_OK(lk_safetensors_open(&st, values, &err), &err);
     int64_t n, n_want, n_got;
     int32_t *ids = check_ints(st, "model.ids", &n);
-    float *want = check_floats(st, "model.logits", &n_want), *got = logits_of(path, NULL, LK_QUANT_NONE, ids, n, &n_got);
+    float *want = check_floats(st, "model.logits", &n_want), *got = check_pass_logits(path, NULL, LK_QUANT_NONE, ids, n, &n_got);
     assert_int_equal(n_got, n_want);
     check_close("logits", got, want, n_got, 1e-4, 1e-4);
     free(got);
@@ -81,8 +58,8 @@ static void test_exports(void **state)
         lk_gguf_export_result result;
         CHECK_OK(lk_export_gguf(base, path, &(lk_gguf_export_options){.type = "f32"}, &result, &err), &err);
         int64_t n_want, n_got;
-        float *want = logits_of(base, adapter, cases[i].quant, ids, 20, &n_want),
-              *got = logits_of(path, adapter, cases[i].quant, ids, 20, &n_got);
+        float *want = check_pass_logits(base, adapter, cases[i].quant, ids, 20, &n_want),
+              *got = check_pass_logits(path, adapter, cases[i].quant, ids, 20, &n_got);
         assert_int_equal(n_want, n_got);
         check_close(cases[i].model, got, want, n_got, 1e-5, 1e-5);
         free(want);

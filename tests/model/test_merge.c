@@ -10,28 +10,6 @@
 #include "model/merge.h"
 #include "tests/model.h"
 
-static void logits(const char *folder, const char *adapter, lk_quant quant, const int32_t *ids, int64_t n, float **out, int64_t *n_out)
-{
-    lk_error err = {0};
-    check_model m = check_model_open(folder, quant, LK_F32, 2, NULL);
-    lk_pass *pass;
-    CHECK_OK(lk_pass_create(&pass, m.model, &(lk_pass_options){.max_tokens = n, .max_rank = 16}, &err), &err);
-    check_batch b;
-    check_batch_init(&b, ids, n);
-    lk_adapter *a = NULL;
-    if (adapter) {
-        CHECK_OK(lk_adapter_load(&a, m.model, adapter, LK_F32, &err), &err);
-        check_batch_adapter(&b, a, NULL);
-    }
-    *n_out = n * m.model->config.vocab;
-    *out = malloc((size_t)*n_out * 4);
-    CHECK_OK(lk_pass_logits(pass, &b.batch, *out, &err), &err);
-    lk_adapter_destroy(a);
-    check_batch_free(&b);
-    lk_pass_destroy(pass);
-    check_model_close(&m);
-}
-
 static void test_agrees(void **state)
 {
     (void)state;
@@ -62,8 +40,8 @@ static void test_agrees(void **state)
         assert_true(result.merged > 0);
         float *unmerged, *merged;
         int64_t n;
-        logits(cases[i].base, adapter, cases[i].quant, ids, 40, &unmerged, &n);
-        logits(out, NULL, LK_QUANT_NONE, ids, 40, &merged, &n);
+        unmerged = check_pass_logits(cases[i].base, adapter, cases[i].quant, ids, 40, &n);
+        merged = check_pass_logits(out, NULL, LK_QUANT_NONE, ids, 40, &n);
         check_close("merged logits", merged, unmerged, n, cases[i].tolerance, cases[i].tolerance);
         free(unmerged);
         free(merged);
@@ -115,8 +93,8 @@ static void test_anew(void **state)
     assert_true(lk_path_exists(path));
     float *want, *got;
     int64_t n;
-    logits(four, NULL, LK_QUANT_NF4, ids, 20, &want, &n);
-    logits(out, NULL, LK_QUANT_NONE, ids, 20, &got, &n);
+    want = check_pass_logits(four, NULL, LK_QUANT_NF4, ids, 20, &n);
+    got = check_pass_logits(out, NULL, LK_QUANT_NONE, ids, 20, &n);
     check_close("logits", got, want, n, 1e-5, 1e-5);
     free(want);
     free(got);
@@ -181,7 +159,7 @@ static void test_options(void **state)
             lk_merge_options options = {.into = nf4 ? LK_MERGE_DEQUANTIZED : LK_MERGE_ORIGINAL, .dtype = LK_F32, .threads = 2};
             CHECK_OK(lk_model_merge(base, adapter, out, &options, &result, &err), &err);
             assert_int_equal(result.untied, rows[i].untied);
-            logits(out, NULL, LK_QUANT_NONE, ids, n, &merged, &n_merged);
+            merged = check_pass_logits(out, NULL, LK_QUANT_NONE, ids, n, &n_merged);
             assert_int_equal(n_merged, n_logits);
             check_close(key, merged, want, n_logits, 1e-4, 1e-4);
             free(merged);
@@ -273,9 +251,9 @@ static void test_dora_everywhere(void **state)
         CHECK_OK(lk_model_merge(folder, adapter, out, &options, &result, &err), &err);
         float *beside, *merged, *plain;
         int64_t n;
-        logits(folder, adapter, LK_QUANT_NONE, ids, 20, &beside, &n);
-        logits(out, NULL, LK_QUANT_NONE, ids, 20, &merged, &n);
-        logits(folder, NULL, LK_QUANT_NONE, ids, 20, &plain, &n);
+        beside = check_pass_logits(folder, adapter, LK_QUANT_NONE, ids, 20, &n);
+        merged = check_pass_logits(out, NULL, LK_QUANT_NONE, ids, 20, &n);
+        plain = check_pass_logits(folder, NULL, LK_QUANT_NONE, ids, 20, &n);
         check_close(name, beside, merged, n, 2e-4, 2e-4);
         double moved = 0;
         for (int64_t i = 0; i < n; i++) moved = fmax(moved, fabs((double)plain[i] - (double)merged[i]));
