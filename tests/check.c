@@ -1,5 +1,6 @@
 #include "tests/check.h"
 
+#include <errno.h>
 #include <math.h>
 #include <openssl/evp.h>
 #include <openssl/pem.h>
@@ -90,7 +91,8 @@ static char *joined(const char *root, const char *folder, const char *name)
 char *check_temporary(const char *name)
 {
     lk_error err = {0};
-    char *path = joined(check_build_folder(), "/tests/tmp", name);
+    char *all = joined(check_build_folder(), "/tests/tmp", program_invocation_short_name), *path = joined(all, "", name);
+    free(all);
     CHECK_OK(lk_folder_remove(path, &err), &err);
     CHECK_OK(lk_folder_create(path, &err), &err);
     return path;

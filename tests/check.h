@@ -43,7 +43,7 @@ void check_random_fill(check_random *r, float *out, int64_t n, float scale);
 const char *check_source_folder(void);
 const char *check_build_folder(void);
 
-/* A fresh empty folder under the build's test folder, removed and remade; returns a static-per-name malloc'ed string. */
+/* A fresh empty folder of this program's under the build's test folder, removed and remade: programs may run side by side. free(). */
 char *check_temporary(const char *name);
 /* Files and folders in a folder. */
 size_t check_count_files(const char *folder);

@@ -115,9 +115,11 @@ static void test_refuses(void **state)
     options.into = LK_MERGE_AUTO;
     CHECK_FAILS(lk_model_merge(other, adapter, out, &options, &result, &err), LK_ERR_MISMATCH, "layer", &err);
     CHECK_FAILS(lk_model_merge(four, "/nonexistent", out, &options, &result, &err), LK_ERR_NOT_FOUND, "/nonexistent", &err);
-    check_write_file(LK_BINARY_DIR "/tests/tmp/merge_refused/mine.txt", "x", 1);
+    char mine[4200];
+    snprintf(mine, sizeof mine, "%s/mine.txt", out);
+    check_write_file(mine, "x", 1);
     CHECK_FAILS(lk_model_merge(four, adapter, out, &options, &result, &err), LK_ERR_ARGUMENT, "not empty", &err);
-    assert_true(lk_path_exists(LK_BINARY_DIR "/tests/tmp/merge_refused/mine.txt"));
+    assert_true(lk_path_exists(mine));
     free(four);
     free(other);
     free(adapter);
