@@ -27,8 +27,7 @@ static void print_json(const int32_t *ids, const uint8_t *mask, int64_t n, const
 
 enum { SHOWN_BYTES = 512 };
 
-/* Bytes of a token so that they can do no harm on a terminal: control characters by name, a newline as a mark and a newline. `ends` gets
- * what comes after the colour has ended. */
+/* Bytes of a token so that they can do no harm on a terminal: a tab as an arrow, other control characters as \xNN. */
 static void put_shown(const char *p, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
