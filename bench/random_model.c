@@ -120,11 +120,11 @@ static lk_status fill(lk_model *m, float *host, lk_error *err)
         LK_TRY(vector(&m->layers[l].norm[LK_NORM_ATTENTION], be, host, c->hidden, err));
         LK_TRY(vector(&m->layers[l].norm[LK_NORM_MLP], be, host, c->hidden, err));
     }
-    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+    for (int32_t s = 0; s < lk_layer_sites(c, 0); s++) {
         lk_matrix *copies[MOST_LAYERS];
         lk_site site = lk_site_at(c, s);
         lk_status status = bench_random_matrices(copies, c->layers, be, LK_NF4, site.n, site.k, err);
-        for (int64_t l = 0; l < c->layers; l++) m->weights[l * lk_layer_sites(c) + s].w = copies[l];
+        for (int64_t l = 0; l < c->layers; l++) m->weights[lk_layer_first_site(c, l) + s].w = copies[l];
         LK_TRY(status);
     }
     return LK_OK;

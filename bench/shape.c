@@ -49,8 +49,8 @@ static lk_status write_weights(const char *folder, const lk_config *c, lk_error 
             status = write_tensor(w, pass, name, c->hidden, 0, &seed, err);
             snprintf(name, sizeof name, "model.layers.%lld.post_attention_layernorm.weight", (long long)l);
             if (!status) status = write_tensor(w, pass, name, c->hidden, 0, &seed, err);
-            for (int32_t s = 0; s < lk_layer_sites(c) && !status; s++) {
-                int32_t number = (int32_t)l * lk_layer_sites(c) + s;
+            for (int32_t s = 0; s < lk_layer_sites(c, l) && !status; s++) {
+                int32_t number = lk_layer_first_site(c, l) + s;
                 lk_site site = lk_site_at(c, number);
                 lk_site_path(path, sizeof path, c, number);
                 snprintf(name, sizeof name, "%s.weight", path);

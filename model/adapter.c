@@ -26,7 +26,7 @@ lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *name
             return lk_fail(
                 err, LK_ERR_ARGUMENT,
                 "%s: unknown target '%.60s'; known are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (w1, w3, w2), "
-                "qkv_proj, gate_up_proj and \"all-linear\"",
+                "qkv_proj, gate_up_proj, gate (the router of a mixture) and \"all-linear\"",
                 where, names[i]);
     }
     return LK_OK;
@@ -148,7 +148,7 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
         LK_TRY(site_rank(config, spec, s, &site->rank, &alpha, err));
         if (!site->rank) continue;
         any = true;
-        int64_t most = site->n < site->k ? site->n : site->k;
+        int64_t most = site->n < site->k && where.module != LK_ROUTER ? site->n : site->k; /* 8 experts and rank 16 are usual */
         if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
             return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
                            lk_module_name(where.module), (long long)site->n, (long long)site->k,

@@ -158,10 +158,11 @@ lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err)
 
 lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err)
 {
+    const lk_config *c = &a->model->config;
     for (int32_t s = 0; s < a->n_sites; s++)
-        if (a->sites[s].dora && lk_site_at(&a->model->config, s).expert >= 0)
+        if (a->sites[s].dora && (lk_site_at(c, s).expert >= 0 || lk_site_at(c, s).module == LK_ROUTER))
             return lk_fail(err, LK_ERR_UNSUPPORTED,
-                           "dora on the experts of a mixture is not trained; leave gate_proj, up_proj and down_proj "
+                           "dora on the experts of a mixture is not trained; leave gate_proj, up_proj, down_proj and the router, gate, "
                            "out of the targets");
     LK_TRY(open_own(a, err));
     LK_TRY(place_extra(a, err));

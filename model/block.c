@@ -17,6 +17,7 @@ lk_block lk_block_rows(const lk_block *block, int64_t T)
     int64_t slots = T * x->weights.cols;
     x->logits = lk_tensor_rows(&x->logits, 0, T);
     x->weights = lk_tensor_rows(&x->weights, 0, T);
+    x->h_router = lk_tensor_rows(&x->h_router, 0, T);
     for (size_t i = 0; i < sizeof by_slot / sizeof *by_slot; i++) *by_slot[i] = lk_tensor_rows(by_slot[i], 0, slots);
     return b;
 }
@@ -177,7 +178,7 @@ static lk_status mlp_forward(const lk_block_context *c, int64_t layer, const lk_
 {
     const lk_tensor *x;
     LK_TRY(enter(c, layer, LK_NORM_MLP, b, b->mlp_rstd, &b->x_mid, &x));
-    if (config_of(c)->experts) {
+    if (lk_layer_mixes(config_of(c), layer)) {
         lk_experts_call call = experts_call(c, layer);
         return lk_experts_forward(&call, &b->experts, skip_output ? NULL : &b->x_out, x, &b->x_mid);
     }
@@ -241,13 +242,14 @@ static lk_status mlp_backward(const lk_block_context *c, int64_t layer, const lk
     const lk_config *config = config_of(c);
     lk_backend *be = c->model->be;
     const lk_tensor *x, *dy;
-    if (config->experts) {
+    if (lk_layer_mixes(config, layer)) {
         lk_experts_call call = experts_call(c, layer);
         LK_TRY(enter(c, layer, LK_NORM_MLP, b, NULL, &b->x_mid, &x));
         LK_TRY(lk_experts_backward(&call, &b->experts, &g->experts, &g->dnormed, dx, x));
         return enter_backward(c, layer, LK_NORM_MLP, g, dx, &b->x_mid, b->mlp_rstd);
     }
-    lk_tensor act = narrow(&g->wide[0], config->intermediate, g->gap), dact = narrow(&g->wide[1], config->intermediate, g->gap);
+    int64_t width = lk_mlp_width(config);
+    lk_tensor act = narrow(&g->wide[0], width, g->gap), dact = narrow(&g->wide[1], width, g->gap);
     LK_TRY(leave_backward(c, layer, LK_NORM_MLP_OUT, g, dx, &b->mlp_out, b->mlp_out_rstd, &dy));
     LK_TRY(enter(c, layer, LK_NORM_MLP, b, NULL, &b->x_mid, &x));
     LK_TRY(lk_glu(be, &act, &b->gate, &b->up, config->activation));

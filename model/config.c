@@ -236,15 +236,33 @@ static lk_status parse_experts(lk_config *c, const lk_family *f, const cJSON *js
     if (!e->width_key) return LK_OK;
     /* A file that says nothing means transformers' default, and that is false. */
     bool normalised = false;
-    int64_t step = 1;
+    c->dense_intermediate = c->intermediate;
     LK_TRY(lk_json_opt_bool(json, "norm_topk_prob", &normalised, where, err));
     c->experts_as_is = !normalised;
-    LK_TRY(lk_json_opt_int(json, e->width_key, 1, 1 << 24, &c->intermediate, where, err));
+    return lk_json_opt_int(json, e->width_key, 1, 1 << 24, &c->intermediate, where, err);
+}
+
+/* Which layers have an MLP in the place of experts: those of mlp_only_layers, and all but each decoder_sparse_step-th. */
+static lk_status parse_dense(lk_config *c, const lk_family *f, const cJSON *json, const char *where, lk_error *err)
+{
+    int64_t step = 1, n_dense = 0;
+    if (!f->experts || !f->experts->width_key) return LK_OK;
     LK_TRY(lk_json_opt_int(json, "decoder_sparse_step", 1, LK_MAX_LAYERS, &step, where, err));
-    const cJSON *dense = lk_json_get(json, "mlp_only_layers");
-    if (step != 1 || cJSON_GetArraySize(dense) > 0)
-        return lk_fail(err, LK_ERR_UNSUPPORTED,
-                       "%s: decoder_sparse_step and mlp_only_layers are not supported: every layer must have experts", where);
+    const cJSON *list = lk_json_get(json, "mlp_only_layers"), *item;
+    if (list && !cJSON_IsNull(list) && !cJSON_IsArray(list))
+        return lk_fail(err, LK_ERR_FORMAT, "%s: mlp_only_layers must be a list", where);
+    for (int64_t i = 0; i < c->layers; i++) {
+        bool dense = (i + 1) % step != 0;
+        cJSON_ArrayForEach(item, list) dense = dense || (cJSON_IsNumber(item) && item->valuedouble == (double)i);
+        if (dense) c->layer[i] |= LK_LAYER_DENSE;
+        n_dense += dense;
+    }
+    if (n_dense < c->layers) return LK_OK;
+    /* No layer has experts: then it is the model without them. */
+    for (int64_t i = 0; i < c->layers; i++) c->layer[i] = (uint8_t)(c->layer[i] & ~LK_LAYER_DENSE);
+    c->intermediate = c->dense_intermediate;
+    c->experts = c->experts_used = 0;
+    c->experts_as_is = false;
     return LK_OK;
 }
 
@@ -336,6 +354,7 @@ lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk
     LK_TRY(parse_experts(c, f, json, where, err));
     LK_TRY(parse_rope(c, f, json, where, err));
     LK_TRY(parse_layers(c, f, json, where, err));
+    LK_TRY(parse_dense(c, f, json, where, err));
     int64_t bos = -1;
     const cJSON *bos_item = lk_json_get(json, "bos_token_id");
     if (cJSON_IsNumber(bos_item)) LK_TRY(lk_json_int(json, "bos_token_id", 0, c->vocab - 1, &bos, where, err));

@@ -27,12 +27,13 @@ typedef enum lk_norms { LK_NORMS_BEFORE, LK_NORMS_AFTER, LK_NORMS_BOTH } lk_norm
 typedef enum lk_qk_norm { LK_QK_PLAIN, LK_QK_HEADS, LK_QK_WHOLE } lk_qk_norm;
 
 /* What sets a layer apart from its neighbours. */
-enum { LK_LAYER_SLIDES = 1, LK_LAYER_NO_ROPE = 2, LK_LAYER_LOCAL_ROPE = 4 };
+enum { LK_LAYER_SLIDES = 1, LK_LAYER_NO_ROPE = 2, LK_LAYER_LOCAL_ROPE = 4, LK_LAYER_DENSE = 8 /* an MLP in a mixture of experts */ };
 
 typedef struct lk_config {
     char model_type[32]; /* "llama", "gemma2", ... */
     int64_t hidden, layers, heads, kv_heads, head_dim, vocab;
-    int64_t intermediate; /* of the MLP, or of each expert */
+    int64_t intermediate;       /* of the MLP, or of each expert */
+    int64_t dense_intermediate; /* of the MLP in layers with LK_LAYER_DENSE */
     int64_t max_positions;
     float rms_eps;
     bool tied; /* the head is the embedding */

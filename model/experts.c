@@ -44,6 +44,7 @@ void lk_experts_carve(lk_experts_block *b, lk_carve *c, const lk_config *m, lk_d
     b->up = lk_carve_tensor(c, act, T * K, m->intermediate);
     b->out = lk_carve_tensor(c, act, T * K, m->hidden);
     for (int i = 0; i < 3; i++) b->h[i] = i && !training ? b->h[0] : lk_carve_tensor(c, LK_F32, T * K, rank > 0 ? rank : 1);
+    b->h_router = lk_carve_tensor(c, LK_F32, T, rank > 0 ? rank : 1);
     if (training) return;
     b->rows = lk_carve_tensor(c, act, T * K, m->hidden);
     b->act = b->gate;
@@ -144,7 +145,8 @@ lk_status lk_experts_forward(const lk_experts_call *call, const lk_experts_block
     lk_backend *be = call->model->be;
     const lk_routing *r = call->routing;
     turn t;
-    LK_TRY(lk_linear(be, &b->logits, x, call->model->layers[call->layer].router, NULL, NULL));
+    int32_t router = lk_site_of(config, call->layer, LK_ROUTER, -1);
+    LK_TRY(lk_adapted_linear(call->model, call->batch, router, &b->logits, x, NULL, &b->h_router, call->dropout));
     LK_TRY(lk_moe_route(be, b->ids, &b->weights, &b->logits, !config->experts_as_is));
     LK_TRY(place(call, b->ids, x->rows));
     LK_TRY(lk_gather_rows(be, &b->rows, x, r->rows));
@@ -191,5 +193,8 @@ lk_status lk_experts_backward(const lk_experts_call *call, const lk_experts_bloc
     LK_TRY(lk_batch_begin(be, call->batch));
     LK_TRY(lk_moe_combine(be, dx, drows, r->slots, NULL, NULL));
     LK_TRY(lk_moe_route_backward(be, &g->dlogits, &g->dweights, b->ids, &b->logits, !config->experts_as_is));
-    return lk_linear_backward(be, dx, &g->dlogits, call->model->layers[call->layer].router, true);
+    int32_t router = lk_site_of(config, call->layer, LK_ROUTER, -1);
+    const lk_matrix *w = call->model->weights[router].w;
+    if (!call->batch->n_segments) return lk_linear_backward(be, dx, &g->dlogits, w, true);
+    return lk_linear_lora_backward(be, call->batch, router, dx, &g->dlogits, w, x, &b->h_router, true, call->dropout);
 }

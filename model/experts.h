@@ -20,6 +20,7 @@ typedef struct lk_experts_block {
     lk_tensor act;      /* [T*K,F] may be gate when serving; remade in backward */
     lk_tensor out;      /* [T*K,C] (b) */
     lk_tensor h[3];     /* [T*K,R] of gate, up and down (b); one shared when serving */
+    lk_tensor h_router; /* [T,R] (b) */
 } lk_experts_block;
 
 /* Scratch of the backward, shared by all layers. */

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "model/gguf_map.h"
+#include "model/sites.h"
 
 /* Keys that are a field of lk_config. An optional one is written when it is not 0, and 0 when it is not there. */
 typedef struct field {
@@ -116,6 +117,10 @@ lk_status lk_gguf_check_config(const lk_config *c, const char *where, lk_error *
     if (c->experts && c->experts_as_is)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp brings the chosen experts' weights to a sum of 1 (norm_topk_prob: false)",
                        where);
+    if (c->experts && lk_mlp_width(c))
+        return lk_fail(err, LK_ERR_UNSUPPORTED,
+                       "%s: llama.cpp gives every layer of a %s model experts (mlp_only_layers and decoder_sparse_step are not for it)",
+                       where, c->model_type);
     bool slides = false;
     for (int64_t i = 0; i < c->layers; i++) slides |= (c->layer[i] & LK_LAYER_SLIDES) != 0;
     if (c->window && slides && strncmp(f->architecture, "gemma", 5))

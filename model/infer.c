@@ -57,8 +57,8 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
         b->q = lk_carve_tensor(c, act, T, q);
         b->k = lk_carve_tensor(c, act, T, kv);
         b->v = lk_carve_tensor(c, act, T, kv);
-        if (!m->experts) b->gate = lk_carve_tensor(c, act, T, m->intermediate);
-        if (!m->experts) b->up = lk_carve_tensor(c, act, T, m->intermediate);
+        if (lk_mlp_width(m)) b->gate = lk_carve_tensor(c, act, T, lk_mlp_width(m));
+        if (lk_mlp_width(m)) b->up = lk_carve_tensor(c, act, T, lk_mlp_width(m));
     }
     lk_experts_carve(&b->experts, c, m, act, T, f->options.max_rank, false);
     b->q_raw = b->q;

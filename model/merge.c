@@ -57,14 +57,17 @@ static lk_status write_nf4(const merger *g, const char *name, float *values, int
     return status;
 }
 
+static lk_status read_dense(const merger *g, const char *name, float *w, int64_t n, int64_t k)
+{
+    const lk_st_tensor *t;
+    int64_t shape[2] = {n, k};
+    LK_TRY(lk_safetensors_expect(g->st, name, 2, shape, &t, g->err));
+    return lk_st_read_f32(t, 0, n * k, w, g->err);
+}
+
 static lk_status read_linear(const merger *g, const char *name, float *w, int64_t n, int64_t k)
 {
-    if (g->into == LK_MERGE_ORIGINAL) {
-        const lk_st_tensor *t;
-        int64_t shape[2] = {n, k};
-        LK_TRY(lk_safetensors_expect(g->st, name, 2, shape, &t, g->err));
-        return lk_st_read_f32(t, 0, n * k, w, g->err);
-    }
+    if (g->into == LK_MERGE_ORIGINAL) return read_dense(g, name, w, n, k);
     lk_nf4_host host;
     LK_TRY(lk_nf4_host_read(&host, g->st, name, n, k, g->pool, g->err));
     lk_nf4_dequantize(w, host.codes, host.absmax, n * k);
@@ -72,22 +75,22 @@ static lk_status read_linear(const merger *g, const char *name, float *w, int64_
     return LK_OK;
 }
 
-/* One linear layer of a block: read or dequantised, plus the delta. */
-static lk_status write_linear(const merger *g, const char *name, int32_t number)
+/* One linear layer of a block: read or dequantised, plus the delta. A router is never in 4 bits. */
+static lk_status write_linear(const merger *g, const char *name, int32_t number, bool router)
 {
     lk_site site = lk_site_at(&g->config, number);
     int64_t n = site.n, k = site.k;
     const lk_peft_module *m = g->peft ? g->parts.sites[number] : NULL;
     float *w = malloc((size_t)(n * k) * 4);
     if (!w) return lk_fail(g->err, LK_ERR_MEMORY, "no memory for the [%lld,%lld] values of %s", (long long)n, (long long)k, name);
-    lk_status status = read_linear(g, name, w, n, k);
+    lk_status status = router ? read_dense(g, name, w, n, k) : read_linear(g, name, w, n, k);
     if (!status && m) {
         status = lk_adapter_add_delta(m, w, n, k, g->pool, g->err);
         g->result->merged++;
     } else {
         g->result->copied++;
     }
-    if (!status) status = g->into == LK_MERGE_NF4 ? write_nf4(g, name, w, n, k) : write_as(g, w, n * k);
+    if (!status) status = g->into == LK_MERGE_NF4 && !router ? write_nf4(g, name, w, n, k) : write_as(g, w, n * k);
     free(w);
     return status;
 }
@@ -169,7 +172,9 @@ static lk_status declare(const merger *g, const lk_st_tensor *t)
 static lk_status write_tensor(const merger *g, const lk_st_tensor *t)
 {
     int32_t number = lk_weights_site(&g->config, t->name);
-    if (number >= 0) return write_linear(g, t->name, number);
+    if (number >= 0) return write_linear(g, t->name, number, false);
+    number = lk_weights_router(&g->config, t->name);
+    if (number >= 0) return write_linear(g, t->name, number, true);
     if (!strcmp(t->name, embedding_name)) return write_table(g, t, false);
     if (!strcmp(t->name, head_name)) return write_table(g, t, true);
     number = bias_site(g, t->name);

@@ -130,6 +130,7 @@ static lk_status load_site(loader *l, int32_t number)
     char name[300], path[200];
     lk_site_path(path, sizeof path, &l->model->config, number);
     snprintf(name, sizeof name, "%s.weight", path);
+    if (site.module == LK_ROUTER) return load_dense(l, &weight->w, name, site.n, site.k);
     LK_TRY(load_linear(l, &weight->w, name, site.n, site.k));
     if (!site.bias) return LK_OK;
     snprintf(name, sizeof name, "%s.bias", path);
@@ -148,13 +149,8 @@ static lk_status load_layer(loader *l, int64_t index)
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, norm);
         LK_TRY(load_norm(l, &layer->norm[i], name, width, 1.0));
     }
-    if (c->experts) {
-        char name[300];
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)index, lk_router_name(c));
-        LK_TRY(load_dense(l, &layer->router, name, c->experts, c->hidden));
-    }
-    int32_t first = (int32_t)index * lk_layer_sites(c);
-    for (int32_t s = first; s < first + lk_layer_sites(c); s++) LK_TRY(load_site(l, s));
+    int32_t first = lk_layer_first_site(c, index), n = lk_layer_sites(c, index);
+    for (int32_t s = first; s < first + n; s++) LK_TRY(load_site(l, s));
     return LK_OK;
 }
 
@@ -213,7 +209,7 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;
     if (four_bit && options->quant == LK_QUANT_NONE)
         lk_log(LK_LOG_INFO, "%s is a 4-bit checkpoint: its NF4 weights are used as they are", folder);
-    l.total = lk_sites(&model->config) + (model->config.tied ? 1 : 2) + (model->config.experts ? model->config.layers : 0);
+    l.total = lk_sites(&model->config) + (model->config.tied ? 1 : 2);
     status = load_all(&l);
 out:
     lk_sha256_final(&l.digest, model->digest);
@@ -233,7 +229,6 @@ void lk_model_close(lk_model *model)
     lk_backend *be = model->be;
     for (int64_t i = 0; model->layers && i < model->config.layers; i++) {
         for (int n = 0; n < LK_N_NORMS; n++) lk_free(be, model->layers[i].norm[n]);
-        lk_matrix_destroy(be, model->layers[i].router);
     }
     for (int32_t s = 0; model->weights && s < lk_sites(&model->config); s++) {
         lk_matrix_destroy(be, model->weights[s].w);
@@ -278,16 +273,16 @@ size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quan
     const lk_config *c = &facts->config;
     lk_dtype linear = quant == LK_QUANT_NF4 ? LK_NF4 : facts->linear;
     bool nested = facts->prequantized ? facts->nested : linear == LK_NF4; /* quantised here: always double-quantised */
-    size_t layer = 0, biases = 0;
-    for (int32_t s = 0; s < lk_layer_sites(c); s++) {
+    size_t sites = 0;
+    for (int32_t s = 0; s < lk_sites(c); s++) {
         lk_site site = lk_site_at(c, s);
-        layer += lk_matrix_bytes(be, linear, site.n, site.k, nested);
-        if (site.bias) biases += (size_t)site.n * 4;
+        bool router = site.module == LK_ROUTER;
+        sites += lk_matrix_bytes(be, router ? facts->dense : linear, site.n, site.k, !router && nested);
+        if (site.bias) sites += (size_t)site.n * 4;
     }
     int64_t norms = 0, width;
     for (int i = 0; i < LK_N_NORMS; i++)
         if (lk_norm_name(c, (lk_norm)i, &width)) norms += width * 4;
-    if (c->experts) layer += lk_matrix_bytes(be, facts->dense, c->experts, c->hidden, false);
     size_t tables = (c->tied ? 1 : 2) * lk_matrix_bytes(be, facts->dense, c->vocab, c->hidden, false);
-    return (size_t)c->layers * (layer + biases + (size_t)norms) + tables + (size_t)c->hidden * 4;
+    return sites + (size_t)(c->layers * norms) + tables + (size_t)c->hidden * 4;
 }

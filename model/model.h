@@ -24,7 +24,6 @@ typedef struct lk_model_options {
 } lk_model_options;
 
 typedef struct lk_layer {
-    lk_matrix *router;       /* [experts, hidden], or NULL */
     float *norm[LK_N_NORMS]; /* F32 (lk_norm_name), or NULL; the 1 of norm_plus_one is in them */
 } lk_layer;
 

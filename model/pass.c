@@ -41,7 +41,7 @@ struct lk_pass {
 /* Query, key and value of a fused layer lie in the columns of one tensor, without a gap that somebody would overwrite. */
 static void carve_projections(lk_carve *c, lk_block *b, const lk_config *m, const lk_pass_options *o, lk_dtype act, int64_t gap)
 {
-    int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim, F = m->intermediate;
+    int64_t T = o->max_tokens, q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim, F = lk_mlp_width(m);
     if (m->fused) {
         b->qkv = lk_carve_tensor(c, act, T, q + 2 * kv);
         b->q = lk_tensor_columns(&b->qkv, 0, q);
@@ -55,7 +55,7 @@ static void carve_projections(lk_carve *c, lk_block *b, const lk_config *m, cons
     b->q = lk_carve_tensor(c, act, T, q);
     b->k = lk_carve_tensor(c, act, T, kv);
     b->v = lk_carve_tensor(c, act, T, kv);
-    if (m->experts) return; /* they have their own */
+    if (!F) return; /* experts have their own */
     b->gate = lk_carve_gapped(c, act, T, F, gap);
     b->up = lk_carve_gapped(c, act, T, F, gap);
 }
@@ -86,7 +86,7 @@ static void carve_slot(lk_carve *c, lk_block *b, const lk_config *m, const lk_pa
         b->mlp_out_rstd = lk_carve_floats(c, T);
     }
     for (int i = 0; i < LK_N_MODULES; i++)
-        if (lk_has_module(m, (lk_module)i) && !(m->experts && i >= LK_GATE && i <= LK_DOWN))
+        if (lk_has_module(m, (lk_module)i) && i != LK_ROUTER && (lk_mlp_width(m) || i < LK_GATE || i > LK_DOWN))
             b->h[i] = lk_carve_tensor(c, LK_F32, T, o->max_rank > 0 ? o->max_rank : 1);
 }
 
@@ -104,7 +104,7 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
     p->x_final = lk_carve_tensor(c, act, T, m->hidden);
     p->normed = lk_carve_gapped(c, act, T, m->hidden, p->gap);
     int64_t q = m->heads * m->head_dim + (m->fused ? 2 * m->kv_heads * m->head_dim : 0);
-    int64_t wide = m->experts || m->intermediate < q ? q : m->intermediate;
+    int64_t wide = lk_mlp_width(m) < q ? q : lk_mlp_width(m);
     p->act = lk_carve_gapped(c, act, T, wide, p->gap);
     p->final_rstd = lk_carve_floats(c, T);
     p->nll = lk_carve_floats(c, T);
@@ -243,7 +243,7 @@ static lk_block block_of(const lk_pass *p, int64_t layer, int64_t T)
     b.x_in = *input_of(p, layer);
     b.x_out = layer + 1 < p->model->config.layers ? *input_of(p, layer + 1) : p->x_final;
     b.normed = p->normed;
-    int64_t width = p->model->config.intermediate;
+    int64_t width = lk_mlp_width(&p->model->config);
     b.act = (lk_tensor){p->act.data, p->act.type, p->act.rows, width, width + p->gap};
     b.experts.rows = p->experts.rows;
     b.experts.act = p->experts.act;

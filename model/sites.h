@@ -7,15 +7,15 @@
  *     }
  *     int32_t s = lk_site_find(&config, "model.layers.3.mlp.up_proj"); -- -1: no linear layer of this model
  *
- * Which sites a layer has follows from the configuration and is the same for all layers of a model: query, key and value are three or one
- * (`fused`), gate and up are two or one, and there is one set of gate, up and down for each expert. A fused layer is one matrix, and so one
- * site, as it is one layer to PEFT. */
+ * Which sites a layer has follows from the configuration: query, key and value are three or one (`fused`), gate and up are two or one. A
+ * layer that is a mixture has one set of gate, up and down for each expert, and the router, which is adapted like any other but never in 4
+ * bits. A fused layer is one matrix, and so one site, as it is one layer to PEFT. */
 #ifndef LK_MODEL_SITES_H
 #define LK_MODEL_SITES_H
 
 #include "model/config.h"
 
-typedef enum lk_module { LK_Q, LK_K, LK_V, LK_O, LK_GATE, LK_UP, LK_DOWN, LK_QKV, LK_GATE_UP, LK_N_MODULES } lk_module;
+typedef enum lk_module { LK_Q, LK_K, LK_V, LK_O, LK_GATE, LK_UP, LK_DOWN, LK_QKV, LK_GATE_UP, LK_ROUTER, LK_N_MODULES } lk_module;
 
 typedef struct lk_site {
     int64_t layer;
@@ -25,21 +25,22 @@ typedef struct lk_site {
     bool bias;
 } lk_site;
 
-int32_t lk_sites(const lk_config *config);       /* of all layers */
-int32_t lk_layer_sites(const lk_config *config); /* of one layer */
+int32_t lk_sites(const lk_config *config);                           /* of all layers */
+int32_t lk_layer_sites(const lk_config *config, int64_t layer);      /* of this one */
+int32_t lk_layer_first_site(const lk_config *config, int64_t layer); /* their first */
 lk_site lk_site_at(const lk_config *config, int32_t site);
 /* expert -1: the model's only one. Returns -1 when this model has no such layer. */
 int32_t lk_site_of(const lk_config *config, int64_t layer, lk_module module, int32_t expert);
-bool lk_has_module(const lk_config *config, lk_module module);
+bool lk_has_module(const lk_config *config, lk_module module); /* in any layer */
+
+bool lk_layer_mixes(const lk_config *config, int64_t layer); /* is its MLP a mixture of experts? */
+int64_t lk_mlp_width(const lk_config *config);               /* of the MLP of those layers that are none; 0: all are */
 
 /* The norms of a block. Which of them a layer has follows from lk_config.norms and qk_norm. */
 typedef enum lk_norm { LK_NORM_ATTENTION, LK_NORM_ATTENTION_OUT, LK_NORM_MLP, LK_NORM_MLP_OUT, LK_NORM_Q, LK_NORM_K, LK_N_NORMS } lk_norm;
 
 /* Its name within the layer ("input_layernorm"), and how many weights it has; NULL: the layer has no such norm. */
 const char *lk_norm_name(const lk_config *config, lk_norm norm, int64_t *width);
-
-/* The router's name within the layer ("mlp.gate"), where there are experts. */
-const char *lk_router_name(const lk_config *config);
 
 const char *lk_module_number(lk_module m); /* "w1": what Mixtral calls it, or NULL */
 const char *lk_module_name(lk_module m);   /* "q_proj" */

@@ -205,8 +205,6 @@ static bool known_name(const char *name, const lk_config *c)
         const char *norm = lk_norm_name(c, (lk_norm)i, &width);
         if (norm && !strncmp(rest, norm, strlen(norm)) && !strcmp(rest + strlen(norm), ".weight")) return true;
     }
-    const char *router = lk_router_name(c);
-    if (c->experts && !strncmp(rest, router, strlen(router)) && !strcmp(rest + strlen(router), ".weight")) return true;
     int32_t site = site_of(c, name, ".weight");
     if (site >= 0) return true;
     site = site_of(c, name, ".bias");
@@ -262,12 +260,26 @@ static void hash_config(lk_sha256 *hash, const lk_config *c)
                  (int)c->norms, c->norm_plus_one, c->fused, (int)c->activation, c->embedding_scale, c->residual_scale, c->attention_scale,
                  c->logit_divisor, c->attention_cap, c->logit_cap, (long long)c->experts, (long long)c->experts_used, c->experts_as_is);
     lk_sha256_update(hash, text, (size_t)n);
+    if (c->experts && lk_mlp_width(c)) {
+        n = snprintf(text, sizeof text, " dense %lld", (long long)c->dense_intermediate);
+        lk_sha256_update(hash, text, (size_t)n);
+    }
     lk_sha256_update(hash, c->layer, (size_t)c->layers);
     hash_rotary(hash, &c->rope);
     hash_rotary(hash, &c->local_rope);
 }
 
-int32_t lk_weights_site(const lk_config *c, const char *name) { return site_of(c, name, ".weight"); }
+int32_t lk_weights_site(const lk_config *c, const char *name)
+{
+    int32_t site = site_of(c, name, ".weight");
+    return site >= 0 && lk_site_at(c, site).module == LK_ROUTER ? -1 : site;
+}
+
+int32_t lk_weights_router(const lk_config *c, const char *name)
+{
+    int32_t site = site_of(c, name, ".weight");
+    return site >= 0 && lk_site_at(c, site).module == LK_ROUTER ? site : -1;
+}
 
 lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config, lk_pool *pool, char hex[65], lk_error *err)
 {

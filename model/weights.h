@@ -35,8 +35,9 @@ void lk_nf4_host_free(lk_nf4_host *m);
 /* SHA-256 of large memory on the pool's threads: the digest of the digests of its 1 MiB pieces, so the same for any thread count. */
 void lk_tree_digest(lk_pool *pool, const void *bytes, int64_t size, char hex[65]);
 
-/* The site whose weight this tensor is, or -1. */
+/* The site whose weight this tensor is, or -1: among those that quantising turns to 4 bits, and among the routers, which it leaves. */
 int32_t lk_weights_site(const lk_config *config, const char *tensor);
+int32_t lk_weights_router(const lk_config *config, const char *tensor);
 
 /* The identity of a base: SHA-256 over the configuration and every tensor that quantising leaves alone (embedding, head, norms, biases). */
 lk_status lk_weights_identity(const lk_safetensors *st, const lk_config *config, lk_pool *pool, char hex[65], lk_error *err);

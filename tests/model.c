@@ -110,8 +110,8 @@ static void random_weights(lk_st_writer *w, bool write, const lk_config *c, lk_e
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)l, norms[i]);
             CHECK_OK(random_tensor(w, write, name, c->hidden, 0, &r, err), err);
         }
-        for (int32_t s = 0; s < lk_layer_sites(c); s++) {
-            int32_t number = (int32_t)l * lk_layer_sites(c) + s;
+        for (int32_t s = 0; s < lk_layer_sites(c, l); s++) {
+            int32_t number = lk_layer_first_site(c, l) + s;
             lk_site site = lk_site_at(c, number);
             lk_site_path(path, sizeof path, c, number);
             snprintf(name, sizeof name, "%s.weight", path);

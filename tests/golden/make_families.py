@@ -14,8 +14,7 @@ The adapter has this rank at every linear layer, alpha twice that, and factors b
 configurations are spelled as published files spell them: older ones with rope_theta and rope_scaling, newer ones with rope_parameters.
 A case's runs are sequences of several lengths: within the window or the original context, and past it.
 
-transformers keeps the experts of a layer in one tensor, which PEFT reaches as a parameter with one factor for gate and up together. Files,
-and adapters made for them, have a linear layer for each: their gradients are torch's own, of W + scale * B A put in the tensor's place.
+The gradients of mixtures of experts are in mixtures.safetensors (make_mixtures.py), under the same names.
 """
 
 import json
@@ -117,6 +116,12 @@ CASES = [
          head_dim=16, decoder_sparse_step=1, mlp_only_layers=[], rope_theta=1000000.0, use_sliding_window=False),
     case("qwen3_moe_as_is", "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
          norm_topk_prob=False, head_dim=8, num_hidden_layers=1, rope_theta=1000000.0),
+    case("qwen3_moe_dense", "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True,
+         head_dim=8, num_hidden_layers=3, mlp_only_layers=[1], rope_theta=1000000.0),
+    case("qwen3_moe_step", "qwen3_moe", "Qwen3MoeForCausalLM", num_experts=3, num_experts_per_tok=1, moe_intermediate_size=64, norm_topk_prob=False,
+         head_dim=8, num_hidden_layers=3, mlp_only_layers=[], decoder_sparse_step=2, rope_theta=1000000.0),
+    case("mixtral_window", "mixtral", "MixtralForCausalLM", num_local_experts=2, num_experts_per_tok=2, sliding_window=8, rope_theta=10000.0,
+         intermediate_size=16, num_hidden_layers=1, head_dim=16),
 ]
 
 
@@ -137,12 +142,13 @@ def loss_of(logits, ids):
     return torch.nn.functional.cross_entropy(logits[10:-1].float(), ids[11:])
 
 
-def gradients(folder, name, ids, rank, out):
+def gradients(folder, name, ids, rank, out, targets=None):
     from peft import LoraConfig, get_peft_model
 
     model = load_fp32(folder)
     layers = linear_layers(model)
-    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted({n.rsplit(".", 1)[-1] for n in layers}))).eval()
+    targets = targets or sorted({n.rsplit(".", 1)[-1] for n in layers})
+    model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")).eval()
     leaves = {}
     with torch.no_grad():
         for n, m in model.named_modules():
@@ -154,38 +160,6 @@ def gradients(folder, name, ids, rank, out):
                 leaves[path] = m.lora_A["default"].weight, m.lora_B["default"].weight
     assert set(leaves) == set(layers), set(layers) - set(leaves)
     loss = loss_of(model(input_ids=ids[None], use_cache=False).logits[0], ids)
-    loss.backward()
-    out[f"{name}.loss"] = loss.reshape(1)
-    for path, (a, b) in leaves.items():
-        assert a.grad.abs().max() > 0 and b.grad.abs().max() > 0, (name, path)
-        out[f"{name}.grad.{path}.A"], out[f"{name}.grad.{path}.B"] = a.grad, b.grad
-
-
-def expert_gradients(folder, name, ids, rank, out):
-    """The same where experts are stacked: every weight W replaced by W + 2 B A."""
-    model = load_fp32(folder)
-    params = dict(model.named_parameters())
-    with safe_open(folder / "model.safetensors", "pt") as st:
-        weights = {k: st.get_tensor(k).float() for k in st.keys()}
-    leaves = {}
-
-    def adapted(path):
-        a, b = (f.requires_grad_() for f in factors(path, weights[path + ".weight"].shape, rank))
-        leaves[path] = a, b
-        return weights[path + ".weight"] + 2.0 * b @ a
-
-    swapped = {k: adapted(k.removesuffix(".weight")) for k in params if k.endswith("_proj.weight") and "self_attn" in k}
-    for layer in range(model.config.num_hidden_layers):
-        numbers = model.config.model_type == "mixtral"
-        place = f"model.layers.{layer}." + ("block_sparse_moe" if numbers else "mlp") + ".experts"
-        gate, up, down = ("w1", "w3", "w2") if numbers else ("gate_proj", "up_proj", "down_proj")
-        experts = range(model.config.num_local_experts if numbers else model.config.num_experts)
-        here = f"model.layers.{layer}.mlp.experts"
-        swapped[here + ".gate_up_proj"] = torch.stack([torch.cat([adapted(f"{place}.{e}.{gate}"), adapted(f"{place}.{e}.{up}")]) for e in experts])
-        swapped[here + ".down_proj"] = torch.stack([adapted(f"{place}.{e}.{down}") for e in experts])
-    assert set(swapped) <= set(params), set(swapped) - set(params)
-    logits = torch.func.functional_call(model, swapped, kwargs=dict(input_ids=ids[None], use_cache=False)).logits[0]
-    loss = loss_of(logits, ids)
     loss.backward()
     out[f"{name}.loss"] = loss.reshape(1)
     for path, (a, b) in leaves.items():
@@ -222,9 +196,7 @@ def main():
                     logits = model(input_ids=ids[None], use_cache=False).logits[0]
                 print(f"{name} {n}: logits std {logits.std():.3f}, mean max prob {logits.softmax(-1).max(-1).values.mean():.3f}")
                 out[f"{name}.{n}.ids"], out[f"{name}.{n}.logits"] = ids, logits
-            if rank and "num_experts_per_tok" in config:
-                expert_gradients(folder, name, ids, rank, out)
-            elif rank:
+            if rank and "num_experts_per_tok" not in config:
                 gradients(folder, name, ids, rank, out)
         cases.append(dict(name=name, config=config, tensors=tensors, runs=runs, adapter=rank))
     save(HERE / "families.safetensors", out, "make_families.py", ("transformers", "peft"))

@@ -21,7 +21,7 @@ static void test_refusals(void **state)
         {"{\"model_type\":\"bloom\"," BASE "}", LK_ERR_UNSUPPORTED,
          "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3, "
          "mixtral, qwen3_moe"},
-        {"{\"model_type\":\"qwen3_moe\"," BASE ",\"mlp_only_layers\":[0]}", LK_ERR_UNSUPPORTED, "every layer must have experts"},
+        {"{\"model_type\":\"qwen3_moe\"," BASE ",\"mlp_only_layers\":3}", LK_ERR_FORMAT, "mlp_only_layers must be a list"},
         {"{\"model_type\":\"mixtral\"," BASE ",\"num_local_experts\":2,\"num_experts_per_tok\":3}", LK_ERR_FORMAT,
          "num_experts_per_tok 3 of 2 experts"},
         {"{" BASE "}", LK_ERR_FORMAT, "model_type is missing"},
@@ -133,8 +133,40 @@ static void test_fields(void **state)
     assert_int_equal(lk_config_params(&c), linear + 2 * 2 * 64 + 64 + 2 * 100 * 64);
 }
 
+#define FOUR "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":4,\"num_attention_heads\":4,\"vocab_size\":100"
+
+/* Which layers of a mixture have an MLP: mlp_only_layers, and all but each decoder_sparse_step-th. */
+static void test_dense_layers(void **state)
+{
+    (void)state;
+    lk_config c = parse("{\"model_type\":\"qwen3_moe\",\"num_experts\":3,\"num_experts_per_tok\":2,\"moe_intermediate_size\":16,"
+                        "\"mlp_only_layers\":[3],\"decoder_sparse_step\":2," FOUR "}");
+    for (int64_t l = 0; l < 4; l++) assert_int_equal(lk_layer_mixes(&c, l), l == 1);
+    assert_int_equal(lk_mlp_width(&c), 128);
+    assert_int_equal(lk_sites(&c), 3 * 7 + 4 + 9 + 1);
+    for (int32_t s = 0; s < lk_sites(&c); s++) {
+        char path[200];
+        lk_site site = lk_site_at(&c, s);
+        lk_site_path(path, sizeof path, &c, s);
+        assert_int_equal(lk_site_find(&c, path), s);
+        assert_int_equal(lk_site_of(&c, site.layer, site.module, site.expert), s);
+        if (site.module == LK_DOWN) assert_int_equal(site.k, site.layer == 1 ? 16 : 128);
+    }
+    assert_int_equal(lk_site_find(&c, "model.layers.1.mlp.up_proj"), -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.0.mlp.experts.0.up_proj"), -1);
+    assert_int_equal(lk_site_find(&c, "model.layers.0.mlp.gate"), -1);
+    int32_t router = lk_site_find(&c, "model.layers.1.mlp.gate");
+    assert_int_equal(lk_site_at(&c, router).n, 3);
+    c = parse("{\"model_type\":\"qwen3_moe\",\"mlp_only_layers\":[0,1,2,3]," FOUR "}");
+    assert_int_equal(c.experts, 0);
+    assert_int_equal(lk_sites(&c), 28);
+    c = parse("{\"model_type\":\"mixtral\",\"num_local_experts\":2," FOUR "}");
+    assert_int_equal(lk_site_find(&c, "model.layers.0.mlp.gate"), lk_site_find(&c, "model.layers.0.block_sparse_moe.gate"));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_silence), cmocka_unit_test(test_fields)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_silence), cmocka_unit_test(test_fields),
+                                       cmocka_unit_test(test_dense_layers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* Every family and every kind of rotary embedding against transformers (logits, in one pass and through pages in chunks) and PEFT
- * (gradients): tests/golden/families.json and families.safetensors. The models' weights are not stored but follow a rule. */
+ * (gradients): tests/golden/families.json, families.safetensors and mixtures.safetensors. The models' weights are not stored but follow a
+ * rule. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -265,7 +266,7 @@ static void check_plans(const char *folder, const char *tier)
 
 /* ---------------------------------------------------------------------------------------------- */
 
-static void check_case(const cJSON *the_case, const lk_safetensors *st, const char *tier)
+static void check_case(const cJSON *the_case, const lk_safetensors *st, const lk_safetensors *judge, const char *tier)
 {
     lk_error err = {0};
     const char *name = lk_json_get(the_case, "name")->valuestring;
@@ -281,7 +282,7 @@ static void check_case(const cJSON *the_case, const lk_safetensors *st, const ch
         run r = run_open(st, name, length->valueint);
         compare_pass(&m, &r);
         compare_paged(&m, &r);
-        if (rank && !length->next) compare_gradients(&m, st, &r, rank);
+        if (rank && !length->next) compare_gradients(&m, judge, &r, rank);
         run_close(&r);
     }
     check_company(&m);
@@ -293,17 +294,23 @@ static void check_case(const cJSON *the_case, const lk_safetensors *st, const ch
 
 static void check_all(const char *tier)
 {
-    lk_safetensors *st;
+    lk_error err = {0};
+    lk_safetensors *st, *mixtures;
     cJSON *json = check_families(&st);
+    char *path = check_golden("mixtures.safetensors");
+    CHECK_OK(lk_safetensors_open(&mixtures, path, &err), &err);
+    free(path);
     const cJSON *the_case;
     int n = 0;
     cJSON_ArrayForEach(the_case, lk_json_get(json, "cases"))
     {
-        check_case(the_case, st, tier);
+        bool mixes = lk_json_get(lk_json_get(the_case, "config"), "num_experts_per_tok");
+        check_case(the_case, st, mixes ? mixtures : st, tier);
         n++;
     }
-    assert_true(n > 20);
+    assert_true(n > 23);
     lk_safetensors_close(st);
+    lk_safetensors_close(mixtures);
     cJSON_Delete(json);
 }
 
