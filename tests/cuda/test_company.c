@@ -1,5 +1,6 @@
 /* The engine on the CUDA backend: answers do not depend on company (tests/company.h), with steps recorded and the next one queued before
  * this one is read. */
+/* label: threads */
 #include "tests/company.h"
 #include "tests/cuda/cuda_check.h"
 

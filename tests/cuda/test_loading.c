@@ -1,5 +1,6 @@
 /* Models on the CUDA backend take exactly what lk_model_bytes says, whether they come in 16 bits, are quantised at loading, or are a
  * bitsandbytes folder, whose nested scales stay nested. A loader brings data in from a thread of its own. */
+/* label: threads */
 #include <pthread.h>
 
 #include "model/model.h"

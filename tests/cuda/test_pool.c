@@ -1,4 +1,5 @@
 /* Adapters, keys and values in one pool (tests/pool.h), on the device. */
+/* label: threads */
 #include "tests/check.h"
 #include "tests/pool.h"
 
