@@ -74,9 +74,9 @@ static lk_status read_answer(asker *a, question *q, lk_error *err)
     return LK_OK;
 }
 
-static lk_status finish_all(asker *a, lk_error *err)
+/* Reads the answers of all that are open, unless something has failed already, and closes them. */
+static lk_status finish_all(asker *a, lk_status status, lk_error *err)
 {
-    lk_status status = LK_OK;
     for (int i = 0; i < a->n_open; i++) {
         if (!status) status = read_answer(a, &a->open[i], err);
         close_question(&a->open[i]);
@@ -87,7 +87,7 @@ static lk_status finish_all(asker *a, lk_error *err)
 
 static lk_status ask(asker *a, const int32_t *ids, int64_t n, const char *reference, lk_error *err)
 {
-    if (a->n_open == AT_ONCE) LK_TRY(finish_all(a, err));
+    if (a->n_open == AT_ONCE) LK_TRY(finish_all(a, LK_OK, err));
     question *q = &a->open[a->n_open];
     int32_t end = a->s->chat ? lk_chat_end_of_turn(a->s->chat) : -1;
     lk_request_spec spec = {.adapter = a->adapter ? "adapter" : NULL,
@@ -99,9 +99,10 @@ static lk_status ask(asker *a, const int32_t *ids, int64_t n, const char *refere
                             .n_logprobs = -1,
                             .stop_ids = &end,
                             .n_stop_ids = end >= 0};
-    LK_TRY(lk_engine_submit(a->engine, &spec, &q->request, err));
+    lk_request *request;
+    LK_TRY(lk_engine_submit(a->engine, &spec, &request, err));
     a->n_open++;
-    q->reference = strdup(reference);
+    *q = (question){.request = request, .reference = strdup(reference)};
     return q->reference ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for a reference");
 }
 
@@ -147,7 +148,7 @@ lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *a
                           int64_t limit, lk_error *err)
 {
     memset(result, 0, sizeof *result);
-    asker a = {.s = s, .adapter = adapter != NULL, .max_tokens = max_tokens, .result = result};
+    lk_engine *engine = NULL;
     lk_reader *reader = NULL;
     lk_engine_options options;
     lk_engine_options_default(&options);
@@ -155,17 +156,17 @@ lk_status cli_exact_match(cli_exact *result, const cli_session *s, const char *a
     options.max_resident_adapters = 1;
     options.adapter_host_bytes = 0; /* it stays */
     options.max_rank = 512;
-    lk_status status = lk_engine_start(&a.engine, s->model, &options, err);
-    if (!status && adapter) status = lk_engine_load_adapter(a.engine, "adapter", adapter, false, NULL, err);
+    lk_status status = lk_engine_start(&engine, s->model, &options, err);
+    if (!status && adapter) status = lk_engine_load_adapter(engine, "adapter", adapter, false, NULL, err);
     if (!status) status = lk_reader_open(&reader, source, err);
+    asker a = {.s = s, .engine = engine, .adapter = adapter != NULL, .max_tokens = max_tokens, .result = result};
     while (!status && (limit == 0 || result->asked + a.n_open < limit)) {
         lk_example ex;
         if ((status = lk_reader_next(reader, &ex, err)) || ex.kind == LK_EXAMPLE_END) break;
         status = ask_example(&a, &ex, err);
     }
-    if (!status) status = finish_all(&a, err);
-    for (int i = 0; i < a.n_open; i++) close_question(&a.open[i]);
+    status = finish_all(&a, status, err);
     lk_reader_close(reader);
-    lk_engine_stop(a.engine);
+    lk_engine_stop(engine);
     return status;
 }

@@ -62,7 +62,7 @@ static void put_stretch(const char *p, size_t n, bool trained, bool special, boo
 /* Tokens that are parts of one character are shown together, in the colour of the first. */
 static void print_colours(const lk_tokenizer *tk, const lk_chat_tokens *tokens)
 {
-    char bytes[SHOWN_BYTES];
+    char bytes[SHOWN_BYTES] = {0};
     size_t held = 0;
     int64_t trained = 0, first = 0;
     bool odd = false;

@@ -59,7 +59,7 @@ static void *take(void *context, size_t bytes)
         }
         pthread_mutex_unlock(&reg->lock);
     }
-    if (!t->block.p) t->block.p = malloc(bytes + 1);
+    if (!t->block.p) t->block = (lk_host_block){.p = malloc(bytes + 1)};
     return t->block.p;
 }
 
@@ -218,18 +218,17 @@ static lk_answer ask(lk_registry *reg, lk_version *v)
     return heard;
 }
 
-/* With the lock: the name moves. fresh and fresh_alias are taken over; nothing here can fail. */
-static void flip(lk_registry *reg, lk_version *fresh, lk_alias *fresh_alias)
+/* With the lock: the name moves. fresh is taken over, *fresh_alias where the name is new; nothing here can fail. */
+static void flip(lk_registry *reg, lk_version *fresh, lk_alias **fresh_alias)
 {
     lk_alias *a = lk_alias_find(reg, fresh->name);
     if (!a) {
-        a = fresh_alias;
-        fresh_alias = NULL;
+        a = *fresh_alias;
+        *fresh_alias = NULL;
         memcpy(a->name, fresh->name, sizeof a->name);
         a->next = reg->aliases;
         reg->aliases = a;
     }
-    free(fresh_alias);
     lk_version *old = a->current;
     fresh->number = ++a->last_number;
     fresh->current = true;
@@ -253,7 +252,7 @@ static lk_status secure_current(lk_registry *reg, const char *name, lk_error *er
 }
 
 /* From the adapter's bytes in host memory to the moved name. */
-static lk_status bring(lk_registry *reg, lk_version *fresh, lk_alias *fresh_alias, lk_error *err)
+static lk_status bring(lk_registry *reg, lk_version *fresh, lk_alias **fresh_alias, lk_error *err)
 {
     pthread_mutex_lock(&reg->lock);
     lk_status status = secure_current(reg, fresh->name, err);
@@ -308,11 +307,11 @@ lk_status lk_registry_load(lk_registry *reg, const char *name, const char *path,
     if ((status = read_adapter(reg, name, path, &fresh->content, &fresh->host, err))) goto out;
     describe(fresh, name, path);
     if ((status = count_pages(reg, name, fresh->content, &fresh->pages, err))) goto out;
-    if ((status = bring(reg, fresh, fresh_alias, err))) goto out;
+    if ((status = bring(reg, fresh, &fresh_alias, err))) goto out;
 
     pthread_mutex_lock(&reg->lock); /* it may be gone again, but for the name of it: nobody else loads */
-    fresh_alias = lk_alias_find(reg, name);
-    fresh = fresh_alias->current;
+    const lk_alias *a = lk_alias_find(reg, name);
+    fresh = a->current;
     if (fresh) {
         if (version) *version = fresh->number;
         lk_log(LK_LOG_INFO, "adapter %s@%lld: rank %d, %lld bytes, digest %.12s, loaded from %s in %.0f ms%s", name,
@@ -320,11 +319,10 @@ lk_status lk_registry_load(lk_registry *reg, const char *name, const char *path,
                fresh->adapter ? "" : "; there is no memory for it at the moment, its first request brings it in");
         trim(reg, fresh);
     } else if (version) {
-        *version = fresh_alias->last_number;
+        *version = a->last_number;
     }
     pthread_mutex_unlock(&reg->lock);
     fresh = NULL;
-    fresh_alias = NULL;
 out:
     if (fresh) {
         give(reg, &fresh->host);
@@ -332,8 +330,8 @@ out:
     }
     if (status) {
         pthread_mutex_lock(&reg->lock); /* a copy of the version that stays was for nothing */
-        lk_alias *a = lk_alias_find(reg, name);
-        if (a && a->current && a->current->adapter) trim(reg, a->current);
+        lk_alias *same = lk_alias_find(reg, name);
+        if (same && same->current && same->current->adapter) trim(reg, same->current);
         pthread_mutex_unlock(&reg->lock);
     }
     pthread_mutex_unlock(&reg->naming);
