@@ -34,6 +34,7 @@ static int serve(const cli_command *self, const cli_session *s, lk_engine *engin
         if ((rc = load(self, engine, adapters->items[i])) >= 0) return rc;
     lk_server *server;
     lk_error err = {0};
+    if (lk_engine_warm_up(engine, &err)) lk_log(LK_LOG_WARN, "nothing is recorded beforehand: %s", err.message);
     if (lk_server_start(&server, engine, s->tk, s->chat, options, &err)) return cli_fail(self, CLI_FAILED, "%s", err.message);
     /* On standard output, so that a script that asked for port 0 learns the port. */
     printf("serving %s on http://%s:%d\n", options->model_name, options->host, lk_server_port(server));
@@ -76,6 +77,8 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--max-running", CLI_INT, &max_running, "N", "requests in one batch"},
         {"--max-waiting", CLI_INT, &max_waiting, "N", "requests in the queue; more are refused with 429"},
         {"--token-budget", CLI_INT, &budget, "N", "tokens of one step: larger favours throughput, smaller latency"},
+        {"--enforce-eager", CLI_FLAG, &engine_options.eager, NULL,
+         "compute every step of decoding operation by operation, without recordings (CUDA graphs): starts sooner, decodes slower"},
         {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
         {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n);

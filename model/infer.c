@@ -21,6 +21,7 @@ struct lk_infer {
     lk_routing routing;
     lk_tensor rows, logits;
     int32_t *padded_ids, *padded_positions, *padded_wanted; /* host, [padded_rows(most)] of a padded step */
+    int64_t recorded;
 };
 
 /* What every sequence may become: fixes the frequencies of RoPE kinds that ask (model/rotary.h). */
@@ -34,6 +35,9 @@ static int64_t padded_rows(const lk_infer *f, int64_t n)
     int64_t padded = (n + by - 1) / by * by;
     return padded < most ? padded : most;
 }
+
+int64_t lk_infer_padded(const lk_infer *f, int64_t n) { return padded_rows(f, n); }
+int64_t lk_infer_recorded(const lk_infer *f) { return f->recorded; }
 
 static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
 {
@@ -198,6 +202,7 @@ static lk_status recorded_step(lk_infer *f, lk_batch *batch, lk_kv *kv)
     LK_TRY(lk_batch_begin(be, batch));
     LK_TRY(lk_step_begin(be, step_key(f, kv, batch->n_segments > 0), &queued));
     if (queued) return LK_OK;
+    f->recorded++;
     lk_status status = operations(f, batch, kv), ended = lk_step_end(be);
     return status ? status : ended;
 }
@@ -211,7 +216,7 @@ static lk_status step(lk_infer *f, const lk_batch *given, lk_kv *kv, const int32
     bool decoding = batch.n_sequences == batch.n_tokens && n_rows == batch.n_tokens;
     /* Else what a router answers, or an adapter's own bias or embedding, decides which operations follow. */
     bool fixed = !f->model->config.experts && lk_adapted_plain(&batch);
-    if (decoding && fixed && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
+    if (decoding && fixed && !f->options.eager && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
     LK_TRY(lk_batch_begin(f->model->be, &batch));
     return operations(f, &batch, kv);
 }

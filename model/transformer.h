@@ -63,6 +63,7 @@ typedef struct lk_infer_options {
     int64_t max_rows;    /* rows whose logits are wanted in one step */
     int64_t max_context; /* longest sequence */
     int32_t max_rank;    /* largest rank any adapter may have */
+    bool eager;          /* never record a step */
 } lk_infer_options;
 
 size_t lk_infer_bytes(const lk_backend *be, const lk_config *config, const lk_infer_options *options);
@@ -72,6 +73,11 @@ void lk_infer_destroy(lk_infer *infer);
  * until the next call. A row's logits are the same bits whatever else is in the batch. */
 lk_status lk_infer_forward(lk_infer *infer, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,
                            lk_error *err);
+/* For who records steps before they are wanted (serve/warm.h). The rows that a recorded step of n tokens of decoding is
+ * padded to; and the steps so far that were computed operation by operation where the backend records: each left a
+ * recording, unless recording is turned off. */
+int64_t lk_infer_padded(const lk_infer *infer, int64_t n);
+int64_t lk_infer_recorded(const lk_infer *infer);
 /* The KV shape for this model: pages of page_tokens, type F32 in F32 compute and BF16 in BF16 compute. */
 lk_kv_shape lk_infer_kv_shape(const lk_model *model, int32_t page_tokens, int32_t n_pages);
 

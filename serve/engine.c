@@ -21,6 +21,7 @@
 #include "serve/batch.h"
 #include "serve/engine_options.h"
 #include "serve/stats.h"
+#include "serve/warm.h"
 
 /* Service units (VTC) by which adapters in memory may get ahead of one that waits for a place: about two long answers. Less means more
  * loading, more means longer waits for the one outside. */
@@ -58,6 +59,10 @@ struct lk_engine {
     int64_t n_queued, base_queued; /* submitted and never admitted yet */
     uint64_t n_submitted;
     bool stop;
+    bool warm_wanted; /* lk_engine_warm_up waits */
+    lk_status warm_status;
+    lk_error warm_error;
+    pthread_cond_t warmed;
 };
 
 static lk_request *request_of(lk_task *task) { return (lk_request *)(void *)task; }
@@ -339,6 +344,31 @@ static void step(lk_engine *e, const lk_plan *plan)
         take_off(e);
 }
 
+/* Whoever waits in lk_engine_warm_up hears of the end. */
+static void warm_up(lk_engine *e, bool stopping)
+{
+    pthread_mutex_lock(&e->bell.lock);
+    bool wanted = e->warm_wanted;
+    pthread_mutex_unlock(&e->bell.lock);
+    if (!wanted) return;
+    lk_error err = {0};
+    lk_warm w = {.infer = e->infer,
+                 .kv = e->kv,
+                 .model = e->model,
+                 .pages = &e->pages,
+                 .registry = e->registry,
+                 .most_pages = lk_scheduler_most_pages(&e->scheduler),
+                 .most_rows = e->options.max_running,
+                 .longest = e->options.max_model_len};
+    lk_status status = stopping ? lk_fail(&err, LK_ERR_INTERRUPTED, "the server is stopping") : lk_warm_up(&w, &err);
+    pthread_mutex_lock(&e->bell.lock);
+    e->warm_wanted = false;
+    e->warm_status = status;
+    e->warm_error = err;
+    pthread_cond_broadcast(&e->warmed);
+    pthread_mutex_unlock(&e->bell.lock);
+}
+
 static void *engine_run(void *context)
 {
     lk_engine *e = context;
@@ -346,6 +376,7 @@ static void *engine_run(void *context)
     lk_backend_use(e->model->be);
     while (take_arrivals(e)) {
         end_cancelled(e);
+        warm_up(e, false);
         lk_registry_serve(e->registry, lk_scheduler_most_pages(&e->scheduler));
         const lk_plan *plan = lk_scheduler_plan(&e->scheduler);
         e->scheduler.kept = 0;
@@ -361,6 +392,7 @@ static void *engine_run(void *context)
     }
     land(e, &e->flights[e->steps % 2]);
     for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, NULL, NULL));) end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
+    warm_up(e, true);
     lk_registry_leave(e->registry);
     publish(e);
     return NULL;
@@ -417,6 +449,7 @@ static void engine_free(lk_engine *e)
     lk_kv_destroy(e->model->be, e->kv);
     lk_stats_free(&e->stats);
     lk_bell_free(&e->bell);
+    pthread_cond_destroy(&e->warmed);
     for (int i = 0; i < 2; i++) free(e->flights[i].requests);
     free(e->sampling);
     free(e->results);
@@ -475,6 +508,7 @@ lk_status lk_engine_start(lk_engine **engine, lk_model *model, const lk_engine_o
     e->limits = (lk_request_limits){&model->config, resolved.max_model_len, (int64_t)shape.n_pages * shape.page_tokens, shape.page_tokens};
     e->arrivals_end = &e->arrivals;
     lk_bell_init(&e->bell);
+    pthread_cond_init(&e->warmed, NULL);
     lk_stats_init(&e->stats);
     lk_status status = engine_allocate(e, &shape, err);
     if (!status) {
@@ -488,6 +522,20 @@ lk_status lk_engine_start(lk_engine **engine, lk_model *model, const lk_engine_o
     }
     *engine = e;
     return LK_OK;
+}
+
+lk_status lk_engine_warm_up(lk_engine *e, lk_error *err)
+{
+    if (!lk_backend_records(e->model->be) || e->options.eager) return LK_OK;
+    pthread_mutex_lock(&e->bell.lock);
+    e->warm_wanted = true;
+    e->bell.ringing = true;
+    pthread_cond_signal(&e->bell.rung);
+    while (e->warm_wanted) pthread_cond_wait(&e->warmed, &e->bell.lock);
+    lk_status status = e->warm_status;
+    if (status) *err = e->warm_error;
+    pthread_mutex_unlock(&e->bell.lock);
+    return status;
 }
 
 void lk_engine_stop(lk_engine *e)

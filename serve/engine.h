@@ -39,6 +39,7 @@ typedef struct lk_engine_options {
     int32_t max_resident_adapters; /* versions in memory at once; loading one more puts an idle one out (it stays known, and its next
                                       request brings it back), else LK_ERR_BUSY */
     int32_t max_rank;              /* adapters of a larger rank are refused at load */
+    bool eager;                    /* steps of decoding are never recorded (CUDA graphs) */
     const struct lk_bundle_keys *trusted_keys; /* only bundles that these signed are loaded; NULL: anything. Borrowed until stop */
 } lk_engine_options;
 
@@ -52,6 +53,11 @@ lk_status lk_engine_plan(const lk_model *model, const lk_engine_options *options
 
 lk_status lk_engine_start(lk_engine **engine, lk_model *model, const lk_engine_options *options, lk_error *err);
 void lk_engine_stop(lk_engine *engine); /* NULL is fine */
+
+/* Before the first request, once the adapters that are known are loaded: where the backend records steps, the first of each size would cost
+ * its request some milliseconds; this computes them beforehand, for the base and for the adapters in memory, bounded in number and time
+ * (serve/warm.c). Takes nothing that stays. Does nothing on other backends. Returns when it is done. */
+lk_status lk_engine_warm_up(lk_engine *engine, lk_error *err);
 
 /* ------------------------------------------------------------------------------------------------ adapters */
 

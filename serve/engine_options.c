@@ -99,8 +99,11 @@ lk_status lk_engine_options_resolve(lk_engine_options *o, const lk_model *model,
 
 lk_infer_options lk_engine_infer_options(const lk_engine_options *o)
 {
-    return (lk_infer_options){
-        .max_tokens = o->token_budget, .max_rows = o->max_running, .max_context = o->max_model_len, .max_rank = o->max_rank};
+    return (lk_infer_options){.max_tokens = o->token_budget,
+                              .max_rows = o->max_running,
+                              .max_context = o->max_model_len,
+                              .max_rank = o->max_rank,
+                              .eager = o->eager};
 }
 
 lk_status lk_engine_plan(const lk_model *model, const lk_engine_options *options, lk_engine_memory *memory, lk_error *err)
