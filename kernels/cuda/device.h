@@ -28,6 +28,9 @@
 #define LK_SHARED_DYNAMIC(type, name)                                      \
     extern __shared__ __align__(16) unsigned char lk_dynamic_shared_raw[]; \
     type *name = (type *)lk_dynamic_shared_raw
+#define LK_SHARED_ROWS(type, name)                                        \
+    extern __shared__ __align__(1024) unsigned char lk_rows_shared_raw[]; \
+    type *name = (type *)lk_rows_shared_raw
 #define LK_LAUNCH(what, kernel, grid, block, shared, stream, ...) kernel<<<(grid), (block), (shared), (stream)>>>(__VA_ARGS__)
 #define LK_UNROLL                                                 _Pragma("unroll")
 
@@ -71,6 +74,39 @@ LK_DEVICE void lk_async_commit(void) { asm volatile("cp.async.commit_group;" :::
 /* Waits until at most N of this thread's groups are on their way; others' copies need a lk_block_sync after it. */
 template <int N> LK_DEVICE void lk_async_wait(void) { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define LK_HAS_GROUPS 1
+LK_DEVICE void lk_group_fence(void) { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+LK_DEVICE void lk_group_commit(void) { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> LK_DEVICE void lk_group_wait(void) { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+LK_DEVICE void lk_proxy_fence(void) { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+LK_DEVICE uint64_t lk_group_rows(const void *rows)
+{
+    uint64_t address = (uint64_t)__cvta_generic_to_shared(rows);
+    return (address & 0x3ffff) >> 4 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+LK_DEVICE void lk_group_mma(float (&d)[8][4], const uint32_t a[4], uint64_t rows, bool add)
+{
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                 "{%32,%33,%34,%35}, %36, add, 1, 1, 0;\n}"
+                 : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
+                   "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
+                   "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+                   "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(rows), "r"((int)add));
+}
+LK_DEVICE void lk_group_arrived(float (&d)[8][4])
+{
+    LK_UNROLL
+    for (int t = 0; t < 8; t++) asm volatile("" : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])::"memory");
+}
+#endif
+
+/* Asks for the line at p to come to L2. */
+LK_DEVICE void lk_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 /* Two floats as a pair of bf16, nearest even, `low` in the low half. */
 LK_DEVICE uint32_t lk_pack_bf16(float low, float high)
 {
@@ -87,6 +123,23 @@ LK_DEVICE uint32_t lk_as_bits(float x) { return __float_as_uint(x); }
 LK_DEVICE uint32_t lk_mul_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
 #endif
+
+/* Products of a warp group (four warps of which the first is a multiple of four), on sm_90a only: code that calls them stands between
+ * #ifdef LK_HAS_GROUPS. d[64,64] = a[64,16] b[64,16]^T (+ d): lane and register hold of warp w's rows 16w .. 16w+15 what they hold in
+ * lk_mma_bf16 of a and, tile of 8 columns by tile, of d. b lies in shared memory as 64 rows of 128 bytes, of which 32 are taken; 16-byte
+ * chunk c of row r lies at c ^ (r & 7); lk_group_rows(b) names it, + 2 the 16 columns after it. b begins at a multiple of 1024 bytes, which
+ * memory of LK_SHARED_ROWS does. (PTX ISA, "Asynchronous warpgroup level matrix instructions": K-major, 128-byte swizzle.)
+ *
+ *     lk_async_wait<0>();                    -- b was brought by asynchronous copies, then
+ *     lk_proxy_fence();                      -- each thread shows what it wrote, also by plain stores, to the tensor cores, then
+ *     lk_block_sync();
+ *     unpack(a); lk_group_fence();           -- whenever registers of a or d have been written by other than these products, and at first
+ *     for (int s = 0; s < 4; s++) lk_group_mma(d, a[s], rows + 2 * s, s > 0);
+ *     lk_group_commit();
+ *     lk_group_wait<0>();                    -- all but N groups have ended: a may be written again,
+ *     lk_group_arrived(d);                   -- and d read, which the compiler would otherwise do before
+ *
+ * From the product to the wait neither a nor d may be touched, nor leave their scope, nor may b change. */
 
 /* ---------------------------------------------------------------------------------------------- the same in both builds */
 

@@ -20,6 +20,7 @@
 #include "tests/cuda_emu/capture.h"
 #include "tests/cuda_emu/control.h"
 #include "tests/cuda_emu/fibre.h"
+#include "tests/cuda_emu/groups.h"
 #include "tests/cuda_emu/guard.h"
 
 lk_emu_indices lk_emu_here;
@@ -27,6 +28,9 @@ lk_emu_indices lk_emu_here;
 enum { MOST_THREADS = 1024, LANES = 32, ARENA = 2 * LK_EMU_SHARED_MOST };
 
 enum waiting { READY, AT_BARRIER, AT_WARP, RETURNED };
+
+/* What the tensor cores may read of a chunk of 16 bytes: copies have to be shown by their thread, and a barrier passed. */
+enum seen : unsigned char { SEEN, COPIED, SHOWN };
 
 struct copy {
     void *to;
@@ -41,14 +45,16 @@ struct gpu_thread {
     waiting state;
     int group; /* of asynchronous copies, the one being filled */
     std::vector<copy> copies;
+    std::vector<size_t> arrived; /* chunks, not shown to the tensor cores */
 };
 
-struct gpu_warp {
+/* Of the lanes of a warp, or of a warp group. */
+template <int N> struct meeting {
     int arrived;
     const char *what, *file;
     int line;
     lk_emu_combine *combine;
-    void *lanes[LANES];
+    void *lanes[N];
 };
 
 struct shared_array {
@@ -64,6 +70,9 @@ struct allowance {
 
 static struct emulator {
     std::mutex busy; /* held by a launch */
+    /* the device */
+    const lk_emu_model *model;
+    bool other_sums;
     /* the order */
     bool seeded;
     uint64_t seed, random, launches;
@@ -73,7 +82,8 @@ static struct emulator {
     void *arguments;
     int n_threads;
     gpu_thread threads[MOST_THREADS];
-    gpu_warp warps[MOST_THREADS / LANES];
+    meeting<LANES> warps[MOST_THREADS / LANES];
+    meeting<LK_EMU_GROUP> groups[MOST_THREADS / LK_EMU_GROUP];
     /* the block */
     uint64_t block; /* counts all blocks ever run */
     int ready[MOST_THREADS], n_ready, returned, current;
@@ -83,6 +93,9 @@ static struct emulator {
     size_t arena_used, shared_bytes;
     std::vector<shared_array> arrays;
     void *dynamic;
+    seen chunks[ARENA / 16];
+    std::vector<size_t> shown; /* since the last barrier */
+    bool copied;               /* some chunk is not SEEN */
     /* fibres */
     lk_fibre *home;
     std::vector<lk_fibre *> fibres, idle;
@@ -155,6 +168,36 @@ void lk_emu_schedule(uint64_t seed)
     emu.seeded = true;
     emu.launches = 0;
 }
+
+static const lk_emu_model models[] = {
+    {"sm_90", 9, 0, LK_EMU_SHARED_MOST, true}, {"sm_80", 8, 0, 163 * 1024, false}, {"sm_86", 8, 6, 99 * 1024, false}};
+
+static const lk_emu_model *model_named(const char *name)
+{
+    for (const lk_emu_model &m : models)
+        if (strcmp(m.name, name) == 0) return &m;
+    return NULL;
+}
+
+bool lk_emu_set_device(const char *name)
+{
+    const lk_emu_model *m = model_named(name);
+    if (m) emu.model = m;
+    return m != NULL;
+}
+
+const lk_emu_model *lk_emu_device_model(void)
+{
+    if (!emu.model) {
+        const char *text = getenv("LK_EMU_DEVICE");
+        const lk_emu_model *m = text ? model_named(text) : NULL;
+        emu.model = m ? m : models;
+    }
+    return emu.model;
+}
+
+void lk_emu_set_other_sums(bool other) { emu.other_sums = other; }
+bool lk_emu_other_sums(void) { return emu.other_sums; }
 
 static void begin_order(void)
 {
@@ -229,7 +272,7 @@ __attribute__((noreturn)) static void report_stuck(void)
         at += snprintf(text + at, sizeof text - (size_t)at, " %d of %d threads wait at the block barrier of %s:%d;", emu.at_barrier,
                        emu.n_threads, emu.barrier_file, emu.barrier_line);
     for (int w = 0, said = 0; w < (emu.n_threads + LANES - 1) / LANES; w++) {
-        const gpu_warp *warp = &emu.warps[w];
+        const meeting<LANES> *warp = &emu.warps[w];
         if (!warp->arrived) continue;
         if (++said > 2) {
             at += snprintf(text + at, sizeof text - (size_t)at, " and more warps;");
@@ -239,6 +282,12 @@ __attribute__((noreturn)) static void report_stuck(void)
         for (int l = 0; l < LANES; l++) missing |= (unsigned)!warp->lanes[l] << l;
         at += snprintf(text + at, sizeof text - (size_t)at, " lanes missing from %s of warp %d at %s:%d: mask 0x%08x;", warp->what, w,
                        warp->file, warp->line, missing);
+    }
+    for (int g = 0; g < (emu.n_threads + LK_EMU_GROUP - 1) / LK_EMU_GROUP; g++) {
+        const meeting<LK_EMU_GROUP> *group = &emu.groups[g];
+        if (group->arrived)
+            at += snprintf(text + at, sizeof text - (size_t)at, " %d of 128 lanes of warp group %d are at %s of %s:%d;", group->arrived, g,
+                           group->what, group->file, group->line);
     }
     snprintf(text + at, sizeof text - (size_t)at, " %d of %d threads have returned", emu.returned, emu.n_threads);
     fail_kernel("%s", text);
@@ -300,33 +349,61 @@ void lk_emu_barrier(const char *file, int line)
     emu.threads[emu.current].state = AT_BARRIER;
     if (++emu.at_barrier == emu.n_threads) {
         emu.at_barrier = 0;
+        for (size_t chunk : emu.shown)
+            if (emu.chunks[chunk] == SHOWN) emu.chunks[chunk] = SEEN;
+        emu.shown.clear();
         make_ready(0, emu.n_threads);
+    }
+    wait_for_turn();
+}
+
+/* `first` is the thread that is lane 0. */
+template <int N>
+static void meet(meeting<N> *m, int first, const char *what, lk_emu_combine *combine, void *mine, const char *file, int line)
+{
+    if (!m->arrived) {
+        m->what = what;
+        m->combine = combine;
+        m->file = file;
+        m->line = line;
+    } else if (m->combine != combine || !same_place(file, line, m->file, m->line)) {
+        fail_kernel("divergent warp: this lane is at %s of %s:%d, others at %s of %s:%d", what, file, line, m->what, m->file, m->line);
+    }
+    m->lanes[emu.current - first] = mine ? mine : m; /* not NULL: present */
+    emu.threads[emu.current].state = AT_WARP;
+    if (++m->arrived == N) {
+        combine(m->lanes);
+        m->arrived = 0;
+        memset(m->lanes, 0, sizeof m->lanes);
+        make_ready(first, N);
     }
     wait_for_turn();
 }
 
 void lk_emu_warp(const char *what, lk_emu_combine *combine, void *mine, const char *file, int line)
 {
-    int w = emu.current / LANES, lane = emu.current % LANES;
-    gpu_warp *warp = &emu.warps[w];
-    if (!warp->arrived) {
-        warp->what = what;
-        warp->combine = combine;
-        warp->file = file;
-        warp->line = line;
-    } else if (warp->combine != combine || !same_place(file, line, warp->file, warp->line)) {
-        fail_kernel("divergent warp: this lane is at %s of %s:%d, others at %s of %s:%d", what, file, line, warp->what, warp->file,
-                    warp->line);
-    }
-    warp->lanes[lane] = mine ? mine : warp; /* not NULL: present */
-    emu.threads[emu.current].state = AT_WARP;
-    if (++warp->arrived == LANES) {
-        combine(warp->lanes);
-        warp->arrived = 0;
-        memset(warp->lanes, 0, sizeof warp->lanes);
-        make_ready(w * LANES, LANES);
-    }
-    wait_for_turn();
+    int w = emu.current / LANES;
+    meet(&emu.warps[w], w * LANES, what, combine, mine, file, line);
+}
+
+void lk_emu_group(const char *what, lk_emu_combine *combine, void *mine, const char *file, int line)
+{
+    int g = emu.current / LK_EMU_GROUP;
+    meet(&emu.groups[g], g * LK_EMU_GROUP, what, combine, mine, file, line);
+}
+
+int lk_emu_thread(void) { return emu.current; }
+
+bool lk_emu_toss(void) { return emu.seed && next_random() >> 63; }
+
+void lk_emu_fail(const char *format, ...)
+{
+    char text[500];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fail_kernel("%s", text);
 }
 
 /* ---- shared memory */
@@ -348,6 +425,10 @@ void lk_emu_allow_shared(const void *kernel, size_t bytes)
         }
     emu.allowed.push_back({kernel, bytes});
 }
+
+/* What lies before the first array, which is the dynamic one: it begins at a multiple of 1024 bytes, as LK_SHARED_ROWS promises. */
+enum { FRONT = 1024 };
+static_assert((int)FRONT >= (int)LK_EMU_GUARD, "a guard lies there");
 
 /* Between guards, poisoned. The arena has room for twice what a launch may have, so guards fit as long as arrays are few. */
 static void *take_shared(size_t bytes, const char *name)
@@ -395,9 +476,12 @@ static bool begin_shared(void)
         lk_guard_lift(emu.arena, emu.arena_used); /* of the block before */
     }
     emu.arrays.clear();
-    emu.arena_used = LK_EMU_GUARD;
+    if (emu.copied) memset(emu.chunks, SEEN, sizeof emu.chunks);
+    emu.copied = false;
+    emu.shown.clear();
+    emu.arena_used = FRONT;
     emu.shared_bytes = 0;
-    lk_guard_set(emu.arena, LK_EMU_GUARD);
+    lk_guard_set(emu.arena, FRONT);
     emu.dynamic = take_shared(emu.shape.shared, "dynamic shared memory");
     return emu.dynamic != NULL;
 }
@@ -413,7 +497,7 @@ static void check_shared(void)
         if (at < n)
             fail_launch("kernel %s, block (%u,%u,%u): a write %zu bytes past the end of shared array %s (%zu bytes)", emu.shape.what, b->x,
                         b->y, b->z, at, a.name, a.bytes);
-        else if (a.memory == emu.arena + LK_EMU_GUARD && lk_guard_damage(before, LK_EMU_GUARD) < LK_EMU_GUARD)
+        else if (a.memory == emu.arena + FRONT && lk_guard_damage(before, FRONT) < FRONT)
             fail_launch("kernel %s, block (%u,%u,%u): a write before the beginning of shared array %s", emu.shape.what, b->x, b->y, b->z,
                         a.name);
     }
@@ -421,12 +505,15 @@ static void check_shared(void)
 
 /* ---- asynchronous copies */
 
-static void land(const copy *c)
+static size_t chunk_of(const void *shared) { return (size_t)((const unsigned char *)shared - emu.arena) / 16; }
+
+static void land(gpu_thread *t, const copy *c)
 {
     if (c->valid)
         memcpy(c->to, c->from, 16);
     else
         memset(c->to, 0, 16);
+    t->arrived.push_back(chunk_of(c->to));
 }
 
 void lk_emu_async_copy16(void *shared, const void *global, bool valid, const char *file, int line)
@@ -436,9 +523,11 @@ void lk_emu_async_copy16(void *shared, const void *global, bool valid, const cha
     if (!is_shared(shared, 16)) fail_kernel("lk_async_copy16 of %s:%d: the destination is not inside a shared array", file, line);
     gpu_thread *t = &emu.threads[emu.current];
     memset(shared, LK_EMU_POISON, 16);
+    emu.chunks[chunk_of(shared)] = COPIED;
+    emu.copied = true;
     copy c = {shared, global, valid, t->group};
-    if (emu.seed && next_random() >> 63)
-        land(&c);
+    if (lk_emu_toss())
+        land(t, &c);
     else
         t->copies.push_back(c);
 }
@@ -451,11 +540,35 @@ void lk_emu_async_wait(int still_under_way)
     size_t kept = 0;
     for (const copy &c : t->copies) {
         if (c.group < t->group - still_under_way)
-            land(&c);
+            land(t, &c);
         else
             t->copies[kept++] = c;
     }
     t->copies.resize(kept);
+}
+
+void lk_emu_proxy_fence(void)
+{
+    gpu_thread *t = &emu.threads[emu.current];
+    for (size_t chunk : t->arrived) {
+        emu.chunks[chunk] = SHOWN;
+        emu.shown.push_back(chunk);
+    }
+    t->arrived.clear();
+}
+
+bool lk_emu_chunk_unseen(size_t offset) { return emu.chunks[offset / 16] != SEEN; }
+
+size_t lk_emu_shared_offset(const void *p, size_t bytes, const char *what)
+{
+    if (!is_shared(p, bytes)) fail_kernel("%s: %p is not inside a shared array", what, p);
+    return (size_t)((const unsigned char *)p - emu.arena);
+}
+
+const void *lk_emu_shared_chunk(size_t offset)
+{
+    const unsigned char *p = emu.arena + offset;
+    return is_shared(p, 16) ? p : NULL;
 }
 
 /* ---- tensor cores (PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type" and ldmatrix) */
@@ -550,7 +663,9 @@ static void run_block(uint3 block)
         thread->fibre = NULL;
         thread->group = 0;
         if (!thread->copies.empty()) thread->copies.clear();
+        if (!thread->arrived.empty()) thread->arrived.clear();
     }
+    lk_emu_groups_begin();
     emu.n_ready = emu.returned = emu.at_barrier = 0;
     make_ready(0, emu.n_threads);
     int first = pick();
@@ -561,9 +676,11 @@ static void run_block(uint3 block)
         for (lk_fibre *f : emu.fibres) lk_fibre_renew(f);
         emu.idle = emu.fibres;
         memset(emu.warps, 0, sizeof emu.warps);
+        memset(emu.groups, 0, sizeof emu.groups);
         return;
     }
     check_shared();
+    if (!lk_emu_groups_end()) fail_launch("kernel %s: it ended before products of a warp group that nothing waited for", emu.shape.what);
 }
 
 static bool fits(const lk_emu_launch_shape *s)
@@ -574,7 +691,7 @@ static bool fits(const lk_emu_launch_shape *s)
         fail_launch("kernel %s: a block of (%u,%u,%u) threads; a GPU takes 1 to %d", s->what, b->x, b->y, b->z, MOST_THREADS);
     else if (!g->x || !g->y || !g->z || g->x > 0x7fffffffu || g->y > 65535 || g->z > 65535)
         fail_launch("kernel %s: a grid of (%u,%u,%u) blocks; a GPU takes 1 to (2^31-1, 65535, 65535)", s->what, g->x, g->y, g->z);
-    else if (s->shared > allowed_shared(s->kernel))
+    else if (s->shared > allowed_shared(s->kernel) || s->shared > lk_emu_device_model()->shared)
         fail_launch("kernel %s: %zu bytes of dynamic shared memory; %zu are allowed (lk_rt_allow_shared)", s->what, s->shared,
                     allowed_shared(s->kernel));
     else

@@ -3,7 +3,8 @@
  *
  * What it models: blocks one after another, a block's threads as fibres (fibre.h) that run from one synchronisation to the next, in an
  * order that lk_emu_schedule chooses; warp operations that complete when all 32 lanes have come; shared memory, poisoned and with guard
- * bytes round each array; asynchronous copies that arrive at the wait that covers them and leave poison where they will land until then.
+ * bytes round each array; asynchronous copies that arrive at the wait that covers them and leave poison where they will land until then;
+ * products of warp groups in the same way (groups.h).
  * What it reports, naming kernel, block and line (the launch then ends, and lk_rt_launched or the next synchronisation fails): lanes
  * missing from a warp operation, barriers that part of a block waits at or that differ, writes round shared arrays, misaligned or misplaced
  * asynchronous copies and ldmatrix rows, launches no GPU would take, pointers to ordinary host memory as arguments.
@@ -140,6 +141,14 @@ void lk_emu_barrier(const char *file, int line);
 void lk_emu_async_copy16(void *shared, const void *global, bool valid, const char *file, int line);
 void lk_emu_async_commit(void);
 void lk_emu_async_wait(int still_under_way);
+void lk_emu_proxy_fence(void);
+
+/* groups.cpp */
+uint64_t lk_emu_group_rows(const void *rows, const char *file, int line);
+void lk_emu_group_mma(float *d, const uint32_t *a, uint64_t rows, bool add, const char *file, int line);
+void lk_emu_group_fence(void);
+void lk_emu_group_commit(void);
+void lk_emu_group_wait(int still_under_way, const char *file, int line);
 
 struct lk_emu_launch_shape {
     const char *what;
@@ -167,6 +176,8 @@ void lk_emu_keep_launch(struct CUstream_st *s, const lk_emu_launch_shape *shape,
     static lk_emu_shared_site lk_emu_site_##name; \
     type(&name)[count] = *(type(*)[count])lk_emu_shared(&lk_emu_site_##name, sizeof(type[count]), #name)
 #define LK_SHARED_DYNAMIC(type, name) type *name = (type *)lk_emu_shared_dynamic()
+#define LK_SHARED_ROWS(type, name)    type *name = (type *)lk_emu_shared_dynamic()
+#define LK_HAS_GROUPS                 1
 #define LK_LAUNCH(what, kernel, grid, block, shared, stream, ...) \
     lk_emu_call((stream), (what), (kernel), (grid), (block), (shared), ##__VA_ARGS__)
 
@@ -253,6 +264,18 @@ LK_DEVICE void lk_async_copy16(void *shared, const void *global, bool valid, LK_
 }
 LK_DEVICE void lk_async_commit(void) { lk_emu_async_commit(); }
 template <int N> LK_DEVICE void lk_async_wait(void) { lk_emu_async_wait(N); }
+
+LK_DEVICE void lk_proxy_fence(void) { lk_emu_proxy_fence(); }
+LK_DEVICE uint64_t lk_group_rows(const void *rows, LK_EMU_HERE) { return lk_emu_group_rows(rows, file, line); }
+LK_DEVICE void lk_group_mma(float (&d)[8][4], const uint32_t a[4], uint64_t rows, bool add, LK_EMU_HERE)
+{
+    lk_emu_group_mma(&d[0][0], a, rows, add, file, line);
+}
+LK_DEVICE void lk_group_fence(void) { lk_emu_group_fence(); }
+LK_DEVICE void lk_group_commit(void) { lk_emu_group_commit(); }
+template <int N> LK_DEVICE void lk_group_wait(LK_EMU_HERE) { lk_emu_group_wait(N, file, line); }
+LK_DEVICE void lk_group_arrived(float (&)[8][4]) {}
+LK_DEVICE void lk_prefetch(const void *) {}
 
 LK_DEVICE float lk_as_float(uint32_t bits)
 {

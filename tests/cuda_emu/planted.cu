@@ -206,6 +206,87 @@ template <bool MENDED> LK_KERNEL void tiles(uint32_t *out, const lk_bf16 *in)
     for (int i = 0; i < 4; i++) out[4 * l + i] = plain[i], out[128 + 4 * l + i] = transposed[i];
 }
 
+/* out[64,64] = a[64,32] b[64,32]^T by a warp group, in two products on the same sums. `a` comes first in `in`, then b's rows of 64 columns
+ * of which the first 32 count. FAULT 0 has none. */
+enum group_fault {
+    GROUP_RIGHT,
+    NO_GROUP_WAIT,
+    EARLY_A,
+    NO_GROUP_FENCE,
+    NO_PROXY_FENCE,
+    NO_GROUP_BARRIER,
+    ROWS_MOVED,
+    B_CHANGED,
+    NO_COMMIT
+};
+
+template <int FAULT> LK_KERNEL void group_product(float *out, const lk_bf16 *in)
+{
+    LK_SHARED_ROWS(unsigned char, shared);
+    int l = (int)threadIdx.x, lane = l % 32, row = l / 32 * 16 + lane / 4, column = lane % 4 * 2;
+    unsigned char *rows = shared + (FAULT == ROWS_MOVED ? 512 : 1024);
+    const lk_bf16 *b = in + 64 * 32;
+    for (int i = 0; i < 4; i++) {
+        int at = l / 8 + 16 * i, chunk = l % 8;
+        lk_async_copy16(rows + at * 128 + (chunk ^ (at & 7)) * 16, b + at * 64 + chunk * 8, true);
+    }
+    lk_async_commit();
+    lk_async_wait<0>();
+    if (FAULT != NO_PROXY_FENCE) lk_proxy_fence();
+    if (FAULT != NO_GROUP_BARRIER) lk_block_sync();
+    uint32_t a[2][4];
+    for (int step = 0; step < 2; step++)
+        for (int i = 0; i < 4; i++) a[step][i] = *(const uint32_t *)(in + (row + 8 * (i % 2)) * 32 + step * 16 + column + 8 * (i / 2));
+    float d[8][4];
+    if (FAULT != NO_GROUP_FENCE) lk_group_fence();
+    for (int step = 0; step < 2; step++) lk_group_mma(d, a[step], lk_group_rows(rows) + 2 * (uint64_t)step, step > 0);
+    if (FAULT != NO_COMMIT) lk_group_commit();
+    if (FAULT == EARLY_A) a[1][l % 4] ^= 0x80008000u;
+    if (FAULT == B_CHANGED) *(uint4 *)(rows + l / 2 * 128 + l % 2 * 16) = make_uint4(0, 0, 0, 0);
+    if (FAULT == NO_GROUP_WAIT)
+        lk_group_wait<1>();
+    else
+        lk_group_wait<0>();
+    lk_group_arrived(d);
+    for (int t = 0; t < 8; t++)
+        for (int i = 0; i < 4; i++) out[(row + 8 * (i / 2)) * 64 + t * 8 + column + i % 2] = d[t][i];
+    if (FAULT == NO_COMMIT) lk_group_commit();
+    if (FAULT == NO_GROUP_WAIT || FAULT == NO_COMMIT) lk_group_wait<0>();
+}
+
+/* A lane of the last warp does not come. */
+template <bool MENDED> LK_KERNEL void part_of_a_group(int *out, const int *in)
+{
+    LK_SHARED_ROWS(unsigned char, shared);
+    int t = (int)threadIdx.x;
+    for (int i = 0; i < 64; i++) shared[64 * t + i] = 0;
+    uint32_t a[4] = {0, 0, 0, 0};
+    float d[8][4];
+    lk_proxy_fence();
+    lk_block_sync();
+    lk_group_fence();
+    if (MENDED || t < 96) lk_group_mma(d, a, lk_group_rows(shared), false);
+    lk_group_commit();
+    lk_group_wait<0>();
+    out[t] = in[t];
+}
+
+template <bool MENDED> LK_KERNEL void never_waited(int *out, const int *in)
+{
+    LK_SHARED_ROWS(unsigned char, shared);
+    int t = (int)threadIdx.x;
+    for (int i = 0; i < 64; i++) shared[64 * t + i] = 0;
+    uint32_t a[4] = {0, 0, 0, 0};
+    float d[8][4];
+    lk_proxy_fence();
+    lk_block_sync();
+    lk_group_fence();
+    lk_group_mma(d, a, lk_group_rows(shared), false);
+    lk_group_commit();
+    if (MENDED) lk_group_wait<0>();
+    out[t] = in[t];
+}
+
 template <bool MENDED> LK_KERNEL void round_pairs(uint32_t *out, const float *in)
 {
     int t = (int)threadIdx.x;
@@ -218,6 +299,26 @@ LK_KERNEL void add_up(int *sum, const int *x)
 }
 
 /* ---- one launch of each */
+
+template <int FAULT> static bool launch_group(void *out, const void *in)
+{
+    LK_LAUNCH("group_product", group_product<FAULT>, dim3(1), dim3(128), 64 * 128 + 1024, (lk_rt_stream)NULL, (float *)out,
+              (const lk_bf16 *)in);
+    return true;
+}
+
+static bool launch_group_fault(const char *name, void *out, const void *in)
+{
+    if (strcmp(name, "no_group_wait") == 0) return launch_group<NO_GROUP_WAIT>(out, in);
+    if (strcmp(name, "early_a") == 0) return launch_group<EARLY_A>(out, in);
+    if (strcmp(name, "no_group_fence") == 0) return launch_group<NO_GROUP_FENCE>(out, in);
+    if (strcmp(name, "no_proxy_fence") == 0) return launch_group<NO_PROXY_FENCE>(out, in);
+    if (strcmp(name, "no_group_barrier") == 0) return launch_group<NO_GROUP_BARRIER>(out, in);
+    if (strcmp(name, "rows_moved") == 0) return launch_group<ROWS_MOVED>(out, in);
+    if (strcmp(name, "b_changed") == 0) return launch_group<B_CHANGED>(out, in);
+    if (strcmp(name, "no_commit") == 0) return launch_group<NO_COMMIT>(out, in);
+    return false;
+}
 
 /* The fault of the last few is in the launch. */
 template <bool MENDED> static bool launch(const char *name, void *out, const void *in, int n)
@@ -258,8 +359,14 @@ template <bool MENDED> static bool launch(const char *name, void *out, const voi
         LK_LAUNCH(name, race<true>, one, block, MENDED ? 1024 : 64 * 1024, (lk_rt_stream)NULL, o, i);
     else if (strcmp(name, "host_argument") == 0)
         LK_LAUNCH(name, race<true>, one, block, 0, (lk_rt_stream)NULL, o, MENDED ? i : &n);
+    else if (strcmp(name, "part_of_a_group") == 0)
+        LK_LAUNCH(name, part_of_a_group<MENDED>, one, block, 64 * 128, (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "never_waited") == 0)
+        LK_LAUNCH(name, never_waited<MENDED>, one, block, 64 * 128, (lk_rt_stream)NULL, o, i);
+    else if (strcmp(name, "group_product") == 0)
+        return launch_group<GROUP_RIGHT>(out, in);
     else
-        return false;
+        return launch_group_fault(name, out, in);
     return true;
 }
 

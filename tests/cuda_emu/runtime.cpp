@@ -4,7 +4,8 @@
  *
  * With LK_EMU_LATE=1 streams are as late as they may be instead (capture.h).
  *
- * LK_EMU_MEMORY is the device's size in bytes, 4 GiB when unset; beyond it allocations fail as they do on a full GPU. */
+ * LK_EMU_DEVICE says which GPU it is (control.h). LK_EMU_MEMORY is the device's size in bytes, 4 GiB when unset; beyond it allocations fail
+ * as they do on a full GPU. */
 #include "base/ranks.h"
 #include "kernels/cuda/runtime.h"
 
@@ -129,11 +130,12 @@ lk_status lk_rt_open(int ordinal, lk_rt_device *device, lk_error *err)
     if (ordinal < 0 || ordinal >= DEVICES) return lk_fail(err, LK_ERR_UNSUPPORTED, "device %d: the emulation has %d", ordinal, DEVICES);
     memset(device, 0, sizeof *device);
     device->ordinal = ordinal;
-    device->major = 9;
+    device->major = lk_emu_device_model()->major;
+    device->minor = lk_emu_device_model()->minor;
     device->sms = 4;
     device->memory = device_memory();
     device->memory_free = lk_rt_memory_free();
-    device->shared_per_block = LK_EMU_SHARED_MOST;
+    device->shared_per_block = lk_emu_device_model()->shared;
     device->driver = device->runtime = 13000;
     snprintf(device->name, sizeof device->name, "emulated");
     return LK_OK;
@@ -381,9 +383,9 @@ lk_status lk_rt_launched(const char *what, lk_error *err)
 
 lk_status lk_rt_allow_shared(const void *kernel, size_t bytes, lk_error *err)
 {
-    if (bytes > LK_EMU_SHARED_MOST)
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "a kernel wants %zu bytes of shared memory; the device has %d a block", bytes,
-                       (int)LK_EMU_SHARED_MOST);
+    size_t most = lk_emu_device_model()->shared;
+    if (bytes > most)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "a kernel wants %zu bytes of shared memory; the device has %zu a block", bytes, most);
     lk_emu_allow_shared(kernel, bytes);
     return LK_OK;
 }

@@ -23,6 +23,7 @@ static struct {
     lk_status (*late)(int got[2], lk_error *err);
     void (*set_late)(bool late);
     void (*schedule)(uint64_t seed);
+    bool (*set_device)(const char *name);
     int64_t (*leaks)(void);
 } emu;
 
@@ -46,6 +47,7 @@ static int load(void **state)
     find(&emu.set_late, "lk_emu_set_late");
     find(&emu.capture, "lk_planted_capture");
     find(&emu.schedule, "lk_emu_schedule");
+    find(&emu.set_device, "lk_emu_set_device");
     find(&emu.leaks, "lk_emu_leaks");
     return 0;
 }
@@ -131,6 +133,8 @@ static void test_reports(void **state)
         {"many_threads", "a block of (2048,1,1) threads"},
         {"much_shared", "65536 bytes of dynamic shared memory; 49152 are allowed"},
         {"host_argument", "argument 2 points to "},
+        {"part_of_a_group", "96 of 128 lanes of warp group 0 are at lk_group_mma of "},
+        {"never_waited", "it ended before products of a warp group that nothing waited for"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         for (uint64_t seed = 0; seed < SEEDS; seed++) {
@@ -296,6 +300,80 @@ static void test_product(void **state)
     }
 }
 
+/* Products of a warp group: what a right kernel computes, and what each fault shows. */
+enum { GROUP_IN = 64 * 32 + 64 * 64, GROUP_OUT = 64 * 64 };
+
+typedef struct group_numbers {
+    uint16_t in[GROUP_IN];
+    float values[GROUP_IN], out[GROUP_OUT];
+} group_numbers;
+
+static lk_status run_group(group_numbers *x, const char *kernel, uint64_t seed, lk_error *err)
+{
+    check_random r = {17};
+    for (int i = 0; i < GROUP_IN; i++) {
+        x->values[i] = (float)(int)(check_random_u64(&r) % 65) - 32.0f; /* exact in any order */
+        x->in[i] = lk_f32_to_bf16(x->values[i]);
+    }
+    emu.schedule(seed);
+    return emu.run(&(lk_planted){kernel, true, x->in, sizeof x->in, x->out, sizeof x->out}, err);
+}
+
+/* Rows of d that are what the product says. */
+static int right_rows(const group_numbers *x)
+{
+    int right = 0;
+    for (int i = 0; i < 64; i++) {
+        int same = 0;
+        for (int j = 0; j < 64; j++) {
+            float want = 0.0f;
+            for (int k = 0; k < 32; k++) want += x->values[i * 32 + k] * x->values[64 * 32 + j * 64 + k];
+            same += x->out[i * 64 + j] == want;
+        }
+        right += same == 64;
+    }
+    return right;
+}
+
+static void test_group_product(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *kernel, *text; /* NULL: wrong numbers, under some seed */
+    } faults[] = {
+        {"early_a", "registers of a changed while a product read them"},
+        {"no_group_fence", "has not called lk_group_fence since it began or waited"},
+        {"no_proxy_fence", "has not called lk_proxy_fence and passed a barrier since"},
+        {"no_group_barrier", "has not called lk_proxy_fence and passed a barrier since"},
+        {"no_group_wait", NULL},
+        {"no_commit", NULL},
+        {"rows_moved", NULL},
+        {"b_changed", NULL},
+    };
+    group_numbers x;
+    lk_error err = {0};
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        CHECK_OK(run_group(&x, "group_product", seed, &err), &err);
+        assert_int_equal(right_rows(&x), 64);
+    }
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        int wrong = 0;
+        for (uint64_t seed = 0; seed < SEEDS; seed++) {
+            lk_status status = run_group(&x, faults[i].kernel, seed, &err);
+            if (faults[i].text) CHECK_FAILS(status, LK_ERR_INTERNAL, faults[i].text, &err);
+            wrong += status || right_rows(&x) < 64;
+        }
+        if (!wrong) fail_msg("%s: no schedule shows it", faults[i].kernel);
+        CHECK_OK(run_group(&x, "group_product", 1, &err), &err); /* nothing stays behind */
+    }
+    emu.set_device("sm_86");
+    CHECK_FAILS(run_group(&x, "group_product", 0, &err), LK_ERR_INTERNAL, "on sm_86, which has none", &err);
+    assert_false(emu.set_device("sm_10"));
+    assert_true(emu.set_device("sm_90"));
+    CHECK_OK(run_group(&x, "group_product", 0, &err), &err);
+    assert_int_equal(emu.leaks(), 0);
+}
+
 /* Lane l, tile i: row l/4, columns 2(l%4) and the next; transposed, the other way round. */
 static void test_tiles(void **state)
 {
@@ -340,9 +418,10 @@ int main(void)
         cmocka_unit_test(test_orders),       cmocka_unit_test(test_same_seed_same_bits),
         cmocka_unit_test(test_missing_wait), cmocka_unit_test(test_reports),
         cmocka_unit_test(test_guards),       cmocka_unit_test(test_indices),
-        cmocka_unit_test(test_product),      cmocka_unit_test(test_tiles),
-        cmocka_unit_test(test_rounding),     cmocka_unit_test(test_captures),
-        cmocka_unit_test(test_late),         cmocka_unit_test(test_runtime), /* last: it leaks */
+        cmocka_unit_test(test_product),      cmocka_unit_test(test_group_product),
+        cmocka_unit_test(test_tiles),        cmocka_unit_test(test_rounding),
+        cmocka_unit_test(test_captures),     cmocka_unit_test(test_late),
+        cmocka_unit_test(test_runtime), /* last: it leaks */
     };
     return cmocka_run_group_tests(tests, load, NULL);
 }
