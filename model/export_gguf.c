@@ -75,8 +75,9 @@ static uint32_t wanted_type(const exporter *e, const item *it)
     const lk_config *c = &e->config;
     if (!e->recipe->mixed) return e->recipe->matrix;
     if (!strcmp(it->place.name, c->tied ? "token_embd.weight" : "output.weight")) return LK_GGML_Q6_K;
-    if (e->recipe->matrix != LK_GGML_Q4_K) return e->recipe->matrix;
     if (c->experts == 8 && (is_layer(it, "attn_v") || is_layer(it, "attn_k"))) return LK_GGML_Q8_0;
+    if (e->recipe->matrix != LK_GGML_Q4_K) return e->recipe->matrix;
+    if (c->experts == 8 && is_layer(it, "attn_output")) return LK_GGML_Q6_K; /* Q5_K there, a type that is not written here */
     bool tender = is_layer(it, "attn_v") || is_layer(it, "attn_qkv") || is_layer(it, "ffn_down") || is_layer(it, "ffn_down_exps");
     return tender && more_bits(it->place.layer, c->layers) ? LK_GGML_Q6_K : LK_GGML_Q4_K;
 }

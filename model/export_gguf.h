@@ -10,7 +10,7 @@
  * Types: "f16", "bf16", "f32", "q8_0", "q4_0" and "q4_k_m". Norms, biases and routers are F32 in all of them. The quantised ones keep more
  * bits where an error costs more, as llama.cpp's own tool does (llama-quant.cpp): the head (the embedding when it is the head) is Q6_K in
  * q4_0 and q4_k_m; in q4_k_m value and down projections of the first and last eighth and of every third layer between are Q6_K, too; with
- * eight experts key and value projections are Q8_0. Rows that are not whole blocks of 256 become Q8_0, those not of 32 F16; the result says
+ * eight experts key and value projections are Q8_0 and, in q4_k_m, output projections Q6_K. Rows that are not whole blocks of 256 become Q8_0, those not of 32 F16; the result says
  * so.
  *
  * An adapter's file holds what PEFT computes as llama.cpp computes it: scale alpha/r for all, so rsLoRA and differing scales are folded:

@@ -114,6 +114,11 @@ lk_status lk_gguf_check_config(const lk_config *c, const char *where, lk_error *
     if (strcmp(f->architecture, "granite") && !built_in_scale(c, f->architecture))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp scales the attention of %s by 1/sqrt(head size), this model by %g", where,
                        f->architecture, c->attention_scale);
+    if (!strcmp(f->architecture, "gemma2") && (c->attention_cap == 0 || c->logit_cap == 0))
+        return lk_fail(err, LK_ERR_UNSUPPORTED,
+                       "%s: llama.cpp caps a gemma2 model's scores at 50 and its logits at 30 where its file has no caps; this model has "
+                       "none (attn_logit_softcapping or final_logit_softcapping is null)",
+                       where);
     if (c->experts && c->experts_as_is)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp brings the chosen experts' weights to a sum of 1 (norm_topk_prob: false)",
                        where);
@@ -178,6 +183,10 @@ lk_status lk_gguf_add_config(lk_gguf_writer *w, const lk_config *c, lk_error *er
         if (!applies(&fields[i], f->architecture)) continue;
         key_of(key, f->architecture, fields[i].key);
         LK_TRY(add_field(w, key, &fields[i], c, err));
+    }
+    if (!strcmp(f->architecture, "granite") && c->logit_divisor == 0) { /* llama.cpp wants this one key, also where it says nothing */
+        key_of(key, f->architecture, "logit_scale");
+        LK_TRY(lk_gguf_add_f32(w, key, 1, err));
     }
     key_of(key, f->architecture, "attention.value_length");
     LK_TRY(lk_gguf_add_u32(w, key, c->head_dim, err));

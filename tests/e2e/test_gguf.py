@@ -189,7 +189,7 @@ def main():
                 report.check(text == want, f"stories260K {kind}: llama.cpp's 100 greedy tokens", text)
             read = json.loads(e2e.run(args.lorikeet, "generate", path, "--prompt", prompt, "--quant", "none", "--dtype", "f32", "--temperature",
                                       "0", "--max-tokens", "60", "--json"))["text"]
-            if kind in ("f16", "bf16", "q8_0"):  # with 4 bits llama.cpp's 8-bit activations decide close calls otherwise
+            if kind in ("f16", "bf16", "q8_0"):  # with 4 bits llama.cpp's 8-bit activations decide close calls otherwise: test_gguf_types.py
                 report.check(text.startswith(read), f"stories260K {kind}: 60 greedy tokens of the GGUF file read as a base", read)
         check_folder(report, args.lorikeet, work, stories)
         check_tokens(report, work / "stories.f16.gguf", stories / "tokenizer.json")

@@ -14,6 +14,7 @@
 #include "data/gguf.h"
 #include "data/safetensors.h"
 #include "model/export_gguf.h"
+#include "model/gguf_config.h"
 #include "tests/check.h"
 
 static cJSON *digests(void)
@@ -200,6 +201,48 @@ static void test_mixed_types(void **state)
     free(folder);
 }
 
+/* ---- what llama.cpp takes where a file is silent ---- */
+
+static void read_small(lk_config *c, const char *folder, const char *more)
+{
+    lk_error err = {0};
+    char path[4200], text[400];
+    snprintf(path, sizeof path, "%s/config.json", folder);
+    snprintf(text, sizeof text,
+             "{%s, \"hidden_size\": 32, \"intermediate_size\": 48, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"head_dim\": 8, "
+             "\"vocab_size\": 40, \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-5}",
+             more);
+    check_write_file(path, text, strlen(text));
+    CHECK_OK(lk_config_read(c, folder, &err), &err);
+}
+
+static void test_silent_files(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    lk_config c;
+    char *folder = check_temporary("export_silent"), path[4200];
+    read_small(&c, folder, "\"model_type\": \"gemma2\", \"query_pre_attn_scalar\": 8, \"attn_logit_softcapping\": null");
+    CHECK_FAILS(lk_gguf_check_config(&c, "here", &err), LK_ERR_UNSUPPORTED, "here: llama.cpp caps a gemma2 model's scores at 50", &err);
+    read_small(&c, folder, "\"model_type\": \"gemma2\", \"query_pre_attn_scalar\": 8");
+    CHECK_OK(lk_gguf_check_config(&c, "here", &err), &err);
+
+    /* no Granite is opened without this key, which config.json leaves out where it says 1 */
+    read_small(&c, folder, "\"model_type\": \"granite\"");
+    snprintf(path, sizeof path, "%s/m.gguf", folder);
+    lk_gguf_writer *w;
+    CHECK_OK(lk_gguf_writer_create(&w, path, &err), &err);
+    CHECK_OK(lk_gguf_add_config(w, &c, &err), &err);
+    CHECK_OK(lk_gguf_commit(w, &err), &err);
+    lk_gguf *g;
+    double scale = 0;
+    CHECK_OK(lk_gguf_open(&g, path, &err), &err);
+    CHECK_OK(lk_gguf_number(g, "granite.logit_scale", &scale, &err), &err);
+    assert_true(scale == 1);
+    lk_gguf_close(g);
+    free(folder);
+}
+
 /* ---- Ollama ---- */
 
 static void test_modelfile(void **state)
@@ -323,8 +366,8 @@ static void test_refuses_adapters(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_mixed_types),
-                                       cmocka_unit_test(test_modelfile), cmocka_unit_test(test_refuses),
-                                       cmocka_unit_test(test_refuses_adapters)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bytes),   cmocka_unit_test(test_mixed_types),
+                                       cmocka_unit_test(test_silent_files), cmocka_unit_test(test_modelfile),
+                                       cmocka_unit_test(test_refuses),      cmocka_unit_test(test_refuses_adapters)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
