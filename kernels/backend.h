@@ -40,6 +40,7 @@ typedef struct lk_ops {
                         const lk_tensor *residual);
     lk_status (*linear_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
     lk_status (*embed)(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+    lk_status (*embed_some)(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids);
 
     lk_status (*batch_begin)(lk_backend *be, const lk_batch *batch);     /* may be empty: nothing to mirror */
     lk_status (*step_begin)(lk_backend *be, uint64_t key, bool *queued); /* these three may be empty: nothing is recorded */
@@ -72,6 +73,11 @@ typedef struct lk_ops {
     lk_status (*gain)(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
     lk_status (*gain_backward)(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
                                const float *inverse_norm);
+    lk_status (*gain_norms)(lk_backend *be, float *gain, float *inverse_norm, const lk_matrix *w, const lk_lora *l, const float *m);
+    /* May be empty: then gain for one segment after the other. */
+    lk_status (*lora_gain)(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const float *bias,
+                           const lk_tensor *residual);
+    lk_status (*clear)(lk_backend *be, const lk_tensor *y);
     lk_status (*add)(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
     lk_status (*scale)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
     lk_status (*cap)(lk_backend *be, const lk_tensor *y, float cap);

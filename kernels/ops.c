@@ -89,6 +89,14 @@ lk_status lk_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, c
     return be->ops->embed(be, y, table, ids);
 }
 
+lk_status lk_embed_some(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids)
+{
+    NEED(embed_some);
+    if (!y || !rows || !some || !ids) return bad(be, "embed_some", "an argument is missing");
+    LK_TRY(check(be, "embed_some", "y", y, false, y->rows, rows->k));
+    return be->ops->embed_some(be, y, rows, some, ids);
+}
+
 /* ---------------------------------------------------------------------------------------------- batch */
 
 static lk_status check_documents(lk_backend *be, const lk_batch *b)
@@ -331,10 +339,51 @@ lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tenso
 lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual)
 {
     NEED(gain);
-    if (!y || !gain) return bad(be, "gain", "no y or no gain");
+    if (!y) return bad(be, "gain", "no y");
     LK_TRY(check(be, "gain", "y", y, false, y->rows, y->cols));
     if (residual) LK_TRY(check(be, "gain", "residual", residual, false, y->rows, y->cols));
     return be->ops->gain(be, y, gain, bias, residual);
+}
+
+static lk_status gain_segment(lk_backend *be, const lk_segment *s, const lk_lora *l, const lk_tensor *y, const float *bias,
+                              const lk_tensor *residual)
+{
+    lk_tensor y_rows = lk_tensor_rows(y, s->begin, s->end - s->begin), r_rows;
+    if (residual) r_rows = lk_tensor_rows(residual, s->begin, s->end - s->begin);
+    return be->ops->gain(be, &y_rows, l->gain, l->bias ? l->bias : bias, residual ? &r_rows : NULL);
+}
+
+lk_status lk_lora_gain(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const float *bias,
+                       const lk_tensor *residual)
+{
+    NEED(gain);
+    if (!batch || (batch->n_segments > 0 && (site < 0 || site >= batch->n_sites))) return bad(be, "lora_gain", "no batch, or no such site");
+    LK_TRY(check(be, "lora_gain", "y", y, false, rows_of(batch), y ? y->cols : 0));
+    if (residual) LK_TRY(check(be, "lora_gain", "residual", residual, false, y->rows, y->cols));
+    if (residual && y->rows > 0 && residual->data == y->data) return bad(be, "lora_gain", "y aliases residual");
+    if (batch->n_segments > 0 && be->ops->lora_gain) return be->ops->lora_gain(be, batch, site, y, bias, residual);
+    for (int64_t i = 0; i < batch->n_segments; i++) {
+        const lk_segment *s = &batch->segments[i];
+        const lk_lora *l = s->adapter < 0 ? NULL : &batch->lora[(int64_t)site * batch->n_adapters + s->adapter];
+        if (l && (l->gain || l->bias)) LK_TRY(gain_segment(be, s, l, y, bias, residual));
+    }
+    return LK_OK;
+}
+
+lk_status lk_gain_norms(lk_backend *be, float *gain, float *inverse_norm, const lk_matrix *w, const lk_lora *l, const float *m)
+{
+    NEED(gain_norms);
+    if (!inverse_norm || !w || !l || (gain && !m)) return bad(be, "gain_norms", "an argument is missing");
+    if (l->rank < 0 || (l->rank > 0 && (!l->a || !l->b)) || (l->type != LK_F32 && l->type != LK_BF16))
+        return bad(be, "gain_norms", "no factors, or of another type than f32 and bf16");
+    return be->ops->gain_norms(be, gain, inverse_norm, w, l, m);
+}
+
+lk_status lk_clear(lk_backend *be, const lk_tensor *y)
+{
+    NEED(clear);
+    LK_TRY(check_f32(be, "clear", "y", y, y ? y->rows : 0, y ? y->cols : 0));
+    return be->ops->clear(be, y);
 }
 
 lk_status lk_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm, const float *inverse_norm)
@@ -346,7 +395,11 @@ lk_status lk_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *
     return be->ops->gain_backward(be, y, dy, gain, dm, inverse_norm);
 }
 
-bool lk_backend_gains(const lk_backend *be) { return be->ops->gain && be->ops->gain_backward; }
+bool lk_backend_gains(const lk_backend *be)
+{
+    const lk_ops *o = be->ops;
+    return o->gain && o->gain_backward && o->gain_norms && o->embed_some && o->clear;
+}
 
 lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x)
 {

@@ -75,8 +75,8 @@ bool lk_backend_serves(const lk_backend *be); /* it has what serving needs: page
 bool lk_backend_ahead(const lk_backend *be);  /* it has lk_sample_begin: a step can be queued before the one before it is done */
 
 /* A loader: a second, light backend on the device of `be`, for one other thread that brings data in while `be` computes. It has memory,
- * copies and lk_sync, on a queue of its own, and no operations that compute; its copies from memory of lk_host_alloc run beside the
- * computing. Closed before `be`.
+ * copies and lk_sync, on a queue of its own, and of the operations that compute only what making an adapter takes (matrices, lk_embed,
+ * lk_gain_norms); its copies from memory of lk_host_alloc run beside the computing. Closed before `be`.
  *
  *     LK_TRY(lk_loader_open(&loader, be, err));
  *     LK_TRY(lk_loader_after(loader, be));              -- the thread that drives be: this memory is yours, once be is done with it
@@ -121,6 +121,7 @@ typedef struct lk_limits {
     int64_t context; /* keys any token may see */
     int64_t matrix;  /* N*K of the largest linear layer; the head apart (vocab * width) */
     bool training;   /* backward operations will be called */
+    bool gains;      /* lk_gain_norms will be called; with training lk_gain_backward, too */
     bool serving;    /* only batches of sequences will be begun (lk_batch.n_sequences > 0), and sampling comes with them: else a backend
                       * need not have room for it */
     /* Serving with adapters: of one batch, and how many linear layers they may adapt (lk_batch.n_adapters and n_sites). */
@@ -173,6 +174,8 @@ lk_status lk_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tenso
 
 /* y[T,K] = rows ids[T] of table[V,K], as dequantised. Every 0 <= ids[t] < V. */
 lk_status lk_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+/* Row t of y becomes row i of rows[n,K] where ids[t] == some[i]; others are left alone. some[n] rises, in backend memory. */
+lk_status lk_embed_some(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids);
 
 /* ---------------------------------------------------------------------------------------------- the batch */
 
@@ -201,7 +204,7 @@ typedef struct lk_adapter_tables {
     const lk_matrix *embedding, *head;
     const lk_matrix *embed_a, *embed_b; /* adds embed_b[C,R] embed_a[V,R]: an adapted embedding's A transposed, and its B with the scale */
     const lk_matrix *token_rows;        /* [n_tokens,C]: the rows of the tokens token_ids (rising), instead of all the above */
-    const int32_t *token_ids;
+    const int32_t *token_ids;           /* memory of the backend */
     int32_t n_tokens;
 } lk_adapter_tables;
 
@@ -332,14 +335,24 @@ lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tenso
                           const lk_tensor *up, lk_activation act);
 
 /* y[T,N] = y * gain[N] + bias[N] + residual[T,N]: the end of a layer that a DoRA adapter (Liu et al. 2024) rescales, its factors already in
- * y. gain and bias F32, bias and residual may be NULL; residual of y's type. */
+ * y. gain and bias F32; any of the three may be NULL; residual of y's type. */
 lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+/* lk_gain of each row that has an adapter with a gain or a bias of its own at this site, with these; where the adapter has no bias, with
+ * `bias`, the layer's own. Other rows are left alone. */
+lk_status lk_lora_gain(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const float *bias,
+                       const lk_tensor *residual);
+/* inverse_norm[N] = 1 / ||w + scale b a|| by rows, w as dequantised; gain[N] = m[N] * inverse_norm. All F32 in backend memory; gain may be
+ * NULL, and of l only factors, rank and scale are read. Rank 0: w alone. A norm below 1e-15 counts as that. */
+lk_status lk_gain_norms(lk_backend *be, float *gain, float *inverse_norm, const lk_matrix *w, const lk_lora *l, const float *m);
 /* From y as it was before lk_gain, and the gradient dy behind it: dm[N] += inverse_norm[N] * sum over rows of dy * y (in row order; dm may
  * be NULL), and y becomes the gradient before the gain, dy * gain. gain = m * inverse_norm, the norm without a gradient (section 4.3). */
 lk_status lk_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
                            const float *inverse_norm);
-/* Whether the backend has the two: it computes DoRA, biases and tables of adapters. */
+/* Whether the backend has all of these: it computes DoRA, biases and tables of adapters. */
 bool lk_backend_gains(const lk_backend *be);
+
+/* y = 0, F32. */
+lk_status lk_clear(lk_backend *be, const lk_tensor *y);
 
 /* y += x. */
 lk_status lk_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);

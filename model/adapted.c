@@ -8,23 +8,17 @@ static const lk_lora *entry_of(const lk_batch *batch, int32_t site, int64_t segm
     return adapter < 0 ? NULL : &batch->lora[(int64_t)site * batch->n_adapters + adapter];
 }
 
-/* What segments must share to go through one call. */
-typedef struct ending {
-    const float *gain, *bias;
-} ending;
-
-static ending ending_of(const lk_model *model, const lk_batch *batch, int32_t site, int64_t segment)
+/* Whether what ends a layer comes behind the product: a gain, or a bias of the adapter's own. */
+static bool is_ended(const lk_batch *batch, int32_t site, int64_t segment)
 {
     const lk_lora *l = entry_of(batch, site, segment);
-    return (ending){l ? l->gain : NULL, l && l->bias ? l->bias : model->weights[site].bias};
+    return l && (l->gain || l->bias);
 }
 
-static bool is_plain(const lk_model *model, const lk_batch *batch, int32_t site)
+static bool is_plain(const lk_batch *batch, int32_t site)
 {
-    for (int64_t i = 0; i < batch->n_segments; i++) {
-        ending e = ending_of(model, batch, site, i);
-        if (e.gain || e.bias != model->weights[site].bias) return false;
-    }
+    for (int64_t i = 0; i < batch->n_segments; i++)
+        if (is_ended(batch, site, i)) return false;
     return true;
 }
 
@@ -40,35 +34,19 @@ bool lk_adapted_plain(const lk_batch *batch)
 
 /* ---- linear layers ---- */
 
-/* A run of rows whose layer ends alike: without gain the product takes bias and residual, with one they come behind it. */
-static lk_status run_product(const lk_model *model, int32_t site, const ending *e, const lk_tensor *y, const lk_tensor *x,
-                             const lk_tensor *residual, int64_t begin, int64_t end)
+/* W x for runs of rows whose layer ends alike: in the product, or behind the factors. However many adapters, the matrix is read once for
+ * each run. */
+static lk_status products(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                          const lk_tensor *residual)
 {
-    lk_tensor y_rows = lk_tensor_rows(y, begin, end - begin), x_rows = lk_tensor_rows(x, begin, end - begin), r_rows;
-    if (residual) r_rows = lk_tensor_rows(residual, begin, end - begin);
-    return lk_linear(model->be, &y_rows, &x_rows, model->weights[site].w, e->gain ? NULL : e->bias, residual && !e->gain ? &r_rows : NULL);
-}
-
-static lk_status run_gain(const lk_model *model, const ending *e, const lk_tensor *y, const lk_tensor *residual, int64_t begin, int64_t end)
-{
-    if (!e->gain) return LK_OK;
-    lk_tensor y_rows = lk_tensor_rows(y, begin, end - begin), r_rows;
-    if (residual) r_rows = lk_tensor_rows(residual, begin, end - begin);
-    return lk_gain(model->be, &y_rows, e->gain, e->bias, residual ? &r_rows : NULL);
-}
-
-/* product: W x for each run; else the gains behind. */
-static lk_status for_runs(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
-                          const lk_tensor *residual, bool product)
-{
+    const lk_weight *weight = &model->weights[site];
     for (int64_t i = 0, next; i < batch->n_segments; i = next) {
-        ending e = ending_of(model, batch, site, i);
-        for (next = i + 1; next < batch->n_segments; next++) {
-            ending other = ending_of(model, batch, site, next);
-            if (other.gain != e.gain || other.bias != e.bias) break;
-        }
-        int64_t begin = batch->segments[i].begin, end = batch->segments[next - 1].end;
-        LK_TRY(product ? run_product(model, site, &e, y, x, residual, begin, end) : run_gain(model, &e, y, residual, begin, end));
+        bool ended = is_ended(batch, site, i);
+        for (next = i + 1; next < batch->n_segments && is_ended(batch, site, next) == ended;) next++;
+        int64_t begin = batch->segments[i].begin, n = batch->segments[next - 1].end - begin;
+        lk_tensor y_rows = lk_tensor_rows(y, begin, n), x_rows = lk_tensor_rows(x, begin, n), r_rows;
+        if (residual) r_rows = lk_tensor_rows(residual, begin, n);
+        LK_TRY(lk_linear(model->be, &y_rows, &x_rows, weight->w, ended ? NULL : weight->bias, residual && !ended ? &r_rows : NULL));
     }
     return LK_OK;
 }
@@ -78,17 +56,17 @@ lk_status lk_adapted_linear(const lk_model *model, const lk_batch *batch, int32_
 {
     const lk_weight *weight = &model->weights[site];
     if (!batch->n_segments) return lk_linear(model->be, y, x, weight->w, weight->bias, residual);
-    if (is_plain(model, batch, site)) return lk_linear_lora(model->be, batch, site, y, x, weight->w, weight->bias, residual, h, dropout);
-    LK_TRY(for_runs(model, batch, site, y, x, residual, true));
+    if (is_plain(batch, site)) return lk_linear_lora(model->be, batch, site, y, x, weight->w, weight->bias, residual, h, dropout);
+    LK_TRY(products(model, batch, site, y, x, residual));
     LK_TRY(lk_lora_forward(model->be, batch, site, y, x, h, dropout));
-    return for_runs(model, batch, site, y, x, residual, false);
+    return lk_lora_gain(model->be, batch, site, y, weight->bias, residual);
 }
 
 lk_status lk_adapted_parts(const lk_model *model, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
                            const lk_dropout *dropout)
 {
     bool plain = true;
-    for (int i = 0; i < n && plain; i++) plain = is_plain(model, batch, parts[i].site);
+    for (int i = 0; i < n && plain; i++) plain = is_plain(batch, parts[i].site);
     if (plain) return lk_linear_parts(model->be, batch, parts, n, x, dropout);
     for (int i = 0; i < n; i++) LK_TRY(lk_adapted_linear(model, batch, parts[i].site, &parts[i].y, x, NULL, &parts[i].h, dropout));
     return LK_OK;
@@ -101,7 +79,10 @@ lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int3
     const lk_matrix *w = model->weights[site].w;
     if (!batch->n_segments) return dx ? lk_linear_backward(be, dx, dy, w, accumulate) : LK_OK;
     bool gains = false;
-    for (int64_t i = 0; i < batch->n_segments; i++) gains = gains || ending_of(model, batch, site, i).gain;
+    for (int64_t i = 0; i < batch->n_segments; i++) {
+        const lk_lora *l = entry_of(batch, site, i);
+        gains = gains || (l && l->gain);
+    }
     if (!gains) return lk_linear_lora_backward(be, batch, site, dx, dy, w, x, h, accumulate, dropout);
     lk_tensor y = (lk_tensor){spare->data, spare->type, dy->rows, dy->cols, dy->cols};
     LK_TRY(lk_linear(be, &y, x, w, NULL, NULL));
@@ -124,20 +105,6 @@ static const lk_adapter_tables *tables_of(const lk_batch *batch, int64_t segment
     return adapter < 0 ? NULL : &batch->tables[adapter];
 }
 
-/* Place of a token among an adapter's trained ones, or -1. */
-static int32_t token_place(const lk_adapter_tables *t, int32_t id)
-{
-    int32_t low = 0, high = t->n_tokens;
-    while (low < high) {
-        int32_t middle = low + (high - low) / 2;
-        if (t->token_ids[middle] < id)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < t->n_tokens && t->token_ids[low] == id ? low : -1;
-}
-
 static lk_status embed_segment(const lk_model *model, const lk_adapter_tables *t, const int32_t *ids, const lk_tensor *y,
                                const lk_tensor *spare, const lk_tensor *h)
 {
@@ -146,16 +113,12 @@ static lk_status embed_segment(const lk_model *model, const lk_adapter_tables *t
     bool adds = t && t->embed_a;
     LK_TRY(lk_embed(be, adds ? spare : y, table, ids));
     if (adds) {
-        lk_tensor inner = {h->data, h->type, h->rows, lk_matrix_k(t->embed_a), h->stride};
+        lk_dtype act = lk_backend_act(be); /* of the embedding's factors: h itself where activations are F32 */
+        lk_tensor inner = {h->data, act, h->rows, lk_matrix_k(t->embed_a), h->stride * 4 / lk_dtype_size(act)};
         LK_TRY(lk_embed(be, &inner, t->embed_a, ids));
         LK_TRY(lk_linear(be, y, &inner, t->embed_b, NULL, spare));
     }
-    for (int64_t row = 0; t && t->n_tokens && row < y->rows; row++) {
-        int32_t place = token_place(t, ids[row]);
-        lk_tensor one = lk_tensor_rows(y, row, 1);
-        if (place >= 0) LK_TRY(lk_embed(be, &one, t->token_rows, &place));
-    }
-    return LK_OK;
+    return t && t->n_tokens ? lk_embed_some(be, y, t->token_rows, t->token_ids, ids) : LK_OK;
 }
 
 lk_status lk_adapted_embed(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *spare, const lk_tensor *h)

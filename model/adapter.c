@@ -217,7 +217,7 @@ static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, l
     if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
     if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
     if ((spec->use_dora || pissa) && !lk_backend_gains(be))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s yet; use --device cpu", pissa ? "init pissa" : "dora",
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s; use --device cpu", pissa ? "init pissa" : "dora",
                        lk_backend_name(be));
     return LK_OK;
 }
@@ -331,16 +331,21 @@ lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
     return LK_OK;
 }
 
-/* Frozen parts are only made where the backend computes in host memory. */
-void lk_adapter_mask(const lk_adapter *a, float *grads)
+lk_status lk_adapter_mask(const lk_adapter *a, float *grads, lk_error *err)
 {
-    for (int32_t s = 0; s < a->n_sites; s++) {
+    lk_backend *be = a->model->be;
+    lk_status status = LK_OK;
+    for (int32_t s = 0; s < a->n_sites && !status; s++) {
         const lk_adapter_site *site = &a->sites[s];
         if (!site->frozen) continue;
         int32_t trained = site->rank - site->frozen;
-        memset(grads + site->a + trained * site->k, 0, (size_t)(site->frozen * site->k) * sizeof *grads);
-        for (int64_t n = 0; n < site->n; n++) memset(grads + site->b + n * site->rank + trained, 0, (size_t)site->frozen * sizeof *grads);
+        lk_tensor frozen_a = lk_tensor_make(grads + site->a + trained * site->k, LK_F32, site->frozen, site->k);
+        lk_tensor all_b = lk_tensor_make(grads + site->b, LK_F32, site->n, site->rank);
+        lk_tensor frozen_b = lk_tensor_columns(&all_b, trained, site->frozen);
+        status = lk_clear(be, &frozen_a);
+        if (!status) status = lk_clear(be, &frozen_b);
     }
+    return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
 
 void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t n_adapters, float *const *grads)

@@ -22,9 +22,9 @@ typedef struct lk_adapter_site {
     int64_t n, k; /* of the base matrix */
     int64_t a, b; /* element offsets of A[R,K] and B[N,R] in the flat vector */
     bool dora;
-    bool own_bias;                               /* in place of the base's, which may have none */
-    int64_t m;                                   /* with dora: of the magnitude [N] in the flat vector */
-    int64_t gain, inverse_norm, w_squares, bias; /* offsets in `extra`: m/norm, 1/norm, ||w||^2 and the bias, [N] each */
+    bool own_bias;                    /* in place of the base's, which may have none */
+    int64_t m;                        /* with dora: of the magnitude [N] in the flat vector */
+    int64_t gain, inverse_norm, bias; /* offsets in `extra`: m/norm, 1/norm and the bias, [N] each */
 } lk_adapter_site;
 
 typedef struct lk_adapter {
@@ -39,10 +39,9 @@ typedef struct lk_adapter {
     bool lent;       /* the weights' memory is not the adapter's own: lk_adapter_read */
     bool use_rslora;
     double dropout;
-    /* What is more than factors, only on backends that have lk_gain: in memory of a backend of the adapter's own, of the model's kind. */
+    /* What is more than factors, only on backends that have lk_gain: in memory of a loader of the adapter's own. */
     lk_backend *own;
     float *extra;
-    int64_t n_extra;
     lk_matrix *embedding, *head, *embed_a, *embed_b, *token_rows; /* as lk_adapter_tables; NULL: none */
     int32_t *token_ids;
     int32_t n_tokens;
@@ -114,7 +113,7 @@ size_t lk_adapter_bytes(const lk_adapter *a);
 /* After the weights of a DoRA changed: its gains, computed by the model's backend. Does nothing for others. */
 lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
 /* Gradients, in the flat layout, of what is frozen become zero. Does nothing where nothing is. */
-void lk_adapter_mask(const lk_adapter *a, float *grads);
+lk_status lk_adapter_mask(const lk_adapter *a, float *grads, lk_error *err);
 lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err); /* after training changed the weights */
 
 /* table[site * n_adapters + i] for adapters[i], as lk_batch.lora wants it. grads: flat gradient vectors parallel to adapters (NULL, or an

@@ -30,34 +30,84 @@ static void orthonormalise(float *x, int32_t p, int64_t n)
     }
 }
 
+/* The layer's two products on rows in host memory. */
+typedef struct layer {
+    lk_backend *be;
+    const lk_matrix *w;
+    int64_t n, k;
+    int32_t p;   /* rows */
+    void *x, *y; /* memory of the backend: [p,K] and [p,N] activations */
+    char *host;  /* [p, the wider] of them */
+} layer;
+
+static lk_status put(const layer *l, void *to, const float *from, int64_t count)
+{
+    lk_dtype act = lk_backend_act(l->be);
+    lk_from_f32(l->host, act, from, count);
+    return lk_upload(l->be, to, l->host, (size_t)(count * lk_dtype_size(act)));
+}
+
+static lk_status get(const layer *l, float *to, const void *from, int64_t count)
+{
+    lk_dtype act = lk_backend_act(l->be);
+    LK_TRY(lk_download(l->be, l->host, from, (size_t)(count * lk_dtype_size(act))));
+    lk_to_f32(to, l->host, act, count);
+    return LK_OK;
+}
+
+/* y = W x or, back, x = W^T y. What goes in stays as the backend took it: rounded, where its activations are. */
+static lk_status multiply(const layer *l, float *x, float *y, bool back)
+{
+    lk_dtype act = lk_backend_act(l->be);
+    lk_tensor tx = lk_tensor_make(l->x, act, l->p, l->k), ty = lk_tensor_make(l->y, act, l->p, l->n);
+    LK_TRY(back ? put(l, l->y, y, l->p * l->n) : put(l, l->x, x, l->p * l->k));
+    LK_TRY(back ? lk_linear_backward(l->be, &tx, &ty, l->w, false) : lk_linear(l->be, &ty, &tx, l->w, NULL, NULL));
+    LK_TRY(get(l, x, l->x, l->p * l->k));
+    return get(l, y, l->y, l->p * l->n);
+}
+
+static lk_status take_layer(layer *l)
+{
+    size_t size = (size_t)lk_dtype_size(lk_backend_act(l->be));
+    LK_TRY(lk_alloc(l->be, (size_t)(l->p * l->k) * size, &l->x));
+    LK_TRY(lk_alloc(l->be, (size_t)(l->p * l->n) * size, &l->y));
+    l->host = malloc((size_t)(l->p * (l->k > l->n ? l->k : l->n)) * size);
+    return l->host ? LK_OK : LK_ERR_MEMORY;
+}
+
 /* a[r,K], b[N,r]: the r first components of w, so that b a is the best approximation. */
 static lk_status components(lk_backend *be, const lk_matrix *w, float *a, float *b, int32_t r, lk_philox_key key, lk_error *err)
 {
     int64_t n = lk_matrix_n(w), k = lk_matrix_k(w), least = n < k ? n : k;
-    int32_t p = (int32_t)(r + MORE < least ? r + MORE : least);
+    layer l = {.be = be, .w = w, .n = n, .k = k, .p = (int32_t)(r + MORE < least ? r + MORE : least)};
+    int32_t p = l.p;
     float *x = malloc((size_t)(p * k) * 4), *y = malloc((size_t)(p * n) * 4), *turned = malloc((size_t)(p * n) * 4);
-    lk_status status = x && y && turned ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for %d components", p);
-    if (status) goto out;
-    for (int64_t i = 0; i < p * k; i++) {
+    lk_status status = x && y && turned ? take_layer(&l) : LK_ERR_MEMORY;
+    for (int64_t i = 0; i < p * k && !status; i++) {
         uint32_t word[4];
         lk_philox(key, 2, (uint64_t)i, word);
         x[i] = lk_philox_uniform(word[0]) - 0.5f;
     }
-    lk_tensor tx = lk_tensor_make(x, LK_F32, p, k), ty = lk_tensor_make(y, LK_F32, p, n);
     for (int round = 0; round < ITERATIONS && !status; round++) {
         orthonormalise(x, p, k);
-        if ((status = lk_linear(be, &ty, &tx, w, NULL, NULL))) break;
+        if ((status = multiply(&l, x, y, false))) break;
         orthonormalise(y, p, n);
-        status = lk_linear_backward(be, &tx, &ty, w, false);
+        status = multiply(&l, x, y, true);
     }
     if (status) {
-        lk_backend_fail(be, status, err);
+        if (status == LK_ERR_MEMORY)
+            lk_fail(err, status, "no memory for %d components", p);
+        else
+            lk_backend_fail(be, status, err);
         goto out;
     }
-    for (int32_t i = 0; i < p; i++)
-        for (int64_t c = 0; c < n; c++) turned[c * p + i] = y[i * n + c];
+    for (int64_t c = 0; c < n; c++)
+        for (int32_t i = 0; i < p; i++) turned[c * p + i] = y[i * n + c];
     status = lk_low_rank(a, b, r, x, turned, n, k, p, err);
 out:
+    lk_free(be, l.x);
+    lk_free(be, l.y);
+    free(l.host);
     free(x);
     free(y);
     free(turned);

@@ -138,7 +138,8 @@ static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
                        .kv_heads = m->kv_heads,
                        .head_dim = m->head_dim,
                        .context = o->max_tokens,
-                       .training = o->training};
+                       .training = o->training,
+                       .gains = o->gains};
 }
 
 static lk_status make_arrays(lk_pass *p, const lk_backend *be, const lk_config *m, const lk_pass_options *o)

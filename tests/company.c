@@ -81,13 +81,28 @@ static size_t pool_bytes(const lk_model *model, const check_scene *s, size_t pag
     return pages * page;
 }
 
-static lk_engine *start(lk_model *model, const check_scene *s, bool kv_8bit, const char *folder, int n_adapters)
+/* Where adapter a lies; free(). */
+static char *adapter_path(const check_crowd *c, const char *folder, int a)
+{
+    char *path = malloc(4200);
+    int given = a - (ADAPTERS - c->n_given);
+    if (given < 0) {
+        snprintf(path, 4200, "%s/a%d", folder, a);
+        return path;
+    }
+    snprintf(path, 4200, "options/%s", c->given[given]);
+    char *golden = check_golden(path);
+    free(path);
+    return golden;
+}
+
+static lk_engine *start(lk_model *model, const check_scene *s, const check_crowd *c, const char *folder, int n_adapters)
 {
     lk_error err = {0};
     lk_engine_options o;
     lk_engine_options_default(&o);
     lk_kv_shape page = lk_infer_kv_shape(model, 16, 1);
-    o.kv_8bit = kv_8bit;
+    o.kv_8bit = c->kv_8bit;
     if (o.kv_8bit) page.type = LK_I8;
     o.token_budget = s->token_budget;
     o.kv_bytes = pool_bytes(model, s, lk_kv_page_bytes(model->be, &page));
@@ -96,27 +111,27 @@ static lk_engine *start(lk_model *model, const check_scene *s, bool kv_8bit, con
     lk_engine *engine;
     CHECK_OK(lk_engine_start(&engine, model, &o, &err), &err);
     for (int a = 0; a < n_adapters; a++) {
-        char name[32], path[4200];
+        char name[32], *path = adapter_path(c, folder, a);
         snprintf(name, sizeof name, "a%d", a);
-        snprintf(path, sizeof path, "%s/%s", folder, name);
         CHECK_OK(lk_engine_load_adapter(engine, name, path, false, NULL, &err), &err);
+        free(path);
     }
     return engine;
 }
 
-static void run_scene(lk_model *model, const check_scene *s, bool kv_8bit, const char *folder, const asked q[N], check_answer *alone[N],
-                      const check_answer *swapped, lk_engine_stats *sum)
+static void run_scene(lk_model *model, const check_scene *s, const check_crowd *c, const char *folder, const asked q[N],
+                      check_answer *alone[N], const check_answer *swapped, lk_engine_stats *sum)
 {
     lk_error err = {0};
-    lk_engine *engine = start(model, s, kv_8bit, folder, ADAPTERS);
+    lk_engine *engine = start(model, s, c, folder, ADAPTERS);
     lk_request *requests[N];
     for (int i = 0; i < N; i++) CHECK_OK(lk_engine_submit(engine, &q[i].spec, &requests[i], &err), &err);
     if (s->reload) { /* once some of them run */
         lk_engine_stats now = {0};
-        char path[4200];
-        snprintf(path, sizeof path, "%s/a3", folder);
+        char *path = adapter_path(c, folder, 3);
         while (now.generated_tokens < N) lk_engine_get_stats(engine, &now);
         CHECK_OK(lk_engine_load_adapter(engine, "a2", path, true, NULL, &err), &err);
+        free(path);
         check_answer *after = check_ask(engine, &q[2].spec);
         check_same_answer("asked after the reload", after, swapped);
         assert_int_equal(after->facts.adapter_version, 2);
@@ -159,7 +174,7 @@ void check_company(const check_crowd *c)
     CHECK_OK(lk_model_open(&m.model, m.be, golden, &(lk_model_options){.quant = c->quant, .nf4_head = c->nf4_head}, &err), &err);
     lk_backend_options on_cpu = {.device = "cpu", .threads = 1, .compute = LK_F32};
     check_model cpu = check_model_open_on(golden, c->quant, &on_cpu); /* writes the adapters, whatever they are served on */
-    for (int a = 0; a < ADAPTERS; a++) {
+    for (int a = 0; a < ADAPTERS - c->n_given; a++) {
         char path[4200];
         snprintf(path, sizeof path, "%s/a%d", folder, a);
         check_adapter_write(cpu.model, path, RANKS[a], (uint64_t)a + 1, 0.05f);
@@ -168,7 +183,7 @@ void check_company(const check_crowd *c)
     asked *q = calloc(N, sizeof *q);
     make_requests(q, m.model->config.vocab, c->shrink);
     check_answer *alone[N];
-    lk_engine *engine = start(m.model, &(check_scene){"alone", 512, 64, ADAPTERS, 4, 8, false}, c->kv_8bit, folder, ADAPTERS);
+    lk_engine *engine = start(m.model, &(check_scene){"alone", 512, 64, ADAPTERS, 4, 8, false}, c, folder, ADAPTERS);
     for (int i = 0; i < N; i++) alone[i] = check_ask(engine, &q[i].spec);
     if (c->shrink == 1) assert_true(alone[1]->finish == LK_FINISH_STOP || alone[5]->finish == LK_FINISH_STOP);
     /* An adapter must make a difference, or the comparison would mean little. */
@@ -188,7 +203,7 @@ void check_company(const check_crowd *c)
     bool tight = false;
     for (int s = 0; s < c->n_scenes; s++) tight |= c->scenes[s].tight;
     if (c->queued) check_queued_make(&queued, m.be);
-    for (int s = 0; s < c->n_scenes; s++) run_scene(m.model, &c->scenes[s], c->kv_8bit, folder, q, alone, swapped, &sum);
+    for (int s = 0; s < c->n_scenes; s++) run_scene(m.model, &c->scenes[s], c, folder, q, alone, swapped, &sum);
     if (tight && sum.preemptions + sum.pages_moved == 0) fail_msg("memory was never short");
     if (c->queued) {
         assert_int_equal(queued.most_under_way, 2);

@@ -28,6 +28,9 @@ typedef struct check_crowd {
     bool kv_8bit, nf4_head;
     bool queued; /* in company the backend is made one that samples behind the host's back (tests/queued.h) */
     int shrink;  /* prompts and answers are so many times shorter: 1 on the CPU */
+    /* The last adapters are these of tests/golden/options instead: more than factors. NULL: none. They must be for the model. */
+    const char *const *given;
+    int n_given;
     const check_scene *scenes;
     int n_scenes;
 } check_crowd;

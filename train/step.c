@@ -87,7 +87,7 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
         dropout.counter = (uint64_t)step << 20 | (uint64_t)i; /* a step has at most 65536 micro-batches */
         LK_TRY(accumulate(t, micro[i], o->dropout > 0 ? &dropout : NULL, (float)(1.0 / (double)result->supervised), &total, err));
     }
-    lk_adapter_mask(t->adapter, t->grads);
+    LK_TRY(lk_adapter_mask(t->adapter, t->grads, err));
     LK_TRY(lk_ranks_sum_doubles(o->ranks, &total, 1, err));
     if ((status = lk_all_reduce(be, t->grads, t->adapter->n_params))) return lk_backend_fail(be, status, err);
     result->loss = total / (double)result->supervised;

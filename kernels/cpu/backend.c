@@ -43,10 +43,11 @@ lk_status lk_cpu_open(lk_backend **be, const lk_backend_options *options, lk_err
     return LK_OK;
 }
 
-/* Nothing runs behind the host's back here: a backend like any other, with one thread, will do. */
+/* Nothing runs behind the host's back here: a backend like any other, with one thread, will do. Of the same tier: matrices go between. */
 lk_status lk_cpu_loader_open(lk_backend **loader, lk_backend *be, lk_error *err)
 {
-    return lk_cpu_open(loader, &(lk_backend_options){.threads = 1, .compute = be->compute}, err);
+    const char *tier = lk_cpu_tier_name(lk_cpu_of(be)->tier);
+    return lk_cpu_open(loader, &(lk_backend_options){.threads = 1, .compute = be->compute, .cpu_tier = tier}, err);
 }
 
 void lk_cpu_close(lk_backend *be)

@@ -25,6 +25,10 @@ lk_status lk_cpu_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_t
 lk_status lk_cpu_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
 lk_status lk_cpu_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
                                const float *inverse_norm);
+lk_status lk_cpu_gain_norms(lk_backend *be, float *gain, float *inverse_norm, const lk_matrix *w, const lk_lora *l, const float *m);
+size_t lk_cpu_gain_scratch(const lk_backend *be, const lk_limits *limits);
+lk_status lk_cpu_embed_some(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids);
+lk_status lk_cpu_clear(lk_backend *be, const lk_tensor *y);
 lk_status lk_cpu_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 lk_status lk_cpu_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
 lk_status lk_cpu_cap(lk_backend *be, const lk_tensor *y, float cap);

@@ -7,7 +7,8 @@
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     const size_t each[] = {lk_cpu_linear_scratch(be, limits),    lk_cpu_loss_scratch(be, limits),  lk_cpu_lora_scratch(be, limits),
-                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_cpu_sample_scratch(be, limits)};
+                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_cpu_sample_scratch(be, limits),
+                           lk_cpu_gain_scratch(be, limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -48,6 +49,9 @@ const lk_ops lk_cpu_ops = {
     .add = lk_cpu_add,
     .gain = lk_cpu_gain,
     .gain_backward = lk_cpu_gain_backward,
+    .gain_norms = lk_cpu_gain_norms,
+    .embed_some = lk_cpu_embed_some,
+    .clear = lk_cpu_clear,
     .scale = lk_cpu_scale,
     .cap = lk_cpu_cap,
     .gather_rows = lk_cpu_gather_rows,

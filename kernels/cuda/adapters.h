@@ -22,6 +22,7 @@ typedef struct lk_cuda_adapter {
     int32_t rank, is_bf16;
     float scale;
     int32_t unused;
+    const float *gain, *bias; /* lk_lora_gain's; NULL: none */
 } lk_cuda_adapter;
 
 /* Tokens [first, first + count) use `adapter`; count <= LK_CUDA_TILE_TOKENS, 0: an empty tile. */

@@ -81,6 +81,8 @@ static inline bool lk_cuda_eights(const lk_tensor *t) { return (uintptr_t)t->dat
 
 /* Bytes of scratch for these limits: the most that any operation asks. Given back by lk_cuda_unreserve. */
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *limits);
+/* Scratch and the ring alone. */
+lk_status lk_cuda_reserve_scratch(lk_backend *be, const lk_limits *limits);
 void lk_cuda_unreserve(lk_backend *be);
 /* All of the reserved scratch, when it holds at least `bytes`: 256-byte aligned; split it by lk_cuda_carve. */
 lk_status lk_cuda_scratch(lk_backend *be, const char *op, size_t bytes, void **out);
@@ -152,6 +154,7 @@ lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
                          const lk_tensor *residual);
 lk_status lk_cuda_linear_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);
 lk_status lk_cuda_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids);
+lk_status lk_cuda_embed_some(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids);
 
 lk_status lk_cuda_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
                                const lk_tensor *h, const lk_dropout *dropout);
@@ -181,6 +184,14 @@ lk_status lk_cuda_rope(lk_backend *be, const lk_tensor *x, int64_t heads, const 
 lk_status lk_cuda_glu(lk_backend *be, const lk_tensor *y, const lk_tensor *gate, const lk_tensor *up, lk_activation act);
 lk_status lk_cuda_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tensor *dup, const lk_tensor *dy, const lk_tensor *gate,
                                const lk_tensor *up, lk_activation act);
+lk_status lk_cuda_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
+lk_status lk_cuda_gain_backward(lk_backend *be, const lk_tensor *y, const lk_tensor *dy, const float *gain, float *dm,
+                                const float *inverse_norm);
+lk_status lk_cuda_gain_norms(lk_backend *be, float *gain, float *inverse_norm, const lk_matrix *w, const lk_lora *l, const float *m);
+lk_status lk_cuda_lora_gain(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const float *bias,
+                            const lk_tensor *residual);
+size_t lk_cuda_gain_scratch(const lk_limits *limits);
+lk_status lk_cuda_clear(lk_backend *be, const lk_tensor *y);
 lk_status lk_cuda_add(lk_backend *be, const lk_tensor *y, const lk_tensor *x);
 lk_status lk_cuda_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, float by);
 lk_status lk_cuda_cap(lk_backend *be, const lk_tensor *y, float cap);

@@ -30,16 +30,23 @@ LK_KERNEL void embed_ones(lk_bf16 *y, int64_t y_stride, const lk_bf16 *table, in
 LK_KERNEL void embed_nf4(lk_bf16 *y, int64_t y_stride, lk_cuda_nf4 w, const int32_t *ids, const int32_t *drawn, int64_t k)
 {
     int64_t row = token_at(ids, drawn, blockIdx.x), along = k / LK_CUDA_TILE_DEPTH;
-    const unsigned char *tiles = (const unsigned char *)w.tiles;
-    for (int64_t i = threadIdx.x; i < k; i += THREADS) {
-        /* matrix.h, read backwards: which lane's which byte holds (row, i) */
-        int in_tile = (int)(row % LK_CUDA_TILE_ROWS), at = (int)(i % 16), step = (int)(i % LK_CUDA_TILE_DEPTH / 16);
-        int lane = in_tile % 8 * 4 + at % 8 / 2, byte = in_tile / 8 + at / 8 * 2;
-        int64_t tile = row / LK_CUDA_TILE_ROWS * along + i / LK_CUDA_TILE_DEPTH;
-        int pair = tiles[tile * LK_CUDA_TILE_BYTES + lane * 16 + step * 4 + byte];
-        float value = w.constants[LK_CUDA_CODEBOOK + (i % 2 ? pair & 15 : pair >> 4)];
-        y[blockIdx.x * y_stride + i] = lk_float_bf16(lk_mul_rn(value, lk_cuda_block_scale(w, row * along + i / LK_CUDA_TILE_DEPTH)));
+    for (int64_t i = threadIdx.x; i < k; i += THREADS) y[blockIdx.x * y_stride + i] = lk_cuda_nf4_weight(w, row, i, along);
+}
+
+/* Rows of tokens that an adapter trained: a block looks its token up and leaves where it is none of them. */
+LK_KERNEL void embed_some(lk_bf16 *y, int64_t y_stride, const lk_bf16 *rows, int64_t ld, const int32_t *some, int64_t n, const int32_t *ids,
+                          const int32_t *drawn, int64_t k)
+{
+    int64_t id = token_at(ids, drawn, blockIdx.x), low = 0, high = n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (some[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
     }
+    if (low >= n || some[low] != id) return;
+    for (int64_t i = threadIdx.x; i < k; i += THREADS) y[blockIdx.x * y_stride + i] = rows[low * ld + i];
 }
 
 extern "C" lk_status lk_cuda_embed(lk_backend *be, const lk_tensor *y, const lk_matrix *table, const int32_t *ids)
@@ -59,4 +66,17 @@ extern "C" lk_status lk_cuda_embed(lk_backend *be, const lk_tensor *y, const lk_
     else
         LK_LAUNCH("embed_ones", embed_ones, blocks, threads, 0, cu->stream, to, y->stride, rows, w->ld, device_ids, cu->drawn, y->cols);
     return lk_rt_launched("embed", &be->error);
+}
+
+extern "C" lk_status lk_cuda_embed_some(lk_backend *be, const lk_tensor *y, const lk_matrix *rows, const int32_t *some, const int32_t *ids)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    const lk_cuda_matrix *w = lk_cuda_matrix_of(rows);
+    if (y->rows == 0) return LK_OK;
+    if (w->storage != LK_BF16) return lk_fail(&be->error, LK_ERR_INTERNAL, "embed_some: rows of an NF4 matrix");
+    const int32_t *device_ids;
+    LK_TRY(lk_cuda_array(be, &device_ids, ids, y->rows));
+    LK_LAUNCH("embed_some", embed_some, dim3((unsigned)y->rows), dim3(THREADS), 0, cu->stream, (lk_bf16 *)y->data, y->stride,
+              (const lk_bf16 *)w->memory, w->ld, some, rows->n, device_ids, cu->drawn, y->cols);
+    return lk_rt_launched("embed_some", &be->error);
 }

@@ -41,6 +41,13 @@ LK_KERNEL void cap_ones(float *y, int64_t stride, float cap, int64_t rows, int64
     for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * stride + c] = cap * tanhf(y[r * stride + c] / cap);
 }
 
+LK_KERNEL void clear_ones(float *y, int64_t stride, int64_t rows, int64_t cols)
+{
+    int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (c >= cols) return;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) y[r * stride + c] = 0.0f;
+}
+
 LK_KERNEL void gather_eights(lk_bf16 *y, int64_t y_stride, const lk_bf16 *x, int64_t x_stride, const int32_t *from, int64_t rows,
                              int64_t cols)
 {
@@ -97,6 +104,14 @@ extern "C" lk_status lk_cuda_cap(lk_backend *be, const lk_tensor *y, float cap)
     LK_LAUNCH("cap_ones", cap_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, lk_cuda_of(be)->stream, (float *)y->data, y->stride, cap,
               y->rows, y->cols);
     return lk_rt_launched("cap", &be->error);
+}
+
+extern "C" lk_status lk_cuda_clear(lk_backend *be, const lk_tensor *y)
+{
+    if (y->rows == 0 || y->cols == 0) return LK_OK;
+    LK_LAUNCH("clear_ones", clear_ones, grid_for(y->rows, y->cols), dim3(THREADS), 0, lk_cuda_of(be)->stream, (float *)y->data, y->stride,
+              y->rows, y->cols);
+    return lk_rt_launched("clear", &be->error);
 }
 
 extern "C" lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows)

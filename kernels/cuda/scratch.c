@@ -24,6 +24,7 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
         training ? lk_cuda_linear_lora_scratch(l) : 0,
         training ? lk_cuda_loss_scratch(l) : 0,
         lk_cuda_squares_scratch(),
+        lk_cuda_gain_scratch(l),
         training ? lk_cuda_attention_scratch(cu, l) : 0,
         lk_cuda_paged_scratch(l),
         l->serving ? lk_cuda_sample_scratch(l) : 0,
@@ -51,12 +52,9 @@ void lk_cuda_unreserve(lk_backend *be)
 }
 
 /* What is too small goes before its successor comes: the plan has room for one of them. */
-lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
+lk_status lk_cuda_reserve_scratch(lk_backend *be, const lk_limits *limits)
 {
     lk_cuda *cu = lk_cuda_of(be);
-    LK_TRY(lk_cuda_adapters_reserve(be, limits));
-    LK_TRY(lk_cuda_tables_reserve(be, limits));
-    LK_TRY(lk_cuda_sampler_reserve(be, limits));
     size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits);
     if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes) return LK_OK;
     if (scratch < cu->scratch_bytes) scratch = cu->scratch_bytes;
@@ -67,6 +65,14 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
     LK_TRY(lk_cuda_alloc(be, staging, &cu->staging));
     cu->staging_bytes = staging;
     return LK_OK;
+}
+
+lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits)
+{
+    LK_TRY(lk_cuda_adapters_reserve(be, limits));
+    LK_TRY(lk_cuda_tables_reserve(be, limits));
+    LK_TRY(lk_cuda_sampler_reserve(be, limits));
+    return lk_cuda_reserve_scratch(be, limits);
 }
 
 lk_status lk_cuda_scratch(lk_backend *be, const char *op, size_t bytes, void **out)

@@ -290,8 +290,13 @@ lk_status lk_cuda_array(lk_backend *be, const int32_t **device, const int32_t *h
 {
     const lk_cuda_tables *t = &lk_cuda_of(be)->tables;
     const int32_t *const sent[] = {t->ids, t->positions, t->rows};
-    for (int i = 0; i < 3 && t->batch; i++)
-        if (sent[i] && host == t->host[i] && n == (i == 2 ? t->bounds.wanted : t->bounds.rows)) return *device = sent[i], LK_OK;
+    for (int i = 0; i < 3 && t->batch; i++) {
+        int64_t all = i == 2 ? t->bounds.wanted : t->bounds.rows;
+        uintptr_t first = (uintptr_t)t->host[i], at = (uintptr_t)host;
+        if (!sent[i] || at < first || at + (uintptr_t)n * sizeof *host > first + (uintptr_t)all * sizeof *host) continue;
+        *device = sent[i] + (at - first) / sizeof *host;
+        return LK_OK;
+    }
     void *staged;
     LK_TRY(lk_cuda_stage(be, &staged, host, (size_t)n * sizeof *host));
     *device = staged;

@@ -9,7 +9,7 @@
  * of the same bounds by sending its tables.
  *
  * Bytes of a step of decoding 32 tokens at 2k context, pages of 16: 0.5 KB of ids, positions, rows and slots, 0.5 of tiles, 1 of sequences,
- * 2 of splits, 16.4 of pages; and, only where the adapters are others than before, 32 bytes an adapter and layer (adapters.h).
+ * 2 of splits, 16.4 of pages; and, only where the adapters are others than before, 48 bytes an adapter and layer (adapters.h).
  *
  * Three of the host's pieces take turns, so that two steps may wait on the device while a third is laid out. */
 #ifndef LK_KERNELS_CUDA_TABLES_H
@@ -83,7 +83,7 @@ size_t lk_cuda_tables_bytes(const lk_limits *limits);
 lk_status lk_cuda_tables_reserve(lk_backend *be, const lk_limits *limits); /* grows, never shrinks */
 void lk_cuda_tables_unreserve(lk_backend *be);
 
-/* n values of a host array on the device, good for the operations of this call. */
+/* n values of a host array on the device, good for the operations of this call: the batch's own, or a part of it, is there already. */
 lk_status lk_cuda_array(lk_backend *be, const int32_t **device, const int32_t *host, int64_t n);
 
 /* Makes the tables those of `batch` in this cache, sequences from `first` on; nothing is sent when they are. group 0: any. */

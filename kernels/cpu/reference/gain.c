@@ -6,7 +6,7 @@ lk_status lk_ref_gain(lk_backend *be, const lk_tensor *y, const float *gain, con
     (void)be;
     for (int64_t t = 0; t < y->rows; t++)
         for (int64_t n = 0; n < y->cols; n++) {
-            float value = lk_row(y, t)[n] * gain[n];
+            float value = lk_row(y, t)[n] * (gain ? gain[n] : 1.0f);
             if (bias) value += bias[n];
             if (residual) value += lk_row(residual, t)[n];
             lk_row(y, t)[n] = value;

@@ -5,6 +5,7 @@
 #define LK_KERNELS_CPU_REFERENCE_H
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/ops.h"
 
 /* Row t of an F32 view. */
 static inline float *lk_row(const lk_tensor *x, int64_t t) { return (float *)x->data + t * x->stride; }

@@ -4,9 +4,8 @@
 
 size_t lk_ref_scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
-    (void)be;
-    const size_t each[] = {lk_ref_linear_scratch(limits), lk_ref_lora_scratch(limits), lk_ref_attention_scratch(limits),
-                           lk_ref_loss_scratch(limits), lk_ref_sample_scratch(limits)};
+    const size_t each[] = {lk_ref_linear_scratch(limits), lk_ref_lora_scratch(limits),   lk_ref_attention_scratch(limits),
+                           lk_ref_loss_scratch(limits),   lk_ref_sample_scratch(limits), lk_cpu_gain_scratch(be, limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -47,6 +46,9 @@ const lk_ops lk_ref_ops = {
     .add = lk_ref_add,
     .gain = lk_ref_gain,
     .gain_backward = lk_ref_gain_backward,
+    .gain_norms = lk_cpu_gain_norms, /* these three are loops already */
+    .embed_some = lk_cpu_embed_some,
+    .clear = lk_cpu_clear,
     .scale = lk_ref_scale,
     .cap = lk_ref_cap,
     .gather_rows = lk_ref_gather_rows,
