@@ -181,6 +181,17 @@ size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, in
     return be->ops->matrix_bytes(be, source_type, n, k, nested);
 }
 
+const void *lk_matrix_data(const lk_backend *be, const lk_matrix *w) { return be->ops->matrix_data ? be->ops->matrix_data(w) : NULL; }
+
+lk_status lk_matrix_lend(lk_backend *be, lk_matrix *w, void *data)
+{
+    if (!be->ops->matrix_lend || w->type == LK_NF4)
+        return lk_fail(&be->error, LK_ERR_UNSUPPORTED, "matrix_lend: the backend %s does not have it for %s", be->name,
+                       lk_dtype_name(w->type));
+    be->ops->matrix_lend(be, w, data);
+    return LK_OK;
+}
+
 int64_t lk_matrix_n(const lk_matrix *w) { return w->n; }
 int64_t lk_matrix_k(const lk_matrix *w) { return w->k; }
 lk_dtype lk_matrix_type(const lk_matrix *w) { return w->type; }

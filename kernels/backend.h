@@ -36,6 +36,8 @@ typedef struct lk_ops {
     lk_status (*matrix_create)(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
     void (*matrix_destroy)(lk_backend *be, lk_matrix *w);
     size_t (*matrix_bytes)(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
+    const void *(*matrix_data)(const lk_matrix *w);
+    void (*matrix_lend)(lk_backend *be, lk_matrix *w, void *data);
     lk_status (*linear)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                         const lk_tensor *residual);
     lk_status (*linear_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_matrix *w, bool accumulate);

@@ -160,6 +160,12 @@ lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_sour
 void lk_matrix_destroy(lk_backend *be, lk_matrix *w); /* NULL is fine */
 /* What a matrix of this source type and shape will take, for the plan. nested: the source will come with absmax8 and its company. */
 size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
+/* For who lays a matrix's memory out himself, as serving does with the tables of an adapter. Its bytes as the backend keeps them, in
+ * backend memory: lk_matrix_bytes of them, which mean the same at any place that is as well aligned as a page of a KV cache. NULL: they are
+ * nowhere. lend: from now on they are at `data`, which stays the caller's, or (NULL) nowhere, and no operation may use the matrix; memory
+ * of its own is given back. The matrix of a source without absmax only. */
+const void *lk_matrix_data(const lk_backend *be, const lk_matrix *w);
+lk_status lk_matrix_lend(lk_backend *be, lk_matrix *w, void *data);
 int64_t lk_matrix_n(const lk_matrix *w);
 int64_t lk_matrix_k(const lk_matrix *w);
 lk_dtype lk_matrix_type(const lk_matrix *w);

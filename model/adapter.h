@@ -41,7 +41,9 @@ typedef struct lk_adapter {
     double dropout;
     /* What is more than factors, only on backends that have lk_gain: in memory of a loader of the adapter's own. */
     lk_backend *own;
+    bool folded; /* what follows lies behind the factors instead, and there is no loader (lk_adapter_fold) */
     float *extra;
+    int64_t n_extra;
     lk_matrix *embedding, *head, *embed_a, *embed_b, *token_rows; /* as lk_adapter_tables; NULL: none */
     int32_t *token_ids;
     int32_t n_tokens;
@@ -96,9 +98,9 @@ lk_status lk_adapter_load(lk_adapter **a, const lk_model *model, const char *pat
 lk_status lk_adapter_load_trusted(lk_adapter **a, const lk_model *model, const char *path, lk_dtype type, const struct lk_bundle_keys *keys,
                                   lk_error *err);
 /* In two halves, for who has memory of their own (serving): the values come into host memory that `take` gives, laid out as the backend is
- * to have them and digested; they take lk_adapter_bytes(a). take returns NULL when it has none. a->weights is NULL until the caller has
- * copied the values to the backend and points it there; that memory stays the caller's. On failure *values may be set, for the caller to
- * give back. */
+ * to have them and digested; room is taken for lk_adapter_image_bytes(a), the factors come first. take returns NULL when it has none.
+ * a->weights is NULL until the caller has copied the values to the backend and points it there; that memory stays the caller's. On failure
+ * *values may be set, for the caller to give back. */
 typedef struct lk_host_memory {
     void *(*take)(void *context, size_t bytes);
     void *context;
@@ -109,7 +111,20 @@ lk_status lk_adapter_read(lk_adapter **a, void **values, const lk_model *model, 
 lk_status lk_adapter_fits(const struct lk_peft *peft, const char *path, const char *base, lk_error *err);
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
-size_t lk_adapter_bytes(const lk_adapter *a);
+size_t lk_adapter_bytes(const lk_adapter *a);                                      /* of the factors */
+
+/* An adapter as one piece of memory that may be copied about, for who keeps many of them (serving): factors, gains, biases and tables, one
+ * behind the other.
+ *
+ *     LK_TRY(lk_adapter_read(&a, &values, ...));     -- values has room for lk_adapter_image_bytes(a)
+ *     LK_TRY(lk_adapter_fold(a, values, err));       -- and holds all of it
+ *     ... copy it to `place` in the backend's memory ...
+ *     lk_adapter_attach(a, place);                   -- the adapter is there; NULL: nowhere, until it is attached again
+ *
+ * What lies behind the factors is as the backend keeps it; a page of a KV cache is aligned well enough for it. */
+size_t lk_adapter_image_bytes(const lk_adapter *a);
+lk_status lk_adapter_fold(lk_adapter *a, void *image, lk_error *err);
+void lk_adapter_attach(lk_adapter *a, void *place);
 /* After the weights of a DoRA changed: its gains, computed by the model's backend. Does nothing for others. */
 lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
 /* Gradients, in the flat layout, of what is frozen become zero. Does nothing where nothing is. */

@@ -29,6 +29,7 @@ static lk_status place_extra(lk_adapter *a, lk_error *err)
             if (i < 2 ? site->dora : site->own_bias) at += (site->n + 15) / 16 * 16;
         }
     }
+    a->n_extra = at;
     lk_status status = lk_alloc(a->own, (size_t)(at ? at : 1) * sizeof *a->extra, &memory);
     a->extra = memory;
     return status ? lk_backend_fail(a->own, status, err) : LK_OK;
@@ -36,13 +37,12 @@ static lk_status place_extra(lk_adapter *a, lk_error *err)
 
 void lk_adapter_extras_free(lk_adapter *a)
 {
+    if (!a->own && !a->folded) return;
+    lk_backend *be = a->folded ? a->model->be : a->own; /* folded: handles alone, no memory */
+    lk_matrix *const tables[] = {a->embedding, a->head, a->embed_a, a->embed_b, a->token_rows};
+    if (a->own) (void)lk_backend_use(a->own); /* who ends an adapter need not be who made it */
+    for (int i = 0; i < 5; i++) lk_matrix_destroy(be, tables[i]);
     if (!a->own) return;
-    (void)lk_backend_use(a->own); /* who ends an adapter need not be who made it */
-    lk_matrix_destroy(a->own, a->embedding);
-    lk_matrix_destroy(a->own, a->head);
-    lk_matrix_destroy(a->own, a->embed_a);
-    lk_matrix_destroy(a->own, a->embed_b);
-    lk_matrix_destroy(a->own, a->token_rows);
     lk_free(a->own, a->extra);
     lk_free(a->own, a->token_ids);
     lk_backend_close(a->own);

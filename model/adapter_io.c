@@ -105,13 +105,13 @@ lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model
     a->lent = true;
     if ((status = place_sites(a, &parts, path, err))) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
-    if (!(*values = memory->take(memory->context, lk_adapter_bytes(a)))) {
+    if ((status = lk_adapter_extras_load(a, &parts, path, err))) goto out;
+    if (!(*values = memory->take(memory->context, lk_adapter_image_bytes(a)))) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, path);
         goto out;
     }
     memset(*values, 0, lk_adapter_bytes(a)); /* between the factors */
     if ((status = read_factors(a, &parts, *values, err))) goto out;
-    if ((status = lk_adapter_extras_load(a, &parts, path, err))) goto out;
     lk_adapter_digest(a, *values);
 out:
     lk_adapter_parts_free(&parts);

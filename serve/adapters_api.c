@@ -255,7 +255,8 @@ enum MHD_Result lk_adapter_list_handle(lk_exchange *x)
         lk_writer_json_string(&out, list[i].path);
         lk_writer_string(&out, ",\"scale\":1.0,\"name\":");
         lk_writer_json_string(&out, list[i].name);
-        lk_writer_printf(&out, ",\"version\":%" PRId64 ",\"digest\":\"%s\"}", list[i].version, list[i].digest);
+        lk_writer_printf(&out, ",\"version\":%" PRId64 ",\"digest\":\"%s\",\"bytes\":%" PRId64 ",\"resident\":%s}", list[i].version,
+                         list[i].digest, list[i].bytes, list[i].resident ? "true" : "false");
         id++;
     }
     lk_writer_string(&out, "]");

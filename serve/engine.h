@@ -72,7 +72,7 @@ typedef struct lk_adapter_info {
     char name[256], path[4096], digest[65];
     int64_t version;
     int32_t max_rank;
-    int64_t bytes;
+    int64_t bytes;            /* all of it: factors, gains, biases, tables */
     int64_t running, waiting; /* requests of this version */
     bool current;             /* the alias points here; false: an old version draining */
     bool resident;            /* in memory; false: put out to make room, its next request brings it back */

@@ -96,7 +96,7 @@ static lk_status read_adapter(lk_registry *reg, const char *name, const char *pa
         status = lk_fail(err, LK_ERR_UNSUPPORTED,
                          "adapter '%s' has rank %d and this server was started for at most %d: start it with a larger maximum rank", name,
                          rank, reg->options.max_rank);
-    if (!status) {
+    if (!status && !(status = lk_adapter_fold(*adapter, values, err))) {
         *block = t.block;
         return LK_OK;
     }
@@ -109,13 +109,15 @@ static lk_status read_adapter(lk_registry *reg, const char *name, const char *pa
 /* Pages of its run; LK_ERR_UNSUPPORTED when not even one page would be left beside it. */
 static lk_status count_pages(const lk_registry *reg, const char *name, const lk_adapter *adapter, int32_t *n, lk_error *err)
 {
-    size_t bytes = lk_adapter_bytes(adapter), pages = (bytes + reg->page_bytes - 1) / reg->page_bytes;
+    size_t bytes = lk_adapter_image_bytes(adapter), beside = bytes - lk_adapter_bytes(adapter),
+           pages = (bytes + reg->page_bytes - 1) / reg->page_bytes;
     size_t all = (size_t)reg->options.pages->n_pages;
     if (pages >= all)
-        return lk_fail(err, LK_ERR_UNSUPPORTED,
-                       "adapter '%s' takes %zu bytes, and the memory for keys, values and adapters together is %zu: start the server with "
-                       "--kv-memory above %zu",
-                       name, bytes, all * reg->page_bytes, (pages + 1) * reg->page_bytes);
+        return lk_fail(
+            err, LK_ERR_UNSUPPORTED,
+            "adapter '%s' takes %zu bytes, %zu of them for what is not factors (gains, biases, an own head or embedding), and the "
+            "memory for keys, values and adapters together is %zu: start the server with --kv-memory above %zu",
+            name, bytes, beside, all * reg->page_bytes, (pages + 1) * reg->page_bytes);
     *n = (int32_t)pages;
     return LK_OK;
 }
@@ -282,7 +284,7 @@ static void describe(lk_version *v, const char *name, const char *path)
     snprintf(v->path, sizeof v->path, "%s", path);
     memcpy(v->digest, v->content->digest, sizeof v->digest);
     v->max_rank = v->content->max_rank;
-    v->bytes = (int64_t)lk_adapter_bytes(v->content);
+    v->bytes = (int64_t)lk_adapter_image_bytes(v->content);
     v->loaded_unix = lk_clock_unix();
 }
 

@@ -40,14 +40,14 @@ void lk_version_put_out(lk_registry *reg, lk_version *v)
 {
     if (!v->adapter) return;
     v->adapter = NULL;
-    v->content->weights = NULL;
+    lk_adapter_attach(v->content, NULL);
     reg->n_places--;
     lk_run_bury(reg, v->first, v->pages);
 }
 
 void lk_version_arrive(lk_registry *reg, lk_version *v)
 {
-    v->content->weights = lk_kv_page(reg->options.kv, v->first);
+    lk_adapter_attach(v->content, lk_kv_page(reg->options.kv, v->first));
     v->adapter = v->content;
     v->serial = ++reg->serials;
     v->last_used = ++reg->clock;
@@ -90,7 +90,7 @@ static void lift(lk_registry *reg, lk_version *v)
     lk_pages_give(pages, v->first, v->pages);
     v->first += by;
     lk_pages_take(pages, v->first, v->pages);
-    v->content->weights = lk_kv_page(kv, v->first);
+    lk_adapter_attach(v->content, lk_kv_page(kv, v->first));
     v->serial = ++reg->serials;
 }
 

@@ -139,8 +139,18 @@ lk_status lk_cpu_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_
 void lk_cpu_matrix_destroy(lk_backend *be, lk_matrix *matrix)
 {
     lk_cpu_matrix *w = (lk_cpu_matrix *)matrix;
-    lk_free(be, w->data);
+    if (!w->lent) lk_free(be, w->data);
     free(w);
+}
+
+const void *lk_cpu_matrix_data(const lk_matrix *w) { return matrix_of(w)->data; }
+
+void lk_cpu_matrix_lend(lk_backend *be, lk_matrix *matrix, void *data)
+{
+    lk_cpu_matrix *w = (lk_cpu_matrix *)matrix;
+    if (!w->lent) lk_free(be, w->data);
+    w->lent = true;
+    w->data = data;
 }
 
 /* ---------------------------------------------------------------------------------------------- reading */

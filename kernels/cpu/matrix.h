@@ -18,12 +18,15 @@ typedef struct lk_cpu_matrix {
     lk_dtype storage; /* LK_NF4, LK_BF16 or LK_F32 */
     const lk_gemm *gemm;
     void *data;
+    bool lent; /* data is somebody else's (lk_matrix_lend) */
 } lk_cpu_matrix;
 
 /* Entries of the operation table. Repacking runs on the backend's threads. */
 lk_status lk_cpu_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_cpu_matrix_destroy(lk_backend *be, lk_matrix *w);
 size_t lk_cpu_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
+const void *lk_cpu_matrix_data(const lk_matrix *w);
+void lk_cpu_matrix_lend(lk_backend *be, lk_matrix *w, void *data);
 
 /* out[end-begin, K] = rows [begin, end) with the values that products use: dequantised, and rounded to bf16 when the matrix was
  * made for BF16 compute. Any thread. */

@@ -149,6 +149,8 @@ lk_status lk_cuda_reserve(lk_backend *be, const lk_limits *limits);
 lk_status lk_cuda_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
 void lk_cuda_matrix_destroy(lk_backend *be, lk_matrix *w);
 size_t lk_cuda_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
+const void *lk_cuda_matrix_data(const lk_matrix *w);
+void lk_cuda_matrix_lend(lk_backend *be, lk_matrix *w, void *data);
 lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch);
 lk_status lk_cuda_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,
                          const lk_tensor *residual);

@@ -40,6 +40,8 @@ static const lk_ops loader_ops = {
     .matrix_create = lk_cuda_matrix_create,
     .matrix_destroy = lk_cuda_matrix_destroy,
     .matrix_bytes = lk_cuda_matrix_bytes,
+    .matrix_data = lk_cuda_matrix_data,
+    .matrix_lend = lk_cuda_matrix_lend,
     .embed = lk_cuda_embed,
     .gain_norms = lk_cuda_gain_norms,
 };

@@ -159,8 +159,19 @@ lk_status lk_cuda_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix
 void lk_cuda_matrix_destroy(lk_backend *be, lk_matrix *w)
 {
     lk_cuda_matrix *m = (lk_cuda_matrix *)w;
-    lk_cuda_free(be, m->memory);
+    if (!m->lent) lk_cuda_free(be, m->memory);
     free(m);
+}
+
+const void *lk_cuda_matrix_data(const lk_matrix *w) { return lk_cuda_matrix_of(w)->memory; }
+
+/* Dense ones only: nothing else holds the address. */
+void lk_cuda_matrix_lend(lk_backend *be, lk_matrix *w, void *data)
+{
+    lk_cuda_matrix *m = (lk_cuda_matrix *)w;
+    if (!m->lent) lk_cuda_free(be, m->memory);
+    m->lent = true;
+    m->memory = data;
 }
 
 /* ---------------------------------------------------------------------------------------------- reading */

@@ -40,6 +40,7 @@ typedef struct lk_cuda_matrix {
     lk_dtype storage; /* LK_NF4 or LK_BF16 */
     int64_t ld;       /* LK_BF16: elements from one row to the next */
     void *memory;     /* all of it */
+    bool lent;        /* memory is somebody else's (lk_matrix_lend) */
     lk_cuda_nf4 nf4;  /* LK_NF4 */
 } lk_cuda_matrix;
 

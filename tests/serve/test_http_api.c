@@ -332,6 +332,7 @@ static void small_endpoints(void **state)
     assert_int_equal(json_number(json, "1.id"), 1);
     assert_int_equal(json_number(json, "1.scale"), 1);
     assert_string_equal(json_string(json, "1.name"), "chat_b");
+    assert_true(json_number(json, "1.bytes") > 1000);
     cJSON_Delete(json);
     http_reply_free(&r);
     r = http_call(f.port, "HEAD", "/health", "Connection: close\r\n", NULL);
