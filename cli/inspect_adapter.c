@@ -22,6 +22,7 @@ static void add_module(cJSON *modules, const lk_peft_module *m)
     lk_json_add_number(item, "scale", m->scale);
     cJSON_AddNumberToObject(item, "in", (double)m->a->shape[1]);
     cJSON_AddNumberToObject(item, "out", (double)m->b->shape[0]);
+    if (m->experts) cJSON_AddNumberToObject(item, "experts", (double)m->experts);
     if (m->embedding) cJSON_AddTrueToObject(item, "embedding");
     if (m->magnitude) cJSON_AddTrueToObject(item, "dora");
     if (m->bias) cJSON_AddTrueToObject(item, "lora_bias");

@@ -189,6 +189,70 @@ static lk_status settle_module(lk_peft_module *m, const lk_peft_config *c, lk_er
     return m->bias ? expect_length(m->bias, m->b->shape[0], m->name, err) : LK_OK;
 }
 
+/* How often PEFT wrapped the module before: once for each parameter that lies further out. */
+static int depth_of(const char *module, size_t *bare)
+{
+    static const char wrapped[] = ".base_layer";
+    int depth = 0;
+    for (*bare = strlen(module); *bare > sizeof wrapped && !strncmp(module + *bare - sizeof wrapped + 1, wrapped, sizeof wrapped - 1);
+         depth++)
+        *bare -= sizeof wrapped - 1;
+    return depth;
+}
+
+/* A module with factors for fewer parameters than are named would have them taken for another's. */
+static lk_status check_wrappers(const lk_peft *p, const lk_peft_module *m, const char *module, int n, lk_error *err)
+{
+    char name[900] = "base_model.model.";
+    snprintf(name + strlen(name), sizeof name - strlen(name), "%.600s", module);
+    for (int i = 0; i < n; i++) {
+        size_t at = strlen(name);
+        snprintf(name + at, sizeof name - at, ".lora_A.weight");
+        if (!lk_safetensors_find(p->st, name))
+            return lk_fail(err, LK_ERR_FORMAT, "%s: target_parameters names %d parameters of %.250s, but there is no \"%.300s\"",
+                           m->a->file, n, module, name);
+        snprintf(name + at, sizeof name - at, ".base_layer");
+    }
+    return LK_OK;
+}
+
+/* The factors of a parameter. *found: they are. */
+static lk_status settle_parameter(lk_peft *p, lk_peft_module *m, const lk_peft_config *c, bool *found, lk_error *err)
+{
+    const char *names[LK_PEFT_PARAMETERS], *parameter;
+    char module[600], path[700];
+    size_t bare;
+    int depth = depth_of(m->name, &bare);
+    *found = false;
+    if (m->embedding || bare >= sizeof module) return LK_OK;
+    snprintf(module, sizeof module, "%.*s", (int)bare, m->name);
+    int n = lk_peft_config_parameters(c, module, names);
+    if (!n && !depth) return LK_OK;
+    if (depth >= n) return unannounced(&(piece){.module = m->name, .tensor = m->a}, "target_parameters", err);
+    LK_TRY(check_wrappers(p, m, module, n, err));
+    parameter = names[n - 1 - depth];
+    snprintf(path, sizeof path, "%s.%s", module, parameter);
+    LK_TRY(lk_peft_config_scale(c, path, &m->rank, &m->alpha, &m->scale, err));
+    bool stacked = strcmp(parameter, "weight") != 0;
+    m->name = lk_arena_strdup(&p->arena, stacked ? path : module);
+    if (!m->name) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", c->where);
+    int64_t rows = m->a->shape[0], experts = rows / m->rank;
+    if (rows % m->rank || m->b->shape[1] != rows || (!stacked && experts != 1))
+        return lk_fail(err, LK_ERR_MISMATCH,
+                       "%s: tensor \"%.250s\" has shape [%" PRId64 ", %" PRId64 "], lora_B has %" PRId64
+                       " columns, the config gives it rank %d",
+                       m->a->file, m->a->name, rows, m->a->shape[1], m->b->shape[1], m->rank);
+    if (stacked) m->experts = experts;
+    *found = true;
+    return LK_OK;
+}
+
+static int compare_modules(const void *x, const void *y)
+{
+    const lk_peft_module *a = x, *b = y;
+    return strcmp(a->name, b->name);
+}
+
 /* pieces[0..n): all of one module. */
 static lk_status gather_module(lk_peft *p, const lk_peft_config *c, const piece *pieces, int64_t n, lk_error *err)
 {
@@ -214,7 +278,9 @@ static lk_status gather_module(lk_peft *p, const lk_peft_config *c, const piece 
     m.b = b->tensor;
     m.magnitude = at[PART_MAGNITUDE] ? at[PART_MAGNITUDE]->tensor : NULL;
     m.bias = at[PART_B_BIAS] ? at[PART_B_BIAS]->tensor : NULL;
-    LK_TRY(settle_module(&m, c, err));
+    bool parameter;
+    LK_TRY(settle_parameter(p, &m, c, &parameter, err));
+    if (!parameter) LK_TRY(settle_module(&m, c, err));
     p->modules[p->n_modules++] = m;
     return LK_OK;
 }
@@ -234,6 +300,7 @@ static lk_status gather(lk_peft *p, const lk_peft_config *c, lk_error *err)
         status = gather_module(p, c, &pieces[i], end - i, err);
     }
     free(pieces);
+    if (!status) qsort(p->modules, (size_t)p->n_modules, sizeof *p->modules, compare_modules); /* parameters have other names now */
     if (!status && p->n_modules + p->n_values == 0) status = lk_fail(err, LK_ERR_FORMAT, "%s: the adapter holds no LoRA factors", c->where);
     return status;
 }

@@ -7,10 +7,10 @@
  *     lk_peft_close(peft);
  *
  * Honoured (huggingface/peft tuners/lora, utils/other.py): r, lora_alpha, rank_pattern, alpha_pattern, use_rslora, target_modules (list,
- * regular expression, "all-linear"), exclude_modules, layers_to_transform, layers_pattern, use_dora, lora_bias, bias, modules_to_save,
- * adapted embeddings, trainable_token_indices, ensure_weight_tying. fan_in_fan_out is for layers stored transposed, which no supported
- * model has: PEFT turns it off there, and so it changes nothing. Fields that only say how training began are let through, unless that
- * changed the base (pissa, olora, corda, loftq: refused, with what to do). Anything else that is set is refused by its name
+ * regular expression, "all-linear"), target_parameters, exclude_modules, layers_to_transform, layers_pattern, use_dora, lora_bias, bias,
+ * modules_to_save, adapted embeddings, trainable_token_indices, ensure_weight_tying. fan_in_fan_out is for layers stored transposed, which
+ * no supported model has: PEFT turns it off there, and so it changes nothing. Fields that only say how training began are let through,
+ * unless that changed the base (pissa, olora, corda, loftq: refused, with what to do). Anything else that is set is refused by its name
  * (LK_ERR_UNSUPPORTED); null and default fields load.
  *
  * Refused too, naming the tensor: unknown tensors, A without B, tensors that the config does not account for (PEFT would drop them), NaN
@@ -36,6 +36,9 @@ typedef struct lk_peft_module {
     bool embedding;                /* of an embedding: A[R,vocab], B[hidden,R] */
     const lk_st_tensor *magnitude; /* DoRA: m[out]; NULL without */
     const lk_st_tensor *bias;      /* lora_bias: [out], to be scaled like the product; NULL without */
+    /* Of target_parameters: factors on E matrices that transformers stacks in one parameter, "gate_up_proj" or "down_proj", with which the
+     * name ends. Row e*R + j of A[R*E,in] and column j*E + e of B[out,R*E] are expert e's. 0: of a linear layer. */
+    int64_t experts;
 } lk_peft_module;
 
 /* A value that the adapter puts in the place of one of the base's. */
@@ -87,6 +90,7 @@ typedef struct lk_peft_write_module {
     int64_t in, out;
     const float *a, *b;     /* host memory */
     const float *magnitude; /* DoRA's m[out]; of all modules or of none */
+    int64_t experts;        /* as lk_peft_module's, A and B so much larger; 0: a linear layer */
 } lk_peft_write_module;
 
 typedef struct lk_peft_write_options {

@@ -128,6 +128,7 @@ static const char *const known_fields[] = {
     "bias",
     "fan_in_fan_out",
     "modules_to_save",
+    "target_parameters",
     "trainable_token_indices",
     "ensure_weight_tying",
     "task_type",
@@ -154,8 +155,6 @@ static bool is_unset(const cJSON *item)
 
 static const char *advice_for(const char *field)
 {
-    if (!strcmp(field, "target_parameters"))
-        return "factors on whole parameters (stacked experts) are not supported; target the experts' linear layers with target_modules";
     if (!strcmp(field, "layer_replication")) return "a base with repeated layers is not supported; save the enlarged model and adapt that";
     if (!strcmp(field, "loftq_config")) return "LoftQ changes the base model's weights; save that base and use it, with this field removed";
     return "this program does not know how to honour it, and ignoring it would compute something else";
@@ -234,6 +233,23 @@ static lk_status parse_saved(lk_peft_config *c, lk_error *err)
     return LK_OK;
 }
 
+/* PEFT makes neither of these beside target_parameters, and so nobody knows what they would mean. */
+static lk_status parse_parameters(lk_peft_config *c, lk_error *err)
+{
+    const cJSON *list = lk_json_get(c->root, "target_parameters"), *item;
+    if (!list || is_unset(list)) return LK_OK;
+    if (!cJSON_IsArray(list)) return lk_fail(err, LK_ERR_FORMAT, "%s: target_parameters must be a list", c->where);
+    cJSON_ArrayForEach(item, list)
+    {
+        if (!cJSON_IsString(item)) return lk_fail(err, LK_ERR_FORMAT, "%s: target_parameters must hold names", c->where);
+    }
+    if (c->dora || c->lora_bias)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: %s together with target_parameters is not supported (nor does PEFT make it)", c->where,
+                       c->dora ? "use_dora" : "lora_bias");
+    c->parameter_list = list;
+    return LK_OK;
+}
+
 static bool whole_number(const cJSON *item)
 {
     return cJSON_IsNumber(item) && item->valuedouble >= 0 && item->valuedouble <= INT32_MAX &&
@@ -306,6 +322,7 @@ lk_status lk_peft_config_parse(lk_peft_config *c, const cJSON *root, const char 
     LK_TRY(parse_saved(c, err));
     LK_TRY(parse_layers(c, err));
     LK_TRY(parse_tokens(c, err));
+    LK_TRY(parse_parameters(c, err));
     LK_TRY(parse_names(c, "exclude_modules", &c->exclude_list, &c->exclude, err));
     return parse_names(c, "target_modules", &c->target_list, &c->target, err);
 }
@@ -368,6 +385,22 @@ lk_status lk_peft_config_check_target(const lk_peft_config *c, const char *name,
     LK_TRY(lk_peft_config_saved(c, name, &saved, err));
     if (saved) return lk_fail(err, LK_ERR_FORMAT, "%s: %s %.250s, which modules_to_save replaces as a whole", c->where, why, name);
     return LK_OK;
+}
+
+int lk_peft_config_parameters(const lk_peft_config *c, const char *module, const char *names[LK_PEFT_PARAMETERS])
+{
+    /* In the order in which transformers' modules register them. Those called "experts" have the stacked ones, all others a weight. */
+    static const char *const stacked[] = {"gate_up_proj", "down_proj"}, *const plain[] = {"weight"};
+    const char *leaf = strrchr(module, '.');
+    bool experts = leaf && !strcmp(leaf, ".experts");
+    const char *const *known = experts ? stacked : plain;
+    int n = 0;
+    for (int i = 0; i < (experts ? 2 : 1); i++) {
+        char path[700];
+        snprintf(path, sizeof path, "%.600s.%s", module, known[i]);
+        if (in_list(c->parameter_list, path)) names[n++] = known[i];
+    }
+    return n;
 }
 
 lk_status lk_peft_config_scale(const lk_peft_config *c, const char *name, int32_t *out_rank, double *out_alpha, double *scale,

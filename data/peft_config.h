@@ -28,7 +28,7 @@ typedef struct lk_peft_config {
     lk_peft_patterns ranks, alphas;
     /* Regular expressions; the lists of names are read from the tree. */
     lk_peft_patterns target, exclude, saved, layers;
-    const cJSON *target_list, *exclude_list;
+    const cJSON *target_list, *exclude_list, *parameter_list;
     const cJSON *layer_numbers; /* a number or an array of them; NULL: all */
 } lk_peft_config;
 
@@ -38,6 +38,11 @@ void lk_peft_config_free(lk_peft_config *config);
 
 /* Refuses factors that PEFT would drop: of modules that target_modules does not name, or that something else leaves out. */
 lk_status lk_peft_config_check_target(const lk_peft_config *config, const char *module, lk_error *err);
+/* Which parameters of a module target_parameters names, in the order in which PEFT wraps the module: the innermost first. Returns how many.
+ */
+enum { LK_PEFT_PARAMETERS = 2 };
+int lk_peft_config_parameters(const lk_peft_config *config, const char *module, const char *names[LK_PEFT_PARAMETERS]);
+/* module: of a parameter, its path. */
 lk_status lk_peft_config_scale(const lk_peft_config *config, const char *module, int32_t *rank, double *alpha, double *scale,
                                lk_error *err);
 /* *saved: modules_to_save names this module. */

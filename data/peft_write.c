@@ -95,35 +95,44 @@ static bool leaf_everywhere(const lk_peft_write_module *modules, int64_t n, int6
     return count >= n_layers;
 }
 
-static bool add_targets(cJSON *root, const lk_peft_write_module *modules, int64_t n)
+/* stacked: of target_parameters, whose names are matched like those of modules. */
+static bool add_targets(cJSON *root, const char *field, const lk_peft_write_module *modules, int64_t n, bool stacked)
 {
-    cJSON *targets = cJSON_AddArrayToObject(root, "target_modules");
+    cJSON *targets = cJSON_AddArrayToObject(root, field);
     int64_t n_layers = 0;
     bool everywhere = true;
     for (int64_t i = 0; i < n; i++)
         if (layer_of(modules[i].name) >= n_layers) n_layers = layer_of(modules[i].name) + 1;
     for (int64_t i = 0; i < n && everywhere; i++) everywhere = leaf_everywhere(modules, n, i, n_layers);
     for (int64_t i = 0; i < n; i++) {
-        if (everywhere && !first_of_leaf(modules, i)) continue;
+        if ((modules[i].experts > 0) != stacked || (everywhere && !first_of_leaf(modules, i))) continue;
         if (!cJSON_AddItemToArray(targets, cJSON_CreateString(everywhere ? leaf_of(modules[i].name) : modules[i].name))) return false;
     }
     return true;
+}
+
+static bool add_parameters(cJSON *root, const lk_peft_write_module *modules, int64_t n)
+{
+    bool any = false;
+    for (int64_t i = 0; i < n; i++) any = any || modules[i].experts;
+    return !any || add_targets(root, "target_parameters", modules, n, true);
 }
 
 static cJSON *make_config(const lk_peft_write_module *modules, int64_t n, const lk_peft_write_options *options)
 {
     double r = commonest(modules, n, rank_value), alpha = commonest(modules, n, alpha_value);
     cJSON *root = cJSON_CreateObject();
-    bool complete =
-        cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
-        cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") && lk_json_add_number(root, "r", r) &&
-        lk_json_add_number(root, "lora_alpha", alpha) && lk_json_add_number(root, "lora_dropout", options->dropout) &&
-        add_targets(root, modules, n) && add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
-        add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
-        cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
-        cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) && cJSON_AddStringToObject(root, "bias", "none") &&
-        cJSON_AddNullToObject(root, "modules_to_save") && cJSON_AddFalseToObject(root, "fan_in_fan_out") &&
-        cJSON_AddTrueToObject(root, "init_lora_weights") && cJSON_AddTrueToObject(root, "inference_mode");
+    bool complete = cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
+                    cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") &&
+                    lk_json_add_number(root, "r", r) && lk_json_add_number(root, "lora_alpha", alpha) &&
+                    lk_json_add_number(root, "lora_dropout", options->dropout) && add_targets(root, "target_modules", modules, n, false) &&
+                    add_parameters(root, modules, n) && add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
+                    add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
+                    cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
+                    cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) &&
+                    cJSON_AddStringToObject(root, "bias", "none") && cJSON_AddNullToObject(root, "modules_to_save") &&
+                    cJSON_AddFalseToObject(root, "fan_in_fan_out") && cJSON_AddTrueToObject(root, "init_lora_weights") &&
+                    cJSON_AddTrueToObject(root, "inference_mode");
     if (complete) return root;
     cJSON_Delete(root);
     return NULL;
@@ -145,14 +154,28 @@ static lk_status write_config(const char *folder, const lk_peft_write_module *mo
 
 /* ---- weights ---- */
 
-/* B is walked second: the name of a module's A sorts before its B's, and the file keeps that order. */
-static lk_status declare_factors(lk_st_writer *w, const lk_peft_write_module *m, lk_error *err)
+/* The module that has the factors. Of two parameters of one module PEFT wraps the first ("gate_up_proj") further in. */
+static void owner_of(char *out, size_t size, const lk_peft_write_module *modules, int64_t n, const lk_peft_write_module *m)
 {
-    char name[600];
-    snprintf(name, sizeof name, "base_model.model.%.500s.lora_A.weight", m->name);
-    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->rank, m->in}, err));
-    snprintf(name, sizeof name, "base_model.model.%.500s.lora_B.weight", m->name);
-    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->out, m->rank}, err));
+    size_t bare = m->experts ? (size_t)(leaf_of(m->name) - 1 - m->name) : strlen(m->name);
+    bool wrapped = false;
+    for (int64_t i = 0; m->experts && i < n && !wrapped; i++)
+        wrapped = modules[i].experts && !strcmp(leaf_of(m->name), "gate_up_proj") && !strcmp(leaf_of(modules[i].name), "down_proj") &&
+                  !strncmp(modules[i].name, m->name, bare + 1);
+    snprintf(out, size, "%.*s%s", (int)bare, m->name, wrapped ? ".base_layer" : "");
+}
+
+/* B is walked second: the name of a module's A sorts before its B's, and the file keeps that order. */
+static lk_status declare_factors(lk_st_writer *w, const lk_peft_write_module *modules, int64_t n, const lk_peft_write_module *m,
+                                 lk_error *err)
+{
+    char name[600], owner[540];
+    int64_t rank = m->rank * (m->experts ? m->experts : 1);
+    owner_of(owner, sizeof owner, modules, n, m);
+    snprintf(name, sizeof name, "base_model.model.%s.lora_A.weight", owner);
+    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){rank, m->in}, err));
+    snprintf(name, sizeof name, "base_model.model.%s.lora_B.weight", owner);
+    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->out, rank}, err));
     if (!m->magnitude) return LK_OK;
     snprintf(name, sizeof name, "base_model.model.%.500s.lora_magnitude_vector", m->name);
     return lk_st_writer_declare(w, name, LK_F32, 1, &m->out, err);
@@ -177,11 +200,12 @@ static lk_status write_weights(const char *folder, const lk_peft_write_module *m
     if (options->base_identity) status = lk_st_writer_metadata(w, "lorikeet.base_identity", options->base_identity, err);
     if (!status && options->base_digest) status = lk_st_writer_metadata(w, "lorikeet.base_digest", options->base_digest, err);
     if (!status && options->quantization) status = lk_st_writer_metadata(w, "lorikeet.quantization", options->quantization, err);
-    for (int64_t i = 0; i < n && !status; i++) status = declare_factors(w, &modules[i], err);
+    for (int64_t i = 0; i < n && !status; i++) status = declare_factors(w, modules, n, &modules[i], err);
     for (int64_t i = 0; i < n && !status; i++) {
         const lk_peft_write_module *m = &modules[i];
-        status = write_factor(w, m, "lora_A", m->a, m->rank * m->in, err);
-        if (!status) status = write_factor(w, m, "lora_B", m->b, m->out * m->rank, err);
+        int64_t rank = m->rank * (m->experts ? m->experts : 1);
+        status = write_factor(w, m, "lora_A", m->a, rank * m->in, err);
+        if (!status) status = write_factor(w, m, "lora_B", m->b, m->out * rank, err);
         if (!status && m->magnitude) status = write_factor(w, m, "lora_magnitude_vector", m->magnitude, m->out, err);
     }
     if (!status) status = lk_st_writer_commit(w, err);

@@ -66,23 +66,45 @@ static bool in_layers(const lk_adapter_spec *spec, int64_t layer)
 }
 
 /* PEFT's rule for lists of names: the path is one, or ends in ".name". */
-static bool is_excluded(const lk_adapter_spec *spec, const char *path)
+static bool in_list(const char *const *names, int n_names, const char *path)
 {
     size_t length = strlen(path);
-    for (int i = 0; i < spec->n_exclude; i++) {
-        size_t n = strlen(spec->exclude[i]);
-        if (n <= length && !strcmp(path + length - n, spec->exclude[i]) && (n == length || path[length - n - 1] == '.')) return true;
+    for (int i = 0; i < n_names; i++) {
+        size_t n = strlen(names[i]);
+        if (n <= length && !strcmp(path + length - n, names[i]) && (n == length || path[length - n - 1] == '.')) return true;
     }
     return false;
 }
 
-static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec, int32_t site, int32_t *rank, double *alpha, lk_error *err)
+/* The parameter in which transformers has a site's weights. */
+static void parameter_path(char *out, size_t size, const lk_config *config, int32_t site)
+{
+    lk_site where = lk_site_at(config, site);
+    if (where.expert >= 0) {
+        lk_stacked_path(out, size, where.layer, where.module != LK_DOWN);
+        return;
+    }
+    lk_site_path(out, size, config, site);
+    if (where.module == LK_ROUTER) snprintf(out, size, "model.layers.%lld.mlp.gate", (long long)where.layer);
+    snprintf(out + strlen(out), size - strlen(out), ".weight");
+}
+
+static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec, int32_t site, int32_t *rank, double *alpha, bool *stacked,
+                           lk_error *err)
 {
     *rank = 0;
     lk_site where = lk_site_at(config, site);
-    char path[200];
+    char path[220], parameter[220];
     lk_site_path(path, sizeof path, config, site);
-    if (!spec->targets[where.module] || !in_layers(spec, where.layer) || is_excluded(spec, path)) return LK_OK;
+    parameter_path(parameter, sizeof parameter, config, site);
+    bool module = spec->targets[where.module] && in_layers(spec, where.layer) && !in_list(spec->exclude, spec->n_exclude, path);
+    bool whole = in_list(spec->parameters, spec->n_parameters, parameter);
+    if (!module && !whole) return LK_OK;
+    if (module && whole)
+        return lk_fail(err, LK_ERR_ARGUMENT,
+                       "%s is adapted twice: as %s of target_parameters, and by the targets (all-linear has every layer)", path, parameter);
+    *stacked = whole && where.expert >= 0;
+    if (whole) snprintf(path, sizeof path, "%s", parameter); /* what patterns are matched with */
     *rank = spec->rank;
     *alpha = spec->alpha;
     bool have_rank = false, have_alpha = false;
@@ -106,8 +128,8 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
     int64_t at = 0;
     int32_t most = 0;
     for (int32_t s = 0; s < n_sites; s++) {
-        sites[s].a = at;
-        at += lk_adapter_factor(sites[s].rank, sites[s].k);
+        sites[s].a = sites[s].shares_a ? sites[s - 1].a : at;
+        if (!sites[s].shares_a) at += lk_adapter_factor(sites[s].rank, sites[s].k);
         sites[s].b = at;
         at += lk_adapter_factor(sites[s].rank, sites[s].n);
         sites[s].m = at;
@@ -121,7 +143,7 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
 /* A module that is named and not there would silently be left out: Phi-3 has no q_proj. All of them together are "all-linear". */
 static lk_status check_targets(const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
 {
-    char there[200] = "";
+    char there[200] = "", path[220];
     int missing = -1;
     bool all = true;
     for (int m = 0; m < LK_N_MODULES; m++) {
@@ -129,6 +151,18 @@ static lk_status check_targets(const lk_config *config, const lk_adapter_spec *s
         if (has) snprintf(there + strlen(there), sizeof there - strlen(there), "%s%s", *there ? ", " : "", lk_module_name((lk_module)m));
         if (!spec->targets[m]) all = false;
         if (spec->targets[m] && !has && missing < 0) missing = m;
+    }
+    for (int i = 0; i < spec->n_parameters; i++) {
+        int32_t s = 0;
+        for (; s < lk_sites(config); s++) {
+            parameter_path(path, sizeof path, config, s);
+            if (in_list(&spec->parameters[i], 1, path)) break;
+        }
+        if (s == lk_sites(config))
+            return lk_fail(err, LK_ERR_ARGUMENT,
+                           "target_parameters names %.100s, which this %s model does not have; a mixture of experts has "
+                           "mlp.experts.gate_up_proj and mlp.experts.down_proj",
+                           spec->parameters[i], config->model_type);
     }
     if (all || missing < 0) return LK_OK;
     return lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets %s, which a %s model does not have; it has %s",
@@ -145,9 +179,10 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
         double alpha = 0;
         site->n = where.n;
         site->k = where.k;
-        LK_TRY(site_rank(config, spec, s, &site->rank, &alpha, err));
+        LK_TRY(site_rank(config, spec, s, &site->rank, &alpha, &site->stacked, err));
         if (!site->rank) continue;
         any = true;
+        site->shares_a = site->stacked && where.module == LK_UP;
         int64_t most = site->n < site->k && where.module != LK_ROUTER ? site->n : site->k; /* 8 experts and rank 16 are usual */
         if (site->rank < 0 || site->rank > most || site->rank > LK_ADAPTER_MAX_RANK)
             return lk_fail(err, LK_ERR_ARGUMENT, "rank %d does not fit %s of shape [%lld,%lld] (at most %lld)", site->rank,
@@ -178,7 +213,8 @@ lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec
         lk_adapter_place(sites, n_sites, n_params, max_rank);
         *n_trainable = 0;
         for (int32_t s = 0; s < n_sites; s++)
-            *n_trainable += (sites[s].rank - sites[s].frozen) * (sites[s].k + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
+            *n_trainable +=
+                (sites[s].rank - sites[s].frozen) * ((sites[s].shares_a ? 0 : sites[s].k) + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
     }
     free(sites);
     return status;
@@ -215,6 +251,11 @@ static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, l
 {
     bool pissa = spec->init == LK_INIT_PISSA;
     if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
+    if (spec->n_parameters && (spec->use_dora || pissa || spec->dropout > 0))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "target_parameters together with %s is not supported (nor by PEFT)",
+                       spec->use_dora ? "dora"
+                       : pissa        ? "init pissa"
+                                      : "dropout");
     if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
     if ((spec->use_dora || pissa) && !lk_backend_gains(be))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s; use --device cpu", pissa ? "init pissa" : "dora",

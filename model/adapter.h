@@ -19,8 +19,10 @@ typedef struct lk_adapter_site {
     int32_t rank;   /* 0: not adapted */
     int32_t frozen; /* so many of the rank, the last, are not trained: PiSSA's start, subtracted */
     float alpha, scale;
-    int64_t n, k; /* of the base matrix */
-    int64_t a, b; /* element offsets of A[R,K] and B[N,R] in the flat vector */
+    int64_t n, k;  /* of the base matrix */
+    int64_t a, b;  /* element offsets of A[R,K] and B[N,R] in the flat vector */
+    bool stacked;  /* of stacked experts: one of as many slices of a parameter's factors (adapter_stacked.c) */
+    bool shares_a; /* its A is the site's before it: up's, gate's */
     bool dora;
     bool own_bias;                    /* in place of the base's, which may have none */
     int64_t m;                        /* with dora: of the magnitude [N] in the flat vector */
@@ -73,6 +75,10 @@ typedef struct lk_adapter_spec {
     const lk_adapter_pattern *patterns;
     int n_patterns;
     lk_adapter_init init;
+    /* PEFT's target_parameters: parameters or ends of their paths. "mlp.experts.gate_up_proj", "mlp.experts.down_proj": factors on stacked
+     * experts, saved as PEFT saves them beside transformers 5. ".weight" of a linear layer is the layer. */
+    const char *const *parameters;
+    int n_parameters;
     const int32_t *layers; /* only these layers; n_layers 0: all */
     int n_layers;
     const char *const *exclude; /* names or ends of paths that are left out */

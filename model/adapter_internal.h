@@ -16,6 +16,9 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
 lk_status lk_adapter_set(lk_adapter *a, const float *host, lk_error *err);
 lk_status lk_adapter_check_plain(const lk_peft *peft, const char *path, lk_error *err);
 void lk_adapter_digest(lk_adapter *a, const void *values); /* of these weights, in host memory */
+/* The factors of all experts of a layer as PEFT stacks them, from values in the flat layout. first: the site of expert 0's gate, for gate
+ * and up, or of its down. Fills all of m but the name; *memory is the caller's to free. */
+lk_status lk_adapter_stack(const lk_adapter *a, const float *values, int32_t first, lk_peft_write_module *m, float **memory, lk_error *err);
 /* PiSSA's factors of every site into host[n_params] (adapter_pissa.c). */
 lk_status lk_adapter_pissa(const lk_adapter *a, float *host, uint64_t seed, lk_error *err);
 /* Extras (adapter_extras.c). For a DoRA that is made here; lk_adapter_refresh comes after. */

@@ -37,16 +37,16 @@ static lk_status place_sites(lk_adapter *a, const lk_adapter_parts *parts, const
         site->alpha = (float)m->alpha;
         site->scale = (float)m->scale;
         site->dora = m->magnitude != NULL;
+        site->stacked = m->experts > 0;
+        site->shares_a = site->stacked && shape.module == LK_UP;
     }
     return LK_OK;
 }
 
-/* One factor to its place among the values, by way of fp32. */
-static lk_status read_factor(const lk_adapter *a, const lk_st_tensor *t, int64_t at, int64_t n, float *wide, char *values, lk_error *err)
+/* Some values to their place. */
+static void put(const lk_adapter *a, const float *wide, int64_t at, int64_t n, char *values)
 {
-    LK_TRY(lk_st_read_f32(t, 0, n, wide, err));
     lk_from_f32(values + at * lk_dtype_size(a->type), a->type, wide, n);
-    return LK_OK;
 }
 
 static lk_status read_factors(const lk_adapter *a, const lk_adapter_parts *parts, char *values, lk_error *err)
@@ -56,16 +56,19 @@ static lk_status read_factors(const lk_adapter *a, const lk_adapter_parts *parts
         int64_t wider = a->sites[s].n > a->sites[s].k ? a->sites[s].n : a->sites[s].k, rank = a->sites[s].rank ? a->sites[s].rank : 1;
         if (rank * wider > most) most = rank * wider;
     }
-    float *wide = malloc((size_t)most * sizeof *wide);
+    float *wide = malloc((size_t)(2 * most) * sizeof *wide), *b = wide + most;
     if (!wide) return lk_fail(err, LK_ERR_MEMORY, "no memory for a factor of %lld values", (long long)most);
     lk_status status = LK_OK;
     for (int32_t s = 0; s < a->n_sites && !status; s++) {
         const lk_adapter_site *site = &a->sites[s];
         const lk_peft_module *m = parts->sites[s];
         if (!m) continue;
-        status = read_factor(a, m->a, site->a, site->rank * site->k, wide, values, err);
-        if (!status) status = read_factor(a, m->b, site->b, site->rank * site->n, wide, values, err);
-        if (!status && site->dora) status = read_factor(a, m->magnitude, site->m, site->n, wide, values, err);
+        if ((status = lk_adapter_factors(parts, s, site->n, site->k, wide, b, err))) break;
+        put(a, wide, site->a, site->rank * site->k, values);
+        put(a, b, site->b, site->rank * site->n, values);
+        if (!site->dora) continue;
+        status = lk_st_read_f32(m->magnitude, 0, site->n, wide, err);
+        put(a, wide, site->m, site->n, values);
     }
     free(wide);
     return status;
@@ -156,6 +159,37 @@ out:
     return status;
 }
 
+/* What is adapted, as PEFT names it. Who stacks experts has transformers 5, which calls Mixtral's router by another name. */
+static lk_status list_modules(const lk_adapter *a, const float *host, lk_peft_write_module *modules, char (*names)[200], float **stacks,
+                              int64_t *n, lk_error *err)
+{
+    bool stacked = false;
+    for (int32_t s = 0; s < a->n_sites; s++) stacked = stacked || a->sites[s].stacked;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        lk_site where = lk_site_at(&a->model->config, s);
+        if (!site->rank || (site->stacked && (where.expert > 0 || where.module == LK_UP))) continue;
+        lk_peft_write_module *m = &modules[*n];
+        if (site->stacked) {
+            LK_TRY(lk_adapter_stack(a, host, s, m, &stacks[*n], err));
+            lk_stacked_path(names[*n], sizeof names[0], where.layer, where.module == LK_GATE);
+        } else {
+            *m = (lk_peft_write_module){.rank = site->rank,
+                                        .alpha = (double)site->alpha,
+                                        .in = site->k,
+                                        .out = site->n,
+                                        .a = host + site->a,
+                                        .b = host + site->b,
+                                        .magnitude = site->dora ? host + site->m : NULL};
+            lk_site_path(names[*n], sizeof names[0], &a->model->config, s);
+            if (stacked && where.module == LK_ROUTER)
+                snprintf(names[*n], sizeof names[0], "model.layers.%lld.mlp.gate", (long long)where.layer);
+        }
+        m->name = names[(*n)++];
+    }
+    return LK_OK;
+}
+
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err)
 {
     if (a->type != LK_F32) return lk_fail(err, LK_ERR_INTERNAL, "only F32 adapters are saved");
@@ -164,8 +198,9 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
     float *host = malloc(lk_adapter_bytes(a) + 1);
     lk_peft_write_module *modules = calloc((size_t)a->n_sites, sizeof *modules);
     char(*names)[200] = calloc((size_t)a->n_sites, sizeof *names);
+    float **stacks = calloc((size_t)a->n_sites, sizeof *stacks);
     lk_status status = LK_OK;
-    if (!host || !modules || !names) {
+    if (!host || !modules || !names || !stacks) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory to save the adapter");
         goto out;
     }
@@ -174,20 +209,7 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
         goto out;
     }
     int64_t n = 0;
-    for (int32_t s = 0; s < a->n_sites; s++) {
-        const lk_adapter_site *site = &a->sites[s];
-        if (!site->rank) continue;
-        lk_site_path(names[n], sizeof names[n], &a->model->config, s);
-        modules[n] = (lk_peft_write_module){.name = names[n],
-                                            .rank = site->rank,
-                                            .alpha = (double)site->alpha,
-                                            .in = site->k,
-                                            .out = site->n,
-                                            .a = host + site->a,
-                                            .b = host + site->b,
-                                            .magnitude = site->dora ? host + site->m : NULL};
-        n++;
-    }
+    if ((status = list_modules(a, host, modules, names, stacks, &n, err))) goto out;
     lk_peft_write_options options = {.base = a->model->path,
                                      .base_identity = a->model->identity,
                                      .base_digest = a->model->digest,
@@ -199,5 +221,7 @@ out:
     free(host);
     free(modules);
     free(names);
+    for (int32_t s = 0; stacks && s < a->n_sites; s++) free(stacks[s]);
+    free(stacks);
     return status;
 }

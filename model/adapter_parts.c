@@ -49,8 +49,45 @@ static lk_status place_embedding_lora(const finder *f, const lk_peft_module *m)
     return LK_OK;
 }
 
+static lk_status put_site(const finder *f, const lk_peft_module *m, int32_t site, lk_adapter_slice slice)
+{
+    if (f->parts->sites[site])
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts the same weights twice: %s and %s", f->where,
+                       f->parts->sites[site]->name, m->name);
+    f->parts->sites[site] = m;
+    f->parts->slices[site] = slice;
+    return LK_OK;
+}
+
+/* Factors on a parameter in which transformers stacks a layer's experts: gate over up, or down. */
+static lk_status place_stacked(const finder *f, const lk_peft_module *m)
+{
+    const lk_config *c = f->config;
+    bool gate_up;
+    int64_t layer = lk_stacked_find(c, m->name, &gate_up);
+    if (layer < 0)
+        return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts %s (target_parameters), which %s does not have", f->where, m->name,
+                       f->base);
+    int64_t n = gate_up ? 2 * c->intermediate : c->hidden, k = gate_up ? c->hidden : c->intermediate;
+    int64_t in = m->a->shape[1], out = m->b->shape[0];
+    bool straight = in == k && out == n, turned = in == n && out == k;
+    if ((!straight && !turned) || m->experts != c->experts)
+        return lk_fail(f->err, LK_ERR_MISMATCH,
+                       "adapter %s: %s adapts %" PRId64 " matrices [%" PRId64 ",%" PRId64 "], but %s has %" PRId64 " of [%" PRId64
+                       ",%" PRId64 "] there: another base model, or another rank",
+                       f->where, m->name, m->experts, out, in, f->base, c->experts, n, k);
+    for (int32_t e = 0; e < c->experts; e++) {
+        lk_adapter_slice slice = {e, 0, !straight};
+        LK_TRY(put_site(f, m, lk_site_of(c, layer, gate_up ? LK_GATE : LK_DOWN, e), slice));
+        slice.row = c->intermediate;
+        if (gate_up) LK_TRY(put_site(f, m, lk_site_of(c, layer, LK_UP, e), slice));
+    }
+    return LK_OK;
+}
+
 static lk_status place_module(const finder *f, const lk_peft_module *m)
 {
+    if (m->experts) return place_stacked(f, m);
     if (m->embedding) return place_embedding_lora(f, m);
     if (!strcmp(m->name, head_name))
         return lk_fail(f->err, LK_ERR_UNSUPPORTED,
@@ -66,8 +103,7 @@ static lk_status place_module(const finder *f, const lk_peft_module *m)
                        "adapter %s: %s adapts a [%" PRId64 ",%" PRId64 "] layer, but %s has [%" PRId64 ",%" PRId64
                        "] there: another base model",
                        f->where, m->name, m->b->shape[0], m->a->shape[1], f->base, site.n, site.k);
-    f->parts->sites[number] = m;
-    return LK_OK;
+    return put_site(f, m, number, (lk_adapter_slice){.expert = -1});
 }
 
 static lk_status place_bias(const finder *f, const lk_peft_value *v)
@@ -147,8 +183,9 @@ lk_status lk_adapter_parts_find(lk_adapter_parts *parts, const lk_peft *peft, co
     finder f = {parts, config, where, base, err};
     size_t n = (size_t)lk_sites(config);
     parts->sites = calloc(n, sizeof *parts->sites);
+    parts->slices = calloc(n, sizeof *parts->slices);
     parts->biases = calloc(n, sizeof *parts->biases);
-    lk_status status = parts->sites && parts->biases ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "adapter %s: no memory", where);
+    lk_status status = parts->sites && parts->slices && parts->biases ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "adapter %s: no memory", where);
     for (int64_t i = 0; i < lk_peft_count(peft) && !status; i++) status = place_module(&f, lk_peft_at(peft, i));
     for (int64_t i = 0; i < lk_peft_n_values(peft) && !status; i++) status = place_value(&f, lk_peft_value_at(peft, i));
     if (!status) status = settle_tie(&f);
@@ -159,6 +196,7 @@ lk_status lk_adapter_parts_find(lk_adapter_parts *parts, const lk_peft *peft, co
 void lk_adapter_parts_free(lk_adapter_parts *parts)
 {
     free(parts->sites);
+    free(parts->slices);
     free(parts->biases);
     memset(parts, 0, sizeof *parts);
 }
@@ -237,14 +275,14 @@ static void add_delta(void *context, int64_t begin, int64_t end, int thread)
     }
 }
 
-lk_status lk_adapter_add_delta(const lk_peft_module *m, float *w, int64_t n, int64_t k, lk_pool *pool, lk_error *err)
+lk_status lk_adapter_add_delta(const lk_adapter_parts *p, int32_t site, float *w, int64_t n, int64_t k, lk_pool *pool, lk_error *err)
 {
+    const lk_peft_module *m = p->sites[site];
     float *a = malloc((size_t)(m->rank * k) * 4), *b = malloc((size_t)(m->rank * n) * 4), *magnitude = NULL;
     lk_status status = LK_OK;
     if (m->magnitude) magnitude = malloc((size_t)n * 4);
     if (!a || !b || (m->magnitude && !magnitude)) status = lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", m->name);
-    if (!status) status = lk_st_read_f32(m->a, 0, m->rank * k, a, err);
-    if (!status) status = lk_st_read_f32(m->b, 0, m->rank * n, b, err);
+    if (!status) status = lk_adapter_factors(p, site, n, k, a, b, err);
     if (!status && magnitude) status = lk_st_read_f32(m->magnitude, 0, n, magnitude, err);
     if (!status) {
         delta_job job = {w, a, b, magnitude, k, m->rank, (float)m->scale};

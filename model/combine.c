@@ -30,7 +30,7 @@ typedef struct stack {
     const lk_peft_module *module[LK_COMBINE_MOST];
     float *a[LK_COMBINE_MOST], *b[LK_COMBINE_MOST]; /* as in the file */
     double weight[LK_COMBINE_MOST];                 /* times the module's scale */
-    int64_t in, out;
+    int64_t in, out, experts;                       /* experts 1: a linear layer, or A and B are of so many (lk_peft_module) */
 } stack;
 
 static void stack_free(stack *s)
@@ -46,19 +46,20 @@ static lk_status stack_push(stack *s, int number, const lk_peft_module *m, doubl
     if (s->n == 0) {
         s->in = m->a->shape[1];
         s->out = m->b->shape[0];
+        s->experts = m->experts ? m->experts : 1;
     }
-    if (m->a->shape[1] != s->in || m->b->shape[0] != s->out)
+    if (m->a->shape[1] != s->in || m->b->shape[0] != s->out || s->experts != (m->experts ? m->experts : 1))
         return lk_fail(err, LK_ERR_MISMATCH, "%s is [%lld,%lld] in one adapter and [%lld,%lld] in another: they are of different bases",
                        m->name, (long long)s->out, (long long)s->in, (long long)m->b->shape[0], (long long)m->a->shape[1]);
     int i = s->n++;
     s->number[i] = number;
     s->module[i] = m;
     s->weight[i] = weight * m->scale;
-    s->a[i] = malloc((size_t)(m->rank * s->in) * 4);
-    s->b[i] = malloc((size_t)(m->rank * s->out) * 4);
+    s->a[i] = malloc((size_t)m->a->n_elements * 4);
+    s->b[i] = malloc((size_t)m->b->n_elements * 4);
     if (!s->a[i] || !s->b[i]) return lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", m->name);
-    LK_TRY(lk_st_read_f32(m->a, 0, m->rank * s->in, s->a[i], err));
-    return lk_st_read_f32(m->b, 0, m->rank * s->out, s->b[i], err);
+    LK_TRY(lk_st_read_f32(m->a, 0, m->a->n_elements, s->a[i], err));
+    return lk_st_read_f32(m->b, 0, m->b->n_elements, s->b[i], err);
 }
 
 /* ---- sparsifying ---- */
@@ -154,14 +155,16 @@ static lk_status combine_factors(const stack *s, const lk_combine_options *o, ui
     return LK_OK;
 }
 
-/* The factors side by side; the weights go into A. */
+/* The factors side by side; the weights go into A. Of stacked experts each has its rows of A and its columns of B. */
 static void concatenate(const stack *s, int32_t rank, float *a, float *b)
 {
+    int64_t E = s->experts;
     int32_t at = 0;
     for (int i = 0; i < s->n; at += s->module[i++]->rank) {
         int32_t r = s->module[i]->rank;
-        for (int64_t j = 0; j < r * s->in; j++) a[at * s->in + j] = s->a[i][j] * (float)s->weight[i];
-        for (int64_t n = 0; n < s->out; n++) memcpy(b + n * rank + at, s->b[i] + n * r, (size_t)r * 4);
+        for (int64_t e = 0; e < E; e++)
+            for (int64_t j = 0; j < r * s->in; j++) a[(e * rank + at) * s->in + j] = s->a[i][e * r * s->in + j] * (float)s->weight[i];
+        for (int64_t n = 0; n < s->out; n++) memcpy(b + (n * rank + at) * E, s->b[i] + n * r * E, (size_t)(r * E) * 4);
     }
 }
 
@@ -202,8 +205,18 @@ static lk_status combine_module(const stack *s, const lk_combine_options *o, uin
     if (rank > LK_ADAPTER_MAX_RANK)
         return lk_fail(err, LK_ERR_ARGUMENT, "the combined rank of %s is %d; the largest supported is %d: use svd with a rank",
                        s->module[0]->name, rank, LK_ADAPTER_MAX_RANK);
-    float *a = malloc((size_t)(rank * s->in) * 4), *b = malloc((size_t)(rank * s->out) * 4);
-    *out = (lk_peft_write_module){.name = s->module[0]->name, .rank = rank, .alpha = rank, .in = s->in, .out = s->out, .a = a, .b = b};
+    if (s->module[0]->experts && o->kind != LK_COMBINE_CAT)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: factors on stacked experts (target_parameters) are only combined by cat, not by %s",
+                       s->module[0]->name, kind_names[o->kind]);
+    float *a = malloc((size_t)(rank * s->experts * s->in) * 4), *b = malloc((size_t)(rank * s->experts * s->out) * 4);
+    *out = (lk_peft_write_module){.name = s->module[0]->name,
+                                  .rank = rank,
+                                  .alpha = rank,
+                                  .in = s->in,
+                                  .out = s->out,
+                                  .a = a,
+                                  .b = b,
+                                  .experts = s->module[0]->experts};
     if (!a || !b) return lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", out->name);
     if (o->kind == LK_COMBINE_CAT) {
         concatenate(s, rank, a, b);

@@ -10,7 +10,7 @@
  * element, so a seed gives one result. Among equal magnitudes the first is kept.
  *
  * A module that only some of the adapters have takes part with those. Only plain factors can be combined: DoRA, biases, trained tokens and
- * modules_to_save are refused by name. */
+ * modules_to_save are refused by name. Factors on stacked experts (target_parameters), which PEFT does not combine at all, are by CAT. */
 #ifndef LK_MODEL_COMBINE_H
 #define LK_MODEL_COMBINE_H
 

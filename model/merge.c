@@ -85,7 +85,7 @@ static lk_status write_linear(const merger *g, const char *name, int32_t number,
     if (!w) return lk_fail(g->err, LK_ERR_MEMORY, "no memory for the [%lld,%lld] values of %s", (long long)n, (long long)k, name);
     lk_status status = router ? read_dense(g, name, w, n, k) : read_linear(g, name, w, n, k);
     if (!status && m) {
-        status = lk_adapter_add_delta(m, w, n, k, g->pool, g->err);
+        status = lk_adapter_add_delta(&g->parts, number, w, n, k, g->pool, g->err);
         g->result->merged++;
     } else {
         g->result->copied++;

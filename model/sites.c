@@ -167,6 +167,23 @@ int32_t lk_site_find(const lk_config *c, const char *path)
     return -1;
 }
 
+void lk_stacked_path(char *out, size_t size, int64_t layer, bool gate_up)
+{
+    snprintf(out, size, "model.layers.%lld.mlp.experts.%s", (long long)layer, gate_up ? "gate_up_proj" : "down_proj");
+}
+
+int64_t lk_stacked_find(const lk_config *c, const char *path, bool *gate_up)
+{
+    char want[200];
+    for (int64_t i = 0; i < c->layers; i++)
+        for (int part = 0; part < 2 && lk_layer_mixes(c, i); part++) {
+            lk_stacked_path(want, sizeof want, i, part == 0);
+            *gate_up = part == 0;
+            if (!strcmp(want, path)) return i;
+        }
+    return -1;
+}
+
 /* [norms of lk_config][norm of lk_norm] */
 static const char *const norm_names[][4] = {
     [LK_NORMS_BEFORE] = {"input_layernorm", NULL, "post_attention_layernorm", NULL},

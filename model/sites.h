@@ -36,6 +36,11 @@ bool lk_has_module(const lk_config *config, lk_module module); /* in any layer *
 bool lk_layer_mixes(const lk_config *config, int64_t layer); /* is its MLP a mixture of experts? */
 int64_t lk_mlp_width(const lk_config *config);               /* of the MLP of those layers that are none; 0: all are */
 
+/* transformers 5 stacks the experts of a layer in two parameters, which adapters may name: gate over up, and down. */
+void lk_stacked_path(char *out, size_t size, int64_t layer, bool gate_up); /* "model.layers.3.mlp.experts.gate_up_proj" */
+/* The layer of such a path, or -1. */
+int64_t lk_stacked_find(const lk_config *config, const char *path, bool *gate_up);
+
 /* The norms of a block. Which of them a layer has follows from lk_config.norms and qk_norm. */
 typedef enum lk_norm { LK_NORM_ATTENTION, LK_NORM_ATTENTION_OUT, LK_NORM_MLP, LK_NORM_MLP_OUT, LK_NORM_Q, LK_NORM_K, LK_N_NORMS } lk_norm;
 

@@ -283,16 +283,20 @@ static lk_status read_sources(const cJSON *list, lk_source **out, int *n, lk_err
     return LK_OK;
 }
 
-/* Which of the targets: layers_to_transform and exclude. */
+/* Beside the targets: target_parameters. Which of the targets: layers_to_transform and exclude. */
 static lk_status read_choice(lk_recipe *r, const cJSON *a, lk_error *err)
 {
-    const cJSON *layers = lk_json_get(a, "layers_to_transform"), *exclude = lk_json_get(a, "exclude"), *item;
+    const cJSON *layers = lk_json_get(a, "layers_to_transform"), *exclude = lk_json_get(a, "exclude"),
+                *parameters = lk_json_get(a, "target_parameters"), *item;
     lk_adapter_spec *s = &r->adapter;
     r->layers = calloc((size_t)cJSON_GetArraySize(layers) + 1, sizeof *r->layers);
     r->exclude = calloc((size_t)cJSON_GetArraySize(exclude) + 1, sizeof *r->exclude);
-    if (!r->layers || !r->exclude) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
+    r->parameters = calloc((size_t)cJSON_GetArraySize(parameters) + 1, sizeof *r->parameters);
+    if (!r->layers || !r->exclude || !r->parameters) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
     s->layers = r->layers;
     s->exclude = r->exclude;
+    s->parameters = r->parameters;
+    cJSON_ArrayForEach(item, parameters) r->parameters[s->n_parameters++] = item->valuestring;
     cJSON_ArrayForEach(item, layers) r->layers[s->n_layers++] = (int32_t)item->valuedouble;
     cJSON_ArrayForEach(item, exclude) r->exclude[s->n_exclude++] = item->valuestring;
     return LK_OK;
@@ -319,6 +323,8 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     }
     char place[300];
     snprintf(place, sizeof place, "%.200s: adapter.targets", where);
+    if (!n && !cJSON_GetArraySize(lk_json_get(a, "target_parameters")))
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: at least 1 wanted", place);
     LK_TRY(lk_adapter_targets(s->targets, names, n, place, err));
     r->patterns = calloc((size_t)(cJSON_GetArraySize(ranks) + cJSON_GetArraySize(alphas)) + 1, sizeof *r->patterns);
     if (!r->patterns) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
@@ -498,6 +504,7 @@ void lk_recipe_free(lk_recipe *r)
     free(r->patterns);
     free(r->layers);
     free(r->exclude);
+    free(r->parameters);
     free(r->train);
     free(r->eval);
     free(r);

@@ -27,8 +27,9 @@ typedef struct lk_recipe {
     lk_dtype compute;
     lk_adapter_spec adapter;
     lk_adapter_pattern *patterns;
-    int32_t *layers;      /* of adapter.layers_to_transform */
-    const char **exclude; /* of adapter.exclude */
+    int32_t *layers;         /* of adapter.layers_to_transform */
+    const char **exclude;    /* of adapter.exclude */
+    const char **parameters; /* of adapter.target_parameters */
     lk_source *train, *eval;
     int n_train, n_eval;
     int64_t max_length;

@@ -261,7 +261,7 @@ static void test_configs(void **state)
         {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":[\"q_proj\"]}", "which modules_to_save replaces", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"modules_to_save\":\"lm_head\"}", "must be a list", LK_ERR_FORMAT},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"trainable_token_indices\":[1.5]}", "token numbers", LK_ERR_FORMAT},
-        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_parameters\":[\"x\"]}", "target_parameters is set: factors on whole parameters",
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"target_parameters\":[\"x\"],\"use_dora\":true}", "use_dora together with target_parameters",
          LK_ERR_UNSUPPORTED},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"alora_invocation_tokens\":[1]}", "alora_invocation_tokens", LK_ERR_UNSUPPORTED},
         {"{\"peft_type\":\"LORA\",\"r\":4,\"some_future_field\":3}", "some_future_field", LK_ERR_UNSUPPORTED},

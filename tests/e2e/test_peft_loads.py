@@ -10,6 +10,7 @@ folder's own codes when the folder is a bitsandbytes checkpoint.
 import argparse
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -20,6 +21,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+import make_families
 from golden import MODELS, load_fp32, load_nf4_as_fp32, no_bf16_gemm, random_ids
 
 TOLERANCE = 2e-3  # fp32 on both sides; sums are ordered differently over a few layers of random weights with logits of a few units
@@ -61,8 +63,20 @@ def compare(report, what, ours, theirs):
     report.check(diff <= TOLERANCE * max(1.0, float(theirs.abs().max())), f"{what}: largest difference {diff:.2e}", diff)
 
 
-def trained(lorikeet, folder, name, **options):
-    """A short run of the program on chat-tiny with these options of the recipe's adapter; returns the adapter's folder."""
+def mixture(folder, case):
+    """One of the families' mixtures of experts with chat-tiny's tokenizer."""
+    folder = folder / case
+    folder.mkdir()
+    chat = json.loads((MODELS / "chat-tiny" / "config.json").read_text())
+    config = next(config for name, config, _, _ in make_families.CASES if name == case)
+    make_families.build(folder, config | {k: chat[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if k in chat})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(MODELS / "chat-tiny" / name, folder / name)
+    return folder
+
+
+def trained(lorikeet, folder, name, base=MODELS / "chat-tiny", quant="nf4", **options):
+    """A short run of the program with these options of the recipe's adapter; returns the adapter's folder."""
     turn = lambda u, a: {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
     folder = folder / name
     folder.mkdir()
@@ -70,7 +84,7 @@ def trained(lorikeet, folder, name, **options):
     data.write_text("".join(json.dumps(turn(f"Where is order {i}?", f"Order {i} was sent.")) + "\n" for i in range(16)))
     recipe = folder / "recipe.json"
     recipe.write_text(json.dumps({
-        "base": {"path": str(MODELS / "chat-tiny"), "quant": "nf4"}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} | options,
+        "base": {"path": str(base), "quant": quant}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"} | options,
         "data": {"train": [{"path": str(data), "format": "messages"}], "max_length": 128, "loss_on": "assistant"}, "objective": "sft",
         "optim": {"name": "adamw", "lr": 1e-2}, "schedule": {"name": "constant"}, "batch": {"rows": 2, "accumulate": 1, "steps": 5}, "seed": 1}))
     e2e.run(lorikeet, "train", recipe, "--out", folder / "run")
@@ -121,6 +135,16 @@ def main():
             report.check(moved > 1e-3, f"the adapter trained as {name} does something: moves PEFT's logits by {moved:.3f}", moved)
             compare(report, f"chat-tiny + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
                     peft_logits(base, adapter, "nf4", ids))
+        stacked = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+        for case in ("mixtral", "qwen3_moe"):
+            base = mixture(tmp, case)
+            plain = peft_logits(base, None, "none", ids)
+            for name, options in {"linear": {}, "stacked": {"targets": ["q_proj", "gate"], "target_parameters": stacked},
+                                  "down": {"targets": [], "target_parameters": stacked[1:]}}.items():
+                adapter = trained(a.lorikeet, tmp, f"{case}_{name}", base, "none", **options)
+                theirs = peft_logits(base, adapter, "none", ids)
+                report.check((theirs - plain).abs().max() > 1e-3, f"{case}: the adapter trained as {name} does something")
+                compare(report, f"{case} + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "none", ids, tmp), theirs)
     return report.done()
 
 
