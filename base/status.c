@@ -1,6 +1,9 @@
 /* Formatting of error messages. Messages that do not fit are cut, never overrun. */
 #include "base/status.h"
 
+#undef lk_fail
+#undef lk_fail_errno
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

@@ -47,6 +47,16 @@ lk_status lk_fail_errno(lk_error *err, const char *format, ...) __attribute__((f
  * Returns err->code, or code when err is NULL. */
 lk_status lk_error_prefix(lk_error *err, lk_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+#ifdef __clang_analyzer__ /* cannot see in another file that a failure is never LK_OK */
+static inline lk_status lk_never_ok(lk_status code)
+{
+    if (!code) __builtin_unreachable();
+    return code;
+}
+#define lk_fail(err, code, ...) ((void)lk_fail(err, code, __VA_ARGS__), lk_never_ok(code))
+#define lk_fail_errno(...)      ((void)lk_fail_errno(__VA_ARGS__), LK_ERR_IO)
+#endif
+
 /* A short constant name: "format", "io", ... */
 const char *lk_status_name(lk_status code);
 

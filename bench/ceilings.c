@@ -99,7 +99,8 @@ __attribute__((target("avx512f,avx512bf16"))) static double dot_bf16(void *memor
         for (int i = 0; i < CHAINS; i++) c[i] = _mm512_dpbf16_ps(c[i], a, b);
     for (int i = 1; i < CHAINS; i++) c[0] = _mm512_add_ps(c[0], c[i]);
     sink += (uint64_t)_mm512_cvtss_f32(c[0]);
-    return 4.0 * 16 * CHAINS * (ROUNDS / 2);
+    const int pairs = ROUNDS / 2;
+    return 4.0 * 16 * CHAINS * pairs;
 }
 
 __attribute__((target("amx-tile,amx-bf16"))) static double dot_amx(void *memory, size_t bytes)

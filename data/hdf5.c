@@ -68,7 +68,7 @@ lk_status lk_h5_write_int(hid_t object, const char *name, int64_t value, const c
 static lk_status read_open(hid_t attribute, hid_t type, const char *name, char **value, const char *where, lk_error *err)
 {
     enum { MAX_TEXT = 64 << 20 };
-    int64_t number;
+    int64_t number = 0;
     size_t size = H5Tget_size(type);
     hid_t space = H5Aget_space(attribute);
     hssize_t count = space >= 0 ? H5Sget_simple_extent_npoints(space) : -1;

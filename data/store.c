@@ -266,7 +266,7 @@ static lk_status load_offsets(lk_store *s, lk_error *err)
 
 static lk_status open_file(lk_store *s, lk_error *err)
 {
-    int64_t version, tokens, masks;
+    int64_t version, tokens = 0, masks = 0;
     LK_TRY(lk_h5_open(&s->file, s->path, err));
     LK_TRY(lk_h5_read_int(s->file, "format_version", &version, s->path, err));
     if (version != FORMAT_VERSION)

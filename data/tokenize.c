@@ -212,8 +212,11 @@ static lk_status tokenize_messages(document *d, const lk_chat *chat, const lk_ex
 static lk_status tokenize(document *d, const lk_tokenizer *tk, const lk_chat *chat, const lk_example *ex, lk_loss_on loss_on, lk_error *err)
 {
     *d = (document){0};
-    LK_TRY(document_add(d, NULL, 0, 0, err)); /* memory for an empty document too */
-    lk_status status = LK_OK;
+    lk_status status = document_add(d, NULL, 0, 0, err); /* memory for an empty document too */
+    if (status) {
+        document_free(d);
+        return status;
+    }
     switch (ex->kind) {
     case LK_EXAMPLE_MESSAGES: status = tokenize_messages(d, chat, ex, loss_on, err); break;
     case LK_EXAMPLE_COMPLETION: status = tokenize_completion(d, tk, ex, err); break;

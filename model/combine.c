@@ -251,7 +251,7 @@ static lk_status combine_all(combiner *c, const lk_combine_options *o, lk_error 
 {
     int64_t most = 0;
     for (int i = 0; i < c->n; i++) most += lk_peft_count(c->peft[i]);
-    c->modules = calloc((size_t)most, sizeof *c->modules);
+    c->modules = calloc((size_t)most + 1, sizeof *c->modules);
     if (!c->modules) return lk_fail(err, LK_ERR_MEMORY, "no memory for %lld modules", (long long)most);
     for (const char *name; (name = next_name(c));) {
         stack s = {0};

@@ -344,6 +344,7 @@ lk_jvalue lk_j_slice(lk_j *j, lk_jvalue object, lk_jvalue start, lk_jvalue stop,
     if (step < -n) step = -n - 1;
     int64_t low = step < 0 ? -1 : 0, high = step < 0 ? n - 1 : n;
     int64_t begin = bound(j, start, n, low, high, step < 0 ? high : low), end = bound(j, stop, n, low, high, step < 0 ? low : high);
+    /* NOLINTNEXTLINE(clang-analyzer-core.DivideZero): step is not 0, n is not negative */
     int64_t count = step > 0 ? (end > begin ? (end - begin + step - 1) / step : 0) : (begin > end ? (begin - end - step - 1) / -step : 0);
     if (object.kind == LK_J_STRING) return slice_text(j, object, begin, step, count);
     if (object.kind == LK_J_RANGE) {

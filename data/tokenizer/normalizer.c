@@ -178,7 +178,9 @@ static int lower(uint32_t c, char bytes[8])
         return c >= 'A' && c <= 'Z' ? 1 : -1;
     }
     if (c == 0x130) { /* the only one that becomes two: i and a dot above */
-        memcpy(bytes, "i\xcc\x87", 3);
+        bytes[0] = 'i';
+        bytes[1] = (char)0xcc;
+        bytes[2] = (char)0x87;
         return 3;
     }
     uint32_t small = lk_lower(c);

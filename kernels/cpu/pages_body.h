@@ -101,10 +101,11 @@ LK_INLINE void weigh_rest(float *o, const float *p, const lk_page_block *b, int 
     for (int j = from; j < to; j++) {
         float value[LK_LANES] = {0};
         int64_t row = (int64_t)(j % TILE) * D + at;
+        const int8_t *values = (const int8_t *)b->values[j / TILE] + row * lk_dtype_size(type);
         if (type == LK_I8)
-            for (int64_t i = 0; i < left; i++) value[i] = (float)((const int8_t *)b->values[j / TILE])[row + i];
+            for (int64_t i = 0; i < left; i++) value[i] = (float)values[i];
         else
-            lk_to_f32(value, (const char *)b->values[j / TILE] + row * lk_dtype_size(type), type, left);
+            lk_to_f32(value, values, type, left);
         sum = vf_fma(vf_set(weight_of(p, b, j, type)), vf_load(value), sum);
     }
     vf_store_part(o + at, sum, left);

@@ -134,11 +134,13 @@ static double mass_from(const row *r, float least, int64_t *count)
 /* A probability below which neither top-k nor top-p reaches. */
 static float threshold(const row *r, const lk_sample_request *q, double sum)
 {
-    for (float least = 0.25f; least > 1e-30f; least *= least > 1e-4f ? 0.25f : 0.01f) {
+    float least = 0.25f;
+    while (least > 1e-30f) {
         int64_t count;
         double mass = mass_from(r, least, &count);
         if (q->top_k > 0 ? count >= q->top_k : mass > (double)q->top_p * sum * 1.000001)
             return least; /* sums in another order differ in the last bits */
+        least *= least > 1e-4f ? 0.25f : 0.01f;
     }
     return FLT_MIN;
 }

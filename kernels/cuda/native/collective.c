@@ -52,8 +52,8 @@ static lk_status agree(lk_ranks *ranks, lk_status status, lk_error *err)
 {
     double failed = status != LK_OK;
     LK_TRY(lk_ranks_sum_doubles(ranks, &failed, 1, err));
-    if (failed == 0.0) return LK_OK;
-    return status ? status : lk_fail(err, LK_ERR_UNSUPPORTED, "NCCL does not start in another rank");
+    if (status) return status;
+    return failed == 0.0 ? LK_OK : lk_fail(err, LK_ERR_UNSUPPORTED, "NCCL does not start in another rank");
 }
 
 lk_status lk_collective_create(lk_collective **out, lk_ranks *ranks, const lk_rt_device *device, lk_error *err)
