@@ -10,6 +10,7 @@
 #include "data/safetensors.h"
 #include "model/bnb.h"
 #include "model/config.h"
+#include "model/fits.h"
 #include "model/weights.h"
 
 void cli_inspect_config(cJSON *out, const lk_config *c)
@@ -24,7 +25,37 @@ void cli_inspect_config(cJSON *out, const lk_config *c)
     cJSON_AddNumberToObject(out, "max_positions", (double)c->max_positions);
 }
 
-static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
+void cli_add_fit(cJSON *out, lk_status status, const lk_error *why)
+{
+    cJSON_AddBoolToObject(out, "fits", status == LK_OK);
+    if (status) cJSON_AddStringToObject(out, "why_not", why->message);
+}
+
+void cli_add_model_fit(cJSON *out, const char *path, const char *base)
+{
+    lk_error why = {0};
+    lk_likeness like;
+    cli_add_fit(out, lk_model_fits(path, base, &like, &why), &why);
+    cJSON_AddBoolToObject(out, "same_identity", like.same_identity);
+    if (*like.tensor) {
+        char text[32];
+        snprintf(text, sizeof text, "%.3g", like.difference);
+        cJSON_AddRawToObject(out, "difference", text);
+        cJSON_AddStringToObject(out, "most_different", like.tensor);
+    }
+}
+
+bool cli_begins_with(const char *path, const void *bytes, size_t size)
+{
+    unsigned char first[16];
+    FILE *f = lk_path_is_folder(path) || size > sizeof first ? NULL : fopen(path, "rb");
+    if (!f) return false;
+    bool is = fread(first, 1, size, f) == size && !memcmp(first, bytes, size);
+    fclose(f);
+    return is;
+}
+
+static lk_status inspect_model(cJSON *out, const char *path, const char *base, lk_error *err)
 {
     lk_config c;
     LK_TRY(lk_config_read(&c, path, err));
@@ -39,13 +70,14 @@ static lk_status inspect_model(cJSON *out, const char *path, lk_error *err)
         cli_inspect_config(out, &c);
         cJSON_AddStringToObject(out, "quantization", lk_bnb_any(st) ? "nf4" : "none");
         cJSON_AddStringToObject(out, "identity", identity);
+        if (base) cli_add_model_fit(out, path, base);
     }
     lk_pool_destroy(pool);
     lk_safetensors_close(st);
     return status;
 }
 
-static lk_status inspect_file(cJSON *out, const char *path, lk_error *err)
+static lk_status inspect_file(cJSON *out, const char *path, const char *base, lk_error *err)
 {
     lk_safetensors *st;
     LK_TRY(lk_safetensors_open(&st, path, err));
@@ -63,6 +95,8 @@ static lk_status inspect_file(cJSON *out, const char *path, lk_error *err)
         for (int d = 0; d < t->n_dims; d++) cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t->shape[d]));
         cJSON_AddItemToArray(tensors, item);
     }
+    lk_error why = {0};
+    if (base) cli_add_fit(out, lk_tensors_fit(st, base, &why), &why);
     lk_safetensors_close(st);
     return status;
 }
@@ -96,7 +130,7 @@ static int run(const cli_command *self, int argc, char **argv)
     const char *path, *base = NULL;
     bool json = false;
     int n;
-    const cli_option options[] = {{"--base", CLI_STRING, &base, "BASE", "say whether an adapter fits this model folder"},
+    const cli_option options[] = {{"--base", CLI_STRING, &base, "BASE", "say whether it fits this model folder or GGUF file"},
                                   {"--json", CLI_FLAG, &json, NULL, "for machines"},
                                   {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &path, 1, 1, &n);
@@ -111,16 +145,19 @@ static int run(const cli_command *self, int argc, char **argv)
     if (lk_path_exists(adapter))
         status = cli_inspect_adapter(out, path, base, &err);
     else if (lk_path_exists(config))
-        status = inspect_model(out, path, &err);
+        status = inspect_model(out, path, base, &err);
     else if (lk_gguf_is_file(path))
-        status = cli_inspect_gguf(out, path, &err);
+        status = cli_inspect_gguf(out, path, base, &err);
     else if (cli_is_bundle(path))
         status = cli_inspect_bundle(out, path, base, &err);
+    else if (cli_is_checkpoint(path))
+        status = cli_inspect_checkpoint(out, path, base, &err);
     else if (lk_path_exists(path) && !lk_path_is_folder(path))
-        status = inspect_file(out, path, &err);
+        status = inspect_file(out, path, base, &err);
     else
-        status = lk_fail(&err, LK_ERR_NOT_FOUND,
-                         "%s is neither a model folder, nor an adapter folder, nor a bundle, nor a safetensors or GGUF file", path);
+        status = lk_fail(
+            &err, LK_ERR_NOT_FOUND,
+            "%s is neither a model folder, nor an adapter folder, nor a bundle, nor a checkpoint, nor a safetensors or GGUF file", path);
     if (status) {
         rc = cli_fail(self, CLI_FAILED, "%s", err.message);
     } else {
@@ -136,5 +173,9 @@ static int run(const cli_command *self, int argc, char **argv)
     return rc;
 }
 
-const cli_command cli_inspect = {"inspect", "PATH [--base BASE] [--json]",
-                                 "what a model folder, adapter folder, bundle, safetensors or GGUF file holds", NULL, run};
+const cli_command cli_inspect = {
+    "inspect", "PATH [--base BASE] [--json]", "what a model folder, adapter folder, bundle, checkpoint, safetensors or GGUF file holds",
+    "With --base also whether it fits that model, and why not: an adapter by its layers, sizes and the base it is stamped with; a\n"
+    "model, by its layers, sizes and weights (equal but for rounding, so that adapters mean the same on both); a checkpoint by the\n"
+    "weights it was trained on; loose tensors by names and shapes.",
+    run};

@@ -1,8 +1,4 @@
 /* Adapters and bundles, inspected. */
-#include <stdio.h>
-#include <string.h>
-
-#include "base/file.h"
 #include "cli/inspect.h"
 #include "data/bundle.h"
 #include "data/peft.h"
@@ -65,14 +61,10 @@ static void describe(cJSON *out, const lk_peft *peft)
     cJSON_AddNumberToObject(out, "parameters", (double)parameters);
 }
 
-/* Not fitting is an answer, not a failure. */
 static void add_fit(cJSON *out, const lk_peft *peft, const char *path, const char *base)
 {
     lk_error why = {0};
-    if (!base) return;
-    bool fits = lk_adapter_fits(peft, path, base, &why) == LK_OK;
-    cJSON_AddBoolToObject(out, "fits", fits);
-    if (!fits) cJSON_AddStringToObject(out, "why_not", why.message);
+    if (base) cli_add_fit(out, lk_adapter_fits(peft, path, base, &why), &why);
 }
 
 lk_status cli_inspect_adapter(cJSON *out, const char *path, const char *base, lk_error *err)
@@ -86,16 +78,7 @@ lk_status cli_inspect_adapter(cJSON *out, const char *path, const char *base, lk
     return LK_OK;
 }
 
-bool cli_is_bundle(const char *path)
-{
-    static const unsigned char zstd[4] = {0x28, 0xb5, 0x2f, 0xfd};
-    unsigned char first[4];
-    FILE *f = lk_path_is_folder(path) ? NULL : fopen(path, "rb");
-    if (!f) return false;
-    bool is = fread(first, 1, 4, f) == 4 && !memcmp(first, zstd, 4);
-    fclose(f);
-    return is;
-}
+bool cli_is_bundle(const char *path) { return cli_begins_with(path, "\x28\xb5\x2f\xfd", 4); }
 
 lk_status cli_inspect_bundle(cJSON *out, const char *path, const char *base, lk_error *err)
 {

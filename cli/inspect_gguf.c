@@ -4,6 +4,7 @@
 #include "base/pool.h"
 #include "cli/inspect.h"
 #include "data/gguf.h"
+#include "model/fits.h"
 #include "model/gguf_config.h"
 #include "model/sites.h"
 #include "model/weights.h"
@@ -34,6 +35,20 @@ static void add_types(cJSON *out, const lk_gguf *g)
     }
 }
 
+/* An adapter's tensors with their shapes, as GGUF names them. */
+static void add_factors(cJSON *out, const lk_gguf *g)
+{
+    cJSON *factors = cJSON_AddArrayToObject(out, "factors");
+    for (int64_t i = 0; i < lk_gguf_count(g); i++) {
+        const lk_gguf_tensor *t = lk_gguf_at(g, i);
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddStringToObject(item, "name", t->name);
+        cJSON *shape = cJSON_AddArrayToObject(item, "shape");
+        for (int d = 0; d < t->n_dims; d++) cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)t->shape[d]));
+        cJSON_AddItemToArray(factors, item);
+    }
+}
+
 static lk_status add_model(cJSON *out, const lk_gguf *g, const char *path, lk_error *err)
 {
     lk_config c;
@@ -53,7 +68,7 @@ static lk_status add_model(cJSON *out, const lk_gguf *g, const char *path, lk_er
     return status;
 }
 
-lk_status cli_inspect_gguf(cJSON *out, const char *path, lk_error *err)
+lk_status cli_inspect_gguf(cJSON *out, const char *path, const char *base, lk_error *err)
 {
     lk_gguf *g;
     LK_TRY(lk_gguf_open(&g, path, err));
@@ -71,6 +86,10 @@ lk_status cli_inspect_gguf(cJSON *out, const char *path, lk_error *err)
     cJSON_AddNumberToObject(out, "tensors", (double)lk_gguf_count(g));
     add_types(out, g);
     if (!adapter && !status) status = add_model(out, g, path, err);
+    if (adapter && !status) add_factors(out, g);
+    lk_error why = {0};
+    if (base && adapter && !status) cli_add_fit(out, lk_gguf_lora_fits(g, base, &why), &why);
+    if (base && !adapter && !status) cli_add_model_fit(out, path, base);
     lk_gguf_close(g);
     return status;
 }

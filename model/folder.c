@@ -28,14 +28,35 @@ lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *e
     return LK_OK;
 }
 
+/* Numbers are printed as they were written: 4.0 that became 4 is another type to Python (vLLM fails on such a factor of a linear RoPE). */
+static void keep_spelling(cJSON *node)
+{
+    for (; node; node = node->next) {
+        keep_spelling(node->child); /* as deep as the parser lets a file be */
+        if (cJSON_IsNumber(node) && node->valuestring) node->type = (node->type & ~0xff) | cJSON_Raw;
+    }
+}
+
+static lk_status read_config(cJSON **json, const char *folder, lk_error *err)
+{
+    char path[4096], *text;
+    size_t size;
+    LK_TRY(lk_path_join(path, sizeof path, folder, "config.json", err));
+    LK_TRY(lk_file_read(path, MAX_CONFIG_BYTES, &text, &size, err));
+    lk_status status = lk_json_parse(json, text, size, path, err);
+    if (!status) status = lk_json_keep_numbers(*json, text, size, err);
+    if (!status) keep_spelling(*json);
+    free(text);
+    return status;
+}
+
 lk_status lk_folder_write_config(const char *from, const char *to, const char *dtype, cJSON *quantization, bool untie, lk_error *err)
 {
     char path[4096];
     cJSON *json = NULL;
     char *text = NULL;
     lk_status status;
-    if ((status = lk_path_join(path, sizeof path, from, "config.json", err))) goto out;
-    if ((status = lk_json_read(&json, path, MAX_CONFIG_BYTES, err))) goto out;
+    if ((status = read_config(&json, from, err))) goto out;
     cJSON_DeleteItemFromObjectCaseSensitive(json, "quantization_config");
     if (quantization) {
         cJSON_AddItemToObject(json, "quantization_config", quantization);

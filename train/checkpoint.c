@@ -317,3 +317,25 @@ lk_status lk_checkpoint_resume(const char *folder, lk_checkpoint_meta *meta, con
     }
     return LK_OK;
 }
+
+/* ---------------------------------------------------------------------------------------------- described */
+
+lk_status lk_checkpoint_describe(lk_checkpoint_facts *facts, const char *path, lk_error *err)
+{
+    reading r = {.path = path, .file = -1, .err = err};
+    memset(facts, 0, sizeof *facts);
+    lk_h5_begin();
+    lk_status status = verify(&r);
+    if (!status) {
+        *facts = (lk_checkpoint_facts){r.step, r.n, r.optimizer, r.essence, r.base, r.data, r.content};
+        r.optimizer = r.essence = r.base = r.data = r.content = NULL;
+    }
+    close_reading(&r);
+    return status;
+}
+
+void lk_checkpoint_facts_free(lk_checkpoint_facts *f)
+{
+    char *const texts[] = {f->optimizer, f->essence, f->base_digest, f->data_digest, f->content};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(texts[i]);
+}

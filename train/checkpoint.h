@@ -39,4 +39,12 @@ lk_status lk_checkpoint_save(const char *folder, const lk_checkpoint_meta *meta,
  * without the folder) *found is false and nothing changes. */
 lk_status lk_checkpoint_resume(const char *folder, lk_checkpoint_meta *meta, const lk_checkpoint_state *state, bool *found, lk_error *err);
 
+/* What a file says of itself, after it was found whole. Strings are the struct's: lk_checkpoint_facts_free. */
+typedef struct lk_checkpoint_facts {
+    int64_t step, n_params;
+    char *optimizer, *essence, *base_digest, *data_digest, *content;
+} lk_checkpoint_facts;
+lk_status lk_checkpoint_describe(lk_checkpoint_facts *facts, const char *path, lk_error *err);
+void lk_checkpoint_facts_free(lk_checkpoint_facts *facts);
+
 #endif

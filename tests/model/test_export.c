@@ -15,6 +15,7 @@
 #include "data/safetensors.h"
 #include "model/export_gguf.h"
 #include "model/gguf_config.h"
+#include "model/merge.h"
 #include "tests/check.h"
 
 static cJSON *digests(void)
@@ -201,6 +202,25 @@ static void test_mixed_types(void **state)
     free(folder);
 }
 
+/* A folder written anew says 4.0 where its base did: vLLM takes a factor of 4 for something else. */
+static void test_numbers_stay(void **state)
+{
+    (void)state;
+    lk_error err = {0};
+    char *folder = check_temporary("export_numbers"), *out = check_temporary("export_numbers_out"), path[4200], *text;
+    size_t size;
+    make_wide(folder, ", \"rope_theta\": 10000.0, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0}");
+    lk_merge_result result;
+    CHECK_OK(lk_model_merge(folder, NULL, out, &(lk_merge_options){.dtype = LK_BF16}, &result, &err), &err);
+    snprintf(path, sizeof path, "%s/config.json", out);
+    CHECK_OK(lk_file_read(path, 1 << 20, &text, &size, &err), &err);
+    if (!strstr(text, "\"factor\":\t4.0") || !strstr(text, "10000.0") || !strstr(text, "1e-5") || !strstr(text, ":\t256,"))
+        fail_msg("%s", text);
+    free(text);
+    free(folder);
+    free(out);
+}
+
 /* ---- what llama.cpp takes where a file is silent ---- */
 
 static void read_small(lk_config *c, const char *folder, const char *more)
@@ -366,8 +386,9 @@ static void test_refuses_adapters(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bytes),   cmocka_unit_test(test_mixed_types),
-                                       cmocka_unit_test(test_silent_files), cmocka_unit_test(test_modelfile),
-                                       cmocka_unit_test(test_refuses),      cmocka_unit_test(test_refuses_adapters)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bytes),      cmocka_unit_test(test_mixed_types),
+                                       cmocka_unit_test(test_numbers_stay),    cmocka_unit_test(test_silent_files),
+                                       cmocka_unit_test(test_modelfile),       cmocka_unit_test(test_refuses),
+                                       cmocka_unit_test(test_refuses_adapters)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
