@@ -122,20 +122,22 @@ static lk_status count_pages(const lk_registry *reg, const char *name, const lk_
     return LK_OK;
 }
 
-/* Without a lock. Ends when the bytes are there. */
-static lk_status upload(lk_registry *reg, int32_t first, const void *bytes, size_t size, lk_error *err)
+/* Without a lock: v's bytes from the host to its run. Ends when they are there. */
+static lk_status upload(lk_registry *reg, const lk_version *v, lk_error *err)
 {
     pthread_mutex_lock(&reg->loading);
     lk_backend *loader = reg->loader;
     lk_status status = lk_backend_use(loader);
-    char *to = lk_kv_page(reg->options.kv, first);
+    char *to = lk_kv_page(reg->options.kv, v->first);
+    const char *bytes = v->host.p;
+    size_t size = (size_t)v->bytes;
     for (size_t at = 0; at < size && !status; at += UPLOAD_PIECE) {
         size_t n = size - at < UPLOAD_PIECE ? size - at : UPLOAD_PIECE;
-        status = lk_upload(loader, to + at, (const char *)bytes + at, n);
+        status = lk_upload(loader, to + at, bytes + at, n);
     }
     if (status) lk_backend_fail(loader, status, err);
     pthread_mutex_unlock(&reg->loading);
-    return status;
+    return status ? lk_error_prefix(err, status, "adapter '%s' did not reach the device's memory", v->name) : LK_OK;
 }
 
 lk_status lk_version_secure(lk_registry *reg, lk_version *old, lk_error *err)
@@ -153,6 +155,7 @@ lk_status lk_version_secure(lk_registry *reg, lk_version *old, lk_error *err)
         if (!status) status = lk_download(reg->loader, t.block.p, weights, bytes);
         if (status) lk_backend_fail(reg->loader, status, err);
         pthread_mutex_unlock(&reg->loading);
+        if (status) lk_error_prefix(err, status, "a copy of adapter '%s', which requests still use", old->name);
     }
     pthread_mutex_lock(&reg->lock);
     old->copied_out--;
@@ -263,7 +266,7 @@ static lk_status bring(lk_registry *reg, lk_version *fresh, lk_alias **fresh_ali
     if (status) return status;
     if (heard == LK_STOPPING) return lk_fail(err, LK_ERR_INTERRUPTED, "the server is stopping");
     if (heard == LK_NO_PLACE) return too_many(reg, fresh->name, err);
-    if (heard == LK_GRANTED) status = upload(reg, fresh->first, fresh->host.p, (size_t)fresh->bytes, err);
+    if (heard == LK_GRANTED) status = upload(reg, fresh, err);
     pthread_mutex_lock(&reg->lock);
     if (!status) status = secure_current(reg, fresh->name, err); /* a request may have brought it back meanwhile */
     if (!status) {
@@ -368,7 +371,7 @@ static lk_status read_again(lk_registry *reg, const lk_version *v, lk_host_block
 static lk_status do_job(lk_registry *reg, lk_version *v, lk_version_job job, lk_host_block *block, lk_error *err)
 {
     if (job == LK_JOB_READ) return read_again(reg, v, block, err);
-    return upload(reg, v->first, v->host.p, (size_t)v->bytes, err);
+    return upload(reg, v, err);
 }
 
 /* With the lock. */
