@@ -340,8 +340,9 @@ lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const f
 {
     NEED(gain);
     if (!y) return bad(be, "gain", "no y");
-    LK_TRY(check(be, "gain", "y", y, false, y->rows, y->cols));
-    if (residual) LK_TRY(check(be, "gain", "residual", residual, false, y->rows, y->cols));
+    LK_TRY(check(be, "gain", "y", y, true, y->rows, y->cols));
+    if (residual) LK_TRY(check(be, "gain", "residual", residual, true, y->rows, y->cols));
+    if (residual && residual->type != y->type) return bad(be, "gain", "residual and y are of different types");
     return be->ops->gain(be, y, gain, bias, residual);
 }
 
@@ -358,8 +359,9 @@ lk_status lk_lora_gain(lk_backend *be, const lk_batch *batch, int32_t site, cons
 {
     NEED(gain);
     if (!batch || (batch->n_segments > 0 && (site < 0 || site >= batch->n_sites))) return bad(be, "lora_gain", "no batch, or no such site");
-    LK_TRY(check(be, "lora_gain", "y", y, false, rows_of(batch), y ? y->cols : 0));
-    if (residual) LK_TRY(check(be, "lora_gain", "residual", residual, false, y->rows, y->cols));
+    LK_TRY(check(be, "lora_gain", "y", y, true, rows_of(batch), y ? y->cols : 0));
+    if (residual) LK_TRY(check(be, "lora_gain", "residual", residual, true, y->rows, y->cols));
+    if (residual && residual->type != y->type) return bad(be, "lora_gain", "residual and y are of different types");
     if (residual && y->rows > 0 && residual->data == y->data) return bad(be, "lora_gain", "y aliases residual");
     if (batch->n_segments > 0 && be->ops->lora_gain) return be->ops->lora_gain(be, batch, site, y, bias, residual);
     for (int64_t i = 0; i < batch->n_segments; i++) {

@@ -114,6 +114,7 @@ lk_status lk_transfer_wait(lk_backend *be, int slot);
 /* The largest shapes that operations will be called with; 0 where an operation is not used. */
 typedef struct lk_limits {
     int64_t tokens; /* rows of any activation */
+    int64_t slots;  /* rows of those that a mixture of experts brings together: tokens times experts of each */
     int64_t width;  /* K or N of any linear layer */
     int64_t vocab;  /* N of the head */
     int64_t rank;   /* of any adapter */
@@ -228,6 +229,9 @@ static inline int32_t lk_drawn(int64_t row) { return (int32_t)(-1 - row); }
  * returns; a device backend mirrors them in lk_batch_begin. */
 typedef struct lk_batch {
     int64_t n_tokens;
+    /* NULL, or the batch begun before, of whose rows these are some (those of one expert): neither documents nor sequences then, but what
+     * that batch's kind decides is decided alike. */
+    const struct lk_batch *of;
     /* serving: so many rows more that every activation has behind the tokens'. They are computed and mean nothing: a step that is recorded
      * (lk_step_begin) has one of few sizes. Their ids and positions are there and 0. */
     int64_t padding;
@@ -341,7 +345,7 @@ lk_status lk_glu_backward(lk_backend *be, const lk_tensor *dgate, const lk_tenso
                           const lk_tensor *up, lk_activation act);
 
 /* y[T,N] = y * gain[N] + bias[N] + residual[T,N]: the end of a layer that a DoRA adapter (Liu et al. 2024) rescales, its factors already in
- * y. gain and bias F32; any of the three may be NULL; residual of y's type. */
+ * y. gain and bias F32; any of the three may be NULL; y act or F32, residual of its type. */
 lk_status lk_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual);
 /* lk_gain of each row that has an adapter with a gain or a bias of its own at this site, with these; where the adapter has no bias, with
  * `bias`, the layer's own. Other rows are left alone. */

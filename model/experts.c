@@ -88,8 +88,11 @@ static lk_batch batch_of(const lk_experts_call *call, int64_t e)
 {
     const lk_batch *whole = call->batch;
     lk_routing *r = call->routing;
-    lk_batch b = {
-        .n_tokens = r->first[e + 1] - r->first[e], .n_sites = whole->n_sites, .n_adapters = whole->n_adapters, .lora = whole->lora};
+    lk_batch b = {.n_tokens = r->first[e + 1] - r->first[e],
+                  .of = whole,
+                  .n_sites = whole->n_sites,
+                  .n_adapters = whole->n_adapters,
+                  .lora = whole->lora};
     const int32_t *rows = r->rows + r->first[e];
     int64_t at = 0;
     for (int64_t s = 0; s < whole->n_segments; s++) {

@@ -79,6 +79,7 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
 static lk_limits infer_limits(const lk_config *m, const lk_infer_options *o)
 {
     return (lk_limits){.tokens = o->max_tokens > o->max_rows ? o->max_tokens : o->max_rows,
+                       .slots = o->max_tokens * m->experts_used,
                        .width = lk_config_widest(m),
                        .vocab = m->vocab,
                        .matrix = lk_config_largest_matrix(m),

@@ -130,6 +130,7 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
 static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
 {
     return (lk_limits){.tokens = o->max_tokens,
+                       .slots = o->max_tokens * m->experts_used,
                        .width = lk_config_widest(m),
                        .vocab = m->vocab,
                        .matrix = lk_config_largest_matrix(m),

@@ -65,8 +65,10 @@ static void make_requests(asked q[N], int64_t vocab, int shrink)
     }
 }
 
+static int32_t rank_of(const check_crowd *c, int a) { return c->most_rank && RANKS[a] > c->most_rank ? c->most_rank : RANKS[a]; }
+
 /* Some adapters leave layers out and take less. */
-static size_t pool_bytes(const lk_model *model, const check_scene *s, size_t page)
+static size_t pool_bytes(const lk_model *model, const check_crowd *c, const check_scene *s, size_t page)
 {
     lk_error err = {0};
     lk_adapter_spec spec = {.alpha = 1, .targets = {true, true, true, true, true, true, true}};
@@ -74,7 +76,7 @@ static size_t pool_bytes(const lk_model *model, const check_scene *s, size_t pag
     for (int a = ADAPTERS - s->n_adapters; a < ADAPTERS; a++) {
         int64_t n_params, n_trainable;
         int32_t rank;
-        spec.rank = RANKS[a];
+        spec.rank = rank_of(c, a);
         CHECK_OK(lk_adapter_params(&model->config, &spec, &n_params, &n_trainable, &rank, &err), &err);
         pages += ((size_t)n_params * (size_t)lk_dtype_size(lk_backend_compute(model->be)) + page - 1) / page;
     }
@@ -105,7 +107,7 @@ static lk_engine *start(lk_model *model, const check_scene *s, const check_crowd
     o.kv_8bit = c->kv_8bit;
     if (o.kv_8bit) page.type = LK_I8;
     o.token_budget = s->token_budget;
-    o.kv_bytes = pool_bytes(model, s, lk_kv_page_bytes(model->be, &page));
+    o.kv_bytes = pool_bytes(model, c, s, lk_kv_page_bytes(model->be, &page));
     o.max_running = s->max_running;
     o.max_resident_adapters = s->max_resident;
     lk_engine *engine;
@@ -164,10 +166,23 @@ static void run_scene(lk_model *model, const check_scene *s, const check_crowd *
     lk_engine_stop(engine);
 }
 
+static char *model_folder(const char *model)
+{
+    if (strncmp(model, "family ", 7)) return check_golden(model);
+    lk_safetensors *st;
+    cJSON *json = check_families(&st);
+    const cJSON *each, *found = NULL;
+    cJSON_ArrayForEach(each, lk_json_get(json, "cases")) if (!strcmp(lk_json_get(each, "name")->valuestring, model + 7)) found = each;
+    char *folder = check_family_folder(found);
+    cJSON_Delete(json);
+    lk_safetensors_close(st);
+    return folder;
+}
+
 void check_company(const check_crowd *c)
 {
     lk_log_set_level(LK_LOG_WARN);
-    char *golden = check_golden(c->model), *folder = check_temporary(strcmp(c->backend.device, "cpu") ? "company_device" : "company");
+    char *golden = model_folder(c->model), *folder = check_temporary(strcmp(c->backend.device, "cpu") ? "company_device" : "company");
     lk_error err = {0};
     check_model m = {0};
     CHECK_OK(lk_backend_open(&m.be, &c->backend, &err), &err);
@@ -177,7 +192,7 @@ void check_company(const check_crowd *c)
     for (int a = 0; a < ADAPTERS - c->n_given; a++) {
         char path[4200];
         snprintf(path, sizeof path, "%s/a%d", folder, a);
-        check_adapter_write(cpu.model, path, RANKS[a], (uint64_t)a + 1, 0.05f);
+        check_adapter_write(cpu.model, path, rank_of(c, a), (uint64_t)a + 1, 0.05f);
     }
     check_model_close(&cpu);
     asked *q = calloc(N, sizeof *q);

@@ -22,12 +22,13 @@ typedef struct check_scene {
 enum { CHECK_ADAPTERS = 8 };
 
 typedef struct check_crowd {
-    const char *model; /* in tests/golden */
+    const char *model; /* in tests/golden, or "family NAME": one of tests/golden/families.json */
     lk_quant quant;
     lk_backend_options backend;
     bool kv_8bit, nf4_head;
-    bool queued; /* in company the backend is made one that samples behind the host's back (tests/queued.h) */
-    int shrink;  /* prompts and answers are so many times shorter: 1 on the CPU */
+    int32_t most_rank; /* of an adapter, for models too narrow for 32; 0: any */
+    bool queued;       /* in company the backend is made one that samples behind the host's back (tests/queued.h) */
+    int shrink;        /* prompts and answers are so many times shorter: 1 on the CPU */
     /* The last adapters are these of tests/golden/options instead: more than factors. NULL: none. They must be for the model. */
     const char *const *given;
     int n_given;

@@ -199,6 +199,14 @@ lk_status lk_cuda_scale(lk_backend *be, const lk_tensor *y, const lk_tensor *x, 
 lk_status lk_cuda_cap(lk_backend *be, const lk_tensor *y, float cap);
 lk_status lk_cuda_gather_rows(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *rows);
 
+lk_status lk_cuda_moe_route(lk_backend *be, int32_t *ids, const lk_tensor *weights, const lk_tensor *logits, bool normalise);
+lk_status lk_cuda_moe_route_backward(lk_backend *be, const lk_tensor *dlogits, const lk_tensor *dweights, const int32_t *ids,
+                                     const lk_tensor *logits, bool normalise);
+lk_status lk_cuda_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                              const lk_tensor *residual);
+lk_status lk_cuda_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy,
+                                       const lk_tensor *x, const int32_t *slots, const lk_tensor *weights);
+
 lk_status lk_cuda_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
                             const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
 lk_status lk_cuda_attention_backward(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,

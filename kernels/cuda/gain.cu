@@ -21,10 +21,11 @@ enum { NORM_ROWS = 16, NORM_COLUMNS = 64, A_THREAD = NORM_ROWS * NORM_COLUMNS / 
 
 static_assert(NORM_COLUMNS == 64 && A_THREAD == 4, "two warps have a row");
 
-typedef struct matrix_rows {
-    lk_bf16 *p;
+/* Of bf16 or, a router's logits, of fp32. */
+template <typename T> struct matrix_rows {
+    T *p;
     int64_t stride;
-} matrix_rows;
+};
 
 template <int N> LK_DEVICE void load(float *v, const lk_bf16 *p)
 {
@@ -40,12 +41,15 @@ template <int N> LK_DEVICE void store(lk_bf16 *p, const float *v)
     else
         p[0] = lk_float_bf16(v[0]);
 }
+template <int N> LK_DEVICE void load(float *v, const float *p) { v[0] = p[0]; }
+template <int N> LK_DEVICE void store(float *p, const float *v) { p[0] = v[0]; }
 
 /* ---------------------------------------------------------------------------------------------- forward */
 
 /* Columns c .. c+N-1 of one row. The same operations in the same order for every way here. */
-template <int N>
-LK_DEVICE void end_row(const matrix_rows &y, const matrix_rows &residual, const float *gain, const float *bias, int64_t row, int64_t c)
+template <typename T, int N>
+LK_DEVICE void end_row(const matrix_rows<T> &y, const matrix_rows<T> &residual, const float *gain, const float *bias, int64_t row,
+                       int64_t c)
 {
     float v[N], r[N];
     load<N>(v, y.p + row * y.stride + c);
@@ -59,52 +63,68 @@ LK_DEVICE void end_row(const matrix_rows &y, const matrix_rows &residual, const 
     store<N>(y.p + row * y.stride + c, v);
 }
 
-template <int N>
-LK_KERNEL void gain_rows(matrix_rows y, matrix_rows residual, const float *gain, const float *bias, int64_t rows, int64_t cols)
+template <typename T, int N>
+LK_KERNEL void gain_rows(matrix_rows<T> y, matrix_rows<T> residual, const float *gain, const float *bias, int64_t rows, int64_t cols)
 {
     int64_t c = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N;
     if (c >= cols) return;
-    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) end_row<N>(y, residual, gain, bias, r, c);
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y) end_row<T, N>(y, residual, gain, bias, r, c);
 }
 
-template <int N>
-LK_KERNEL void gain_tiles(matrix_rows y, matrix_rows residual, const lk_cuda_tokens *tiles, const lk_cuda_adapter *adapters,
-                          int32_t n_sites, const float *bias, int64_t cols)
+/* What a batch's adapters bring to a site. */
+typedef struct site_gains {
+    const lk_cuda_tokens *tiles;
+    const lk_cuda_adapter *adapters;
+    int32_t n_sites;
+    const float *bias; /* where an adapter has none */
+} site_gains;
+
+template <typename T, int N> LK_KERNEL void gain_tiles(matrix_rows<T> y, matrix_rows<T> residual, site_gains s, int64_t cols)
 {
-    const lk_cuda_tokens tile = tiles[blockIdx.y];
+    const lk_cuda_tokens tile = s.tiles[blockIdx.y];
     if (tile.count == 0) return;
-    const lk_cuda_adapter &a = adapters[(int64_t)tile.adapter * n_sites];
+    const lk_cuda_adapter &a = s.adapters[(int64_t)tile.adapter * s.n_sites];
     if (!a.gain && !a.bias) return;
-    const float *own = a.bias ? a.bias : bias;
+    const float *own = a.bias ? a.bias : s.bias;
     int64_t c = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * N;
     if (c >= cols) return;
-    for (int32_t r = 0; r < tile.count; r++) end_row<N>(y, residual, a.gain, own, tile.first + r, c);
+    for (int32_t r = 0; r < tile.count; r++) end_row<T, N>(y, residual, a.gain, own, tile.first + r, c);
 }
 
 static bool eights_of(const lk_tensor *y, const lk_tensor *residual)
 {
-    return lk_cuda_eights(y) && (!residual || lk_cuda_eights(residual));
+    return y->type == LK_BF16 && lk_cuda_eights(y) && (!residual || lk_cuda_eights(residual));
 }
 
-static matrix_rows rows_of(const lk_tensor *t)
-{
-    matrix_rows out = {t ? (lk_bf16 *)t->data : NULL, t ? t->stride : 0};
-    return out;
-}
+template <typename T> static matrix_rows<T> rows_of(const lk_tensor *t) { return {t ? (T *)t->data : NULL, t ? t->stride : 0}; }
 
 static unsigned blocks_for(int64_t cols, int n) { return (unsigned)((cols + THREADS * n - 1) / (THREADS * n)); }
+
+template <typename T, int N>
+static void launch_rows(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual)
+{
+    dim3 grid(blocks_for(y->cols, N), (unsigned)(y->rows < MOST_ROWS ? y->rows : MOST_ROWS));
+    auto *kernel = gain_rows<T, N>;
+    LK_LAUNCH("gain_rows", kernel, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of<T>(y), rows_of<T>(residual), gain, bias, y->rows,
+              y->cols);
+}
+
+template <typename T, int N> static void launch_tiles(lk_backend *be, const lk_tensor *y, const site_gains &s, const lk_tensor *residual)
+{
+    dim3 grid(blocks_for(y->cols, N), (unsigned)lk_cuda_of(be)->tables.bounds.tiles);
+    auto *kernel = gain_tiles<T, N>;
+    LK_LAUNCH("gain_tiles", kernel, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of<T>(y), rows_of<T>(residual), s, y->cols);
+}
 
 extern "C" lk_status lk_cuda_gain(lk_backend *be, const lk_tensor *y, const float *gain, const float *bias, const lk_tensor *residual)
 {
     if (y->rows == 0 || y->cols == 0 || !(gain || bias || residual)) return LK_OK;
-    bool eights = eights_of(y, residual);
-    dim3 grid(blocks_for(y->cols, eights ? 8 : 1), (unsigned)(y->rows < MOST_ROWS ? y->rows : MOST_ROWS));
-    if (eights)
-        LK_LAUNCH("gain_rows", gain_rows<8>, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of(y), rows_of(residual), gain, bias,
-                  y->rows, y->cols);
+    if (y->type == LK_F32)
+        launch_rows<float, 1>(be, y, gain, bias, residual);
+    else if (eights_of(y, residual))
+        launch_rows<lk_bf16, 8>(be, y, gain, bias, residual);
     else
-        LK_LAUNCH("gain_rows", gain_rows<1>, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of(y), rows_of(residual), gain, bias,
-                  y->rows, y->cols);
+        launch_rows<lk_bf16, 1>(be, y, gain, bias, residual);
     return lk_rt_launched("gain", &be->error);
 }
 
@@ -129,22 +149,20 @@ extern "C" lk_status lk_cuda_lora_gain(lk_backend *be, const lk_batch *batch, in
     lk_cuda *cu = lk_cuda_of(be);
     if (!cu->serving) return gain_segments(be, batch, site, y, bias, residual);
     if (y->rows == 0 || y->cols == 0 || cu->tables.bounds.tiles == 0) return LK_OK;
-    bool eights = eights_of(y, residual);
-    dim3 grid(blocks_for(y->cols, eights ? 8 : 1), (unsigned)cu->tables.bounds.tiles);
-    const lk_cuda_adapter *adapters = cu->adapters.entries + site;
-    if (eights)
-        LK_LAUNCH("gain_tiles", gain_tiles<8>, grid, dim3(THREADS), 0, cu->stream, rows_of(y), rows_of(residual), cu->tables.tiles,
-                  adapters, cu->adapters.n_sites, bias, y->cols);
+    site_gains s = {cu->tables.tiles, cu->adapters.entries + site, cu->adapters.n_sites, bias};
+    if (y->type == LK_F32)
+        launch_tiles<float, 1>(be, y, s, residual);
+    else if (eights_of(y, residual))
+        launch_tiles<lk_bf16, 8>(be, y, s, residual);
     else
-        LK_LAUNCH("gain_tiles", gain_tiles<1>, grid, dim3(THREADS), 0, cu->stream, rows_of(y), rows_of(residual), cu->tables.tiles,
-                  adapters, cu->adapters.n_sites, bias, y->cols);
+        launch_tiles<lk_bf16, 1>(be, y, s, residual);
     return lk_rt_launched("lora_gain", &be->error);
 }
 
 /* ---------------------------------------------------------------------------------------------- backward */
 
 /* sums[blockIdx.y][c] = the block's rows of dy * y, and y = dy * gain. sums NULL: not wanted. */
-LK_KERNEL void gain_back(matrix_rows y, matrix_rows dy, const float *gain, float *sums, int64_t rows, int64_t cols)
+LK_KERNEL void gain_back(matrix_rows<lk_bf16> y, matrix_rows<lk_bf16> dy, const float *gain, float *sums, int64_t rows, int64_t cols)
 {
     int64_t c = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     if (c >= cols) return;
@@ -180,8 +198,8 @@ extern "C" lk_status lk_cuda_gain_backward(lk_backend *be, const lk_tensor *y, c
     if (blocks > MOST_ROWS) return lk_fail(&be->error, LK_ERR_INTERNAL, "gain_backward: %lld rows at once", (long long)y->rows);
     void *sums = NULL;
     if (dm) LK_TRY(lk_cuda_scratch(be, "gain_backward", sums_bytes(y->rows, y->cols), &sums));
-    LK_LAUNCH("gain_back", gain_back, dim3(blocks_for(y->cols, 1), (unsigned)blocks), dim3(THREADS), 0, stream, rows_of(y), rows_of(dy),
-              gain, (float *)sums, y->rows, y->cols);
+    LK_LAUNCH("gain_back", gain_back, dim3(blocks_for(y->cols, 1), (unsigned)blocks), dim3(THREADS), 0, stream, rows_of<lk_bf16>(y),
+              rows_of<lk_bf16>(dy), gain, (float *)sums, y->rows, y->cols);
     if (dm)
         LK_LAUNCH("gain_join", gain_join, dim3(blocks_for(y->cols, 1)), dim3(THREADS), 0, stream, dm, (const float *)sums, inverse_norm,
                   blocks, y->cols);

@@ -10,7 +10,11 @@
 enum { STAGING_BASE = 64 << 10, SCRATCH_BASE = 64 << 10 };
 
 /* Twice what an operation may stage, so that what it staged first survives the ring's turn; a bias is 2 bytes a column. */
-static size_t staging_needs(const lk_limits *l) { return 2 * (size_t)(l->tokens * 8 + l->width * 2 + STAGING_BASE); }
+static size_t staging_needs(const lk_limits *l)
+{
+    int64_t arrays = l->slots * 4 > l->tokens * 8 ? l->slots * 4 : l->tokens * 8;
+    return 2 * (size_t)(arrays + l->width * 2 + STAGING_BASE);
+}
 
 size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
 {

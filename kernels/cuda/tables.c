@@ -282,8 +282,10 @@ lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
     lk_cuda_tables *t = &cu->tables;
     t->batch = NULL;
     t->whole = false;
-    cu->serving = batch->n_sequences > 0;
-    return cu->serving ? send(be, batch, cu->n_kvs == 1 ? cu->kv : NULL, 0, true) : LK_OK;
+    cu->serving = batch->n_sequences > 0 || (batch->of && batch->of->n_sequences > 0);
+    if (!cu->serving) return LK_OK;
+    if (batch->of) return send(be, batch, NULL, 0, false); /* the adapters are those of the batch it is of */
+    return send(be, batch, cu->n_kvs == 1 ? cu->kv : NULL, 0, true);
 }
 
 lk_status lk_cuda_array(lk_backend *be, const int32_t **device, const int32_t *host, int64_t n)

@@ -39,9 +39,18 @@ static void test_more_than_factors(void **state)
                                  .scenes = mixed, .n_scenes = 2});
 }
 
+/* A mixture of experts, with adapters on attention and on experts. */
+static void test_mixture(void **state)
+{
+    (void)state;
+    static const check_scene one[] = {{"experts", 37, 256, CHECK_ADAPTERS, 16, CHECK_ADAPTERS, false}};
+    check_company(
+        &(check_crowd){"family mixtral", LK_QUANT_NF4, on_cuda, .most_rank = 16, .shrink = 3 * SHRINK, .scenes = one, .n_scenes = 1});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_company), cmocka_unit_test(test_8_and_4_bits),
-                                       cmocka_unit_test(test_more_than_factors)};
+                                       cmocka_unit_test(test_more_than_factors), cmocka_unit_test(test_mixture)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
 /* Every family on the CUDA backend: logits against transformers', packed and through pages, and LoRA gradients against PEFT's. Fused layers
  * are columns with a stride, some norms stand elsewhere, scores and logits are capped: what tests of single operations do not put together.
- * Mixtures of experts are refused. */
+ */
 #include "tests/cuda/cuda_check.h"
 #include "tests/model.h"
 
@@ -15,6 +15,22 @@ static double off(const float *got, const float *want, int64_t n)
     return sqrt(error / (size > 0 ? size : 1e-30));
 }
 
+/* Of the rows that are near; counts those that are not. A token of a mixture may stand between two experts by less than bf16 tells: it then
+ * goes another way than in fp32, and its row with it. */
+static double off_by_rows(const float *got, const float *want, int64_t n, int64_t cols, int *strays)
+{
+    double worst = 0;
+    *strays = 0;
+    for (int64_t t = 0; t < n; t++) {
+        double o = off(got + t * cols, want + t * cols, cols);
+        if (!(o < 4e-2))
+            ++*strays;
+        else if (o > worst)
+            worst = o;
+    }
+    return worst;
+}
+
 typedef struct family {
     const char *name;
     check_model m;
@@ -23,7 +39,7 @@ typedef struct family {
     float *logits;
 } family;
 
-static double packed(const family *f)
+static double packed(const family *f, int *strays)
 {
     lk_error err = {0};
     lk_pass *pass;
@@ -33,7 +49,7 @@ static double packed(const family *f)
     CHECK_OK(lk_pass_create(&pass, f->m.model, &(lk_pass_options){.max_tokens = f->n}, &err), &err);
     check_batch_init(&b, f->ids, f->n);
     CHECK_OK(lk_pass_logits(pass, &b.batch, got, &err), &err);
-    double worst = off(got, f->logits, size);
+    double worst = off_by_rows(got, f->logits, f->n, size / f->n, strays);
     check_batch_free(&b);
     lk_pass_destroy(pass);
     free(got);
@@ -41,7 +57,7 @@ static double packed(const family *f)
 }
 
 /* A prompt in one piece, then token by token. */
-static double paged(const family *f)
+static double paged(const family *f, int *strays)
 {
     enum { PROMPT = 27, PAGES = 4 };
     lk_error err = {0};
@@ -64,7 +80,7 @@ static double paged(const family *f)
         OP(f->m.be, lk_download(f->m.be, got + t * V, logits.data, (size_t)(count * V) * 4));
         t += count;
     }
-    double worst = off(got, f->logits, f->n * V);
+    double worst = off_by_rows(got, f->logits, f->n, V, strays);
     lk_kv_destroy(f->m.be, kv);
     lk_infer_destroy(infer);
     free(got);
@@ -94,7 +110,7 @@ static double gradients(const family *f, const lk_safetensors *st, int32_t rank)
     for (int32_t s = 0; s < a->n_sites; s++) {
         char path[200], key[300];
         lk_site_path(path, sizeof path, &f->m.model->config, s);
-        for (int factor = 0; factor < 2; factor++) {
+        for (int factor = 0; factor < 2 && a->sites[s].rank; factor++) {
             int64_t n;
             snprintf(key, sizeof key, "%s.grad.%s.%c", f->name, path, "AB"[factor]);
             float *want = check_floats(st, key, &n);
@@ -116,10 +132,13 @@ static double gradients(const family *f, const lk_safetensors *st, int32_t rank)
 static void test_families(void **state)
 {
     (void)state;
-    lk_safetensors *st;
+    lk_error err = {0};
+    lk_safetensors *st, *mixtures;
     cJSON *json = check_families(&st);
+    char *path = check_golden("mixtures.safetensors");
+    CHECK_OK(lk_safetensors_open(&mixtures, path, &err), &err);
     const cJSON *c;
-    int n = 0;
+    int n = 0, judged = 0; /* judged: mixtures with their gradients */
     set_schedule(0);
     cJSON_ArrayForEach(c, lk_json_get(json, "cases"))
     {
@@ -128,17 +147,6 @@ static void test_families(void **state)
         lk_backend_options on = {.device = "cuda", .compute = LK_BF16};
         char *folder = check_family_folder(c), key[200];
         family f = {.name = lk_json_get(c, "name")->valuestring};
-        if (lk_json_get(lk_json_get(c, "config"), "num_experts_per_tok")) {
-            lk_error err = {0};
-            lk_backend *be;
-            lk_model *model;
-            CHECK_OK(lk_backend_open(&be, &on, &err), &err);
-            CHECK_FAILS(lk_model_open(&model, be, folder, &(lk_model_options){.quant = LK_QUANT_NONE}, &err), LK_ERR_UNSUPPORTED,
-                        "is a mixture of experts, which the backend cuda", &err);
-            lk_backend_close(be);
-            free(folder);
-            continue;
-        }
         const cJSON *runs = lk_json_get(c, "runs");
         f.n = cJSON_GetArrayItem(runs, cJSON_GetArraySize(runs) - 1)->valueint;
         f.m = check_model_open_on(folder, LK_QUANT_NONE, &on);
@@ -146,18 +154,28 @@ static void test_families(void **state)
         f.ids = check_ints(st, key, NULL);
         snprintf(key, sizeof key, "%s.%lld.logits", f.name, (long long)f.n);
         f.logits = check_floats(st, key, NULL);
-        double p = packed(&f), q = paged(&f), g = gradients(&f, st, rank);
-        print_message("%s: logits off by %.2g packed and %.2g paged, gradients by at most %.2g\n", f.name, p, q, g);
-        /* As tests/cuda/test_train.c and test_generate.c reckon: a relative 2^-9 a rounding, some ten a layer. */
-        if (!(p < 3e-2 && q < 3e-2 && g < 8e-2)) fail_msg("%s: off by %.3g, %.3g, %.3g", f.name, p, q, g);
+        bool mixes = f.m.model->config.experts > 0;
+        int astray, astray_paged;
+        double p = packed(&f, &astray), q = paged(&f, &astray_paged), g = gradients(&f, mixes ? mixtures : st, rank);
+        print_message("%s: rows of logits off by up to %.2g packed and %.2g paged, %d and %d astray, gradients by at most %.2g\n", f.name,
+                      p, q, astray, astray_paged, g);
+        /* As tests/cuda/test_train.c and test_generate.c reckon: a relative 2^-9 a rounding, some ten a layer. An expert's gradient is of
+         * few tokens, whose errors do not cancel; with a token astray, which those behind it attend to, it is another one. */
+        int64_t most = mixes ? f.n / 2 : 0;
+        bool near = astray <= most && astray_paged <= most && (!astray || !astray_paged);
+        if (!near || !(p < 4e-2 && q < 4e-2 && (astray || g < (mixes ? 12e-2 : 8e-2))))
+            fail_msg("%s: off by %.3g, %.3g, %.3g, %d and %d rows astray", f.name, p, q, g, astray, astray_paged);
+        judged += mixes && !astray;
         check_model_close(&f.m);
         free(f.ids);
         free(f.logits);
         free(folder);
         n++;
     }
-    assert_true(n > 8);
+    assert_true(n > 15 && judged > 2);
     lk_safetensors_close(st);
+    lk_safetensors_close(mixtures);
+    free(path);
     cJSON_Delete(json);
 }
 

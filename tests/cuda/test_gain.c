@@ -128,14 +128,14 @@ enum { TOKENS = 75, ADAPTERS = 4 };
 
 typedef struct mixed_case {
     int64_t cols, gap;
-    bool serving, bias, residual;
+    bool serving, bias, residual, wide; /* wide: y is F32, as a router's logits */
 } mixed_case;
 
 /* Adapters: neither, a gain, a bias, both; with the base between them and segments of one row and of more than a tile. */
 static void run_mixed(lk_backend *be, const void *the_case, outcome *o)
 {
     const mixed_case *c = the_case;
-    lk_dtype act = lk_backend_act(be);
+    lk_dtype act = c->wide ? LK_F32 : lk_backend_act(be);
     float *gain_values = random_floats(51, c->cols, 2.0f), *bias_values = random_floats(52, c->cols, 1.0f),
           *own_values = random_floats(53, c->cols, 1.0f);
     device_tensor y = device_random(be, act, TOKENS, c->cols, c->gap, 54, 1.0f),
@@ -178,7 +178,7 @@ static void test_mixed(void **state)
     limits.adapters = ADAPTERS;
     limits.sites = 2;
     for (int i = 0; i < 8; i++) {
-        mixed_case c = {.cols = i & 1 ? 264 : 37, .gap = i & 1 ? 8 : 1, .serving = i & 2, .bias = i & 4, .residual = i != 3};
+        mixed_case c = {.cols = i & 1 ? 264 : 37, .gap = i & 1 ? 8 : 1, .serving = i & 2, .bias = i & 4, .residual = i != 3, .wide = i > 5};
         check_on_cuda_within(&limits, "lora_gain", run_mixed, &c);
     }
 }

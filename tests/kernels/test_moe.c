@@ -1,43 +1,18 @@
 /* Routing among experts and joining what they give: against a plain statement of it, against differences, with guard bytes, ties, and one
  * to all experts chosen. */
-#include "tests/kernels/ops_check.h"
-
-typedef struct moe_case {
-    int64_t rows, cols, experts, k, gap;
-    bool normalise;
-} moe_case;
-
-static const moe_case cases[] = {{1, 1, 1, 1, 0, true},   {3, 7, 4, 2, 1, true},    {3, 7, 4, 2, 0, false},    {17, 33, 8, 8, 0, false},
-                                 {17, 16, 8, 3, 2, true}, {65, 40, 60, 4, 0, true}, {40, 24, 128, 8, 0, false}};
-enum { N_CASES = sizeof cases / sizeof *cases };
+#include "tests/kernels/moe_cases.h"
 
 typedef struct outcome {
     int32_t *ids;
     float *weights, *dlogits, *y, *dx, *dweights;
 } outcome;
 
-/* A permutation of the slots that mixes rows. */
-static int32_t *slots_of(const moe_case *c)
-{
-    int64_t n = c->rows * c->k;
-    int32_t *slots = malloc((size_t)n * sizeof *slots);
-    check_random r = {5};
-    for (int64_t i = 0; i < n; i++) slots[i] = (int32_t)i;
-    for (int64_t i = n - 1; i > 0; i--) {
-        int64_t j = (int64_t)(check_random_u64(&r) % (uint64_t)(i + 1));
-        int32_t t = slots[i];
-        slots[i] = slots[j];
-        slots[j] = t;
-    }
-    return slots;
-}
-
 static outcome run(lk_backend *be, const moe_case *c)
 {
     int64_t n = c->rows * c->k;
     float *l = random_floats(1, c->rows * c->experts, 2.0f), *dw = random_floats(2, n, 1.0f), *x = random_floats(3, n * c->cols, 1.0f);
     float *beside = random_floats(4, c->rows * c->cols, 1.0f), *dy = random_floats(6, c->rows * c->cols, 1.0f);
-    int32_t *slots = slots_of(c);
+    int32_t *slots = moe_slots(c);
     guarded logits = guarded_from(c->rows, c->experts, c->gap, l), weights = guarded_make(c->rows, c->k, c->gap);
     guarded dweights = guarded_from(c->rows, c->k, c->gap, dw), dlogits = guarded_make(c->rows, c->experts, c->gap);
     guarded gx = guarded_from(n, c->cols, c->gap, x), y = guarded_make(c->rows, c->cols, c->gap);
@@ -84,8 +59,8 @@ static void test_tiers(void **state)
     lk_backend *reference = open_tier("reference", 1, LK_F32);
     for (int tier = 1; tier < N_TIERS; tier++) {
         lk_backend *one = open_tier(all_tiers[tier], 1, LK_F32), *three = open_tier(all_tiers[tier], 3, LK_F32);
-        for (int i = 0; i < N_CASES && one; i++) {
-            const moe_case *c = &cases[i];
+        for (int i = 0; i < N_MOE_CASES && one; i++) {
+            const moe_case *c = &moe_cases[i];
             int64_t n = c->rows * c->k;
             outcome want = run(reference, c), got = run(one, c), more = run(three, c);
             check_same_bits("ids", got.ids, want.ids, (size_t)n * 4);
@@ -136,7 +111,7 @@ static void test_differences(void **state)
     (void)state;
     lk_backend *be = open_tier("reference", 1, LK_F32);
     for (int i = 1; i < 5; i++) {
-        const moe_case *c = &cases[i];
+        const moe_case *c = &moe_cases[i];
         outcome o = run(be, c);
         float *l = random_floats(1, c->rows * c->experts, 2.0f), *dw = random_floats(2, c->rows * c->k, 1.0f);
         double *x = to_doubles(l, c->rows * c->experts);
