@@ -6,8 +6,8 @@
  * a broken connection); then the handler runs and queues one reply.
  *
  * What clients do wrong, and what happens: less body than announced: the idle timeout closes; more: the rest is read as another request
- * and refused; a body that trickles: UPLOAD_S closes; no reading of the reply: the idle timeout closes; gone while waiting: the request
- * is cancelled (lk_exchange_abandoned). */
+ * and refused; headers or a body that trickle: the watch closes (watch.h); no reading of the reply: the idle timeout closes; reading of it
+ * byte by byte: the watch closes; gone while waiting: the request is cancelled (lk_exchange_abandoned). */
 #include "serve/server.h"
 
 #include <arpa/inet.h>
@@ -27,8 +27,6 @@
 #include "base/log.h"
 
 enum {
-    IDLE_S = 60,           /* a connection on which nothing moves, while the server is not computing */
-    UPLOAD_S = 120,        /* from the headers to the end of the body */
     DISCARD_FACTOR = 8,    /* bodies up to this many times the limit are read and thrown away; larger ones are cut off */
     ABORT_GRACE_MS = 1000, /* for streams to say that they were cut, after draining */
     STACK_BYTES = 2 << 20
@@ -104,6 +102,7 @@ static enum MHD_Result queue(lk_exchange *x, int http, const char *type, struct 
     for (int i = 0; i < x->n_headers; i++) MHD_add_response_header(response, x->headers[i].name, x->headers[i].value);
     if (atomic_load(&x->server->stopping)) MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     if (http >= 0 && http < LK_METRICS_CODES) atomic_fetch_add(&x->server->responses[http], 1);
+    lk_watch_phase(x->server->clients, x->watched, LK_PHASE_REPLY);
     enum MHD_Result result = MHD_queue_response(x->connection, (unsigned)http, response);
     MHD_destroy_response(response); /* our reference; the connection has its own */
     return result;
@@ -162,7 +161,8 @@ bool lk_exchange_abandoned(const lk_exchange *x)
 /* Setting the timeout from none to some restarts its clock, which is what is wanted after a wait. */
 void lk_exchange_wait(lk_exchange *x, bool waiting)
 {
-    MHD_set_connection_option(x->connection, MHD_CONNECTION_OPTION_TIMEOUT, waiting ? 0u : (unsigned)IDLE_S);
+    MHD_set_connection_option(x->connection, MHD_CONNECTION_OPTION_TIMEOUT, waiting ? 0u : (unsigned)x->server->options.idle_seconds);
+    lk_watch_phase(x->server->clients, x->watched, waiting ? LK_PHASE_BUSY : LK_PHASE_REPLY);
 }
 
 /* ------------------------------------------------------------------------------------------------ requests */
@@ -222,7 +222,6 @@ static enum MHD_Result begin(lk_exchange *x, const char *method, const char *pat
 static enum MHD_Result collect(lk_exchange *x, const char *bytes, size_t *size)
 {
     size_t limit = (size_t)x->server->options.max_body_bytes;
-    if (lk_clock_seconds() - x->started > UPLOAD_S) return MHD_NO;
     if (!x->refusal.http && x->body.size + *size > limit) too_large(x);
     if (x->refusal.http) {
         x->discarded += *size;
@@ -245,6 +244,8 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         if (!x) return MHD_NO;
         x->server = context;
         x->connection = connection;
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+        x->watched = info ? info->socket_context : NULL;
         *slot = x;
         return begin(x, method, path);
     }
@@ -266,6 +267,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     lk_log(LK_LOG_DEBUG, "http: %s %.3f s%s", x->route ? x->route->path : "(no such path)", lk_clock_seconds() - x->started,
            code == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : ", not completed");
     if (x->counted) atomic_fetch_sub(&server->active, 1);
+    lk_watch_phase(server->clients, x->watched, LK_PHASE_REQUEST); /* the next one */
     lk_writer_free(&x->body);
     free(x);
     *slot = NULL;
@@ -274,11 +276,15 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
 static void on_connection(void *context, struct MHD_Connection *connection, void **slot, enum MHD_ConnectionNotificationCode code)
 {
     lk_server *server = context;
-    (void)connection, (void)slot;
-    if (code == MHD_CONNECTION_NOTIFY_STARTED)
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+        *slot = info ? lk_watch_add(server->clients, info->connect_fd) : NULL;
         atomic_fetch_add(&server->connections, 1);
-    else
+    } else {
+        lk_watch_remove(server->clients, *slot);
+        *slot = NULL;
         atomic_fetch_sub(&server->connections, 1);
+    }
 }
 
 __attribute__((format(printf, 2, 0))) static void on_log(void *context, const char *format, va_list args)
@@ -294,8 +300,14 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *context, const ch
 
 void lk_server_options_default(lk_server_options *options)
 {
-    *options =
-        (lk_server_options){.host = "127.0.0.1", .port = 8000, .max_connections = 512, .drain_seconds = 30, .max_body_bytes = 4 << 20};
+    *options = (lk_server_options){.host = "127.0.0.1",
+                                   .port = 8000,
+                                   .max_connections = 512,
+                                   .drain_seconds = 30,
+                                   .max_body_bytes = 4 << 20,
+                                   .idle_seconds = 60,
+                                   .request_seconds = 120,
+                                   .reply_seconds = 600};
 }
 
 /* Own socket, so that a failure says which address and why. */
@@ -332,11 +344,11 @@ static lk_status listen_on(lk_server *server, lk_error *err)
 static lk_status start_daemon(lk_server *server, lk_error *err)
 {
     unsigned flags = MHD_USE_POLL_INTERNAL_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_ITC | MHD_USE_ERROR_LOG;
-    server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
-                                      MHD_OPTION_LISTEN_SOCKET, server->listener, MHD_OPTION_CONNECTION_LIMIT,
-                                      (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_S,
-                                      MHD_OPTION_THREAD_STACK_SIZE, (size_t)STACK_BYTES, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server,
-                                      MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    server->daemon = MHD_start_daemon(
+        flags, 0, NULL, NULL, on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET, server->listener,
+        MHD_OPTION_CONNECTION_LIMIT, (unsigned)server->options.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)server->options.idle_seconds, MHD_OPTION_THREAD_STACK_SIZE, (size_t)STACK_BYTES, MHD_OPTION_NOTIFY_COMPLETED,
+        on_completed, server, MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
     return server->daemon ? LK_OK : lk_fail(err, LK_ERR_INTERNAL, "the HTTP library did not start on port %d", server->port);
 }
 
@@ -349,6 +361,8 @@ static lk_status check_options(const lk_server_options *o, const lk_engine *engi
         return lk_fail(err, LK_ERR_ARGUMENT, "max_connections %d: must be from 1 to 100000", o->max_connections);
     if (o->max_body_bytes < 1024 || o->max_body_bytes > 1 << 30)
         return lk_fail(err, LK_ERR_ARGUMENT, "max_body_bytes %lld: must be from 1024 to 2^30", (long long)o->max_body_bytes);
+    if (o->idle_seconds < 1 || o->request_seconds < 1 || o->reply_seconds < 1)
+        return lk_fail(err, LK_ERR_ARGUMENT, "idle_seconds, request_seconds and reply_seconds must be at least 1");
     if (o->drain_seconds < 0) return lk_fail(err, LK_ERR_ARGUMENT, "drain_seconds %d: must not be negative", o->drain_seconds);
     return LK_OK;
 }
@@ -390,6 +404,7 @@ static lk_status check_names(const lk_server *server, lk_error *err)
 static void destroy(lk_server *server)
 {
     if (server->listener >= 0) close(server->listener);
+    lk_watch_stop(server->clients);
     lk_api_keys_free(server->keys);
     pthread_mutex_destroy(&server->loading);
     pthread_mutex_destroy(&server->watch);
@@ -414,6 +429,8 @@ lk_status lk_server_start(lk_server **out, lk_engine *engine, const lk_tokenizer
     if (!status) status = check_names(server, err);
     if (!status && options->api_keys_file) status = lk_api_keys_read(&server->keys, options->api_keys_file, err);
     if (!status) status = listen_on(server, err);
+    const lk_watch_limits limits = {{[LK_PHASE_REQUEST] = options->request_seconds, [LK_PHASE_REPLY] = options->reply_seconds}};
+    if (!status) status = lk_watch_start(&server->clients, &limits, err);
     if (!status) status = start_daemon(server, err);
     if (status)
         destroy(server);

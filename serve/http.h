@@ -20,9 +20,12 @@ typedef struct lk_server_options {
     const char *model_name;    /* the base's id in the API */
     const char *api_keys_file; /* one key a line, # comments; NULL: no authentication */
     const char *adapters_dir;  /* folders here may be loaded by name; NULL: none */
-    int max_connections;
+    int max_connections;       /* more are closed as they come */
     int drain_seconds;
     int64_t max_body_bytes;
+    /* What ends a connection: silence while the server waits for the client; a request, headers and body, that takes longer than this
+     * from the connection's beginning or the reply before; a reply, or a piece of a stream, that the client does not take in. */
+    int idle_seconds, request_seconds, reply_seconds;
 } lk_server_options;
 
 void lk_server_options_default(lk_server_options *options);

@@ -149,6 +149,7 @@ void lk_metrics_write(lk_writer *out, const lk_engine_stats *stats, const lk_ada
     engine(&w, stats);
     adapters(&w, list, n_adapters, facts);
     gauge(&w, "lorikeet_http_connections", "Open connections.", (double)facts->connections);
+    counter(&w, "lorikeet_http_slow_clients_total", "Connections closed because a request or reply took the client too long.", facts->slow);
     head(&w, "lorikeet_http_responses_total", "counter", "Responses by HTTP status.");
     for (int i = 0; i < LK_METRICS_CODES; i++)
         if (facts->responses[i]) lk_writer_printf(out, "lorikeet_http_responses_total{code=\"%d\"} %" PRId64 "\n", i, facts->responses[i]);

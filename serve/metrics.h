@@ -18,6 +18,7 @@ typedef struct lk_metrics_facts {
     int32_t max_adapters;
     double now_unix;
     int64_t connections;                 /* open now */
+    int64_t slow;                        /* closed because the client took too long, ever */
     int64_t responses[LK_METRICS_CODES]; /* by HTTP status */
 } lk_metrics_facts;
 

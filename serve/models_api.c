@@ -122,7 +122,8 @@ enum MHD_Result lk_metrics_handle(lk_exchange *x)
                               .base_digest = lk_engine_model(server->place.engine)->digest,
                               .max_adapters = lk_engine_get_options(server->place.engine)->max_resident_adapters,
                               .now_unix = lk_clock_unix(),
-                              .connections = atomic_load(&server->connections)};
+                              .connections = atomic_load(&server->connections),
+                              .slow = lk_watch_closed(server->clients)};
     for (int i = 0; i < LK_METRICS_CODES; i++) facts.responses[i] = atomic_load(&server->responses[i]);
     lk_writer out = {0};
     lk_metrics_write(&out, &stats, list, n, &facts);

@@ -20,6 +20,7 @@
 #include "serve/generate.h"
 #include "serve/http.h"
 #include "serve/metrics.h"
+#include "serve/watch.h"
 
 enum { LK_MAX_HEADERS = 16 };
 
@@ -31,6 +32,7 @@ struct lk_server {
     double started_unix;
     lk_api_keys *keys; /* NULL: open */
     struct MHD_Daemon *daemon;
+    lk_watch *clients;
     int listener, port;
     atomic_bool stopping; /* no new work */
     atomic_bool aborting; /* what still runs ends now */
@@ -46,6 +48,7 @@ struct lk_server {
 typedef struct lk_exchange {
     lk_server *server;
     struct MHD_Connection *connection;
+    lk_watched *watched;
     const struct lk_route *route;
     const char *rest; /* what follows a prefix route in the path */
     lk_writer body;
@@ -74,7 +77,8 @@ enum MHD_Result lk_exchange_stream(lk_exchange *x, const char *type, MHD_Content
                                    MHD_ContentReaderFreeCallback done);
 /* The client has closed its side: no use in going on. */
 bool lk_exchange_abandoned(const lk_exchange *x);
-/* While a handler or stream waits for the engine the connection is idle for good reason. Call with true before waiting, false after. */
+/* While a handler or stream waits for the engine the connection is idle for good reason. Call with true before waiting, false after: from
+ * then on it is the client who is waited for. */
 void lk_exchange_wait(lk_exchange *x, bool waiting);
 
 /* Handlers. */

@@ -1,4 +1,7 @@
 /* What clients do wrong, and what the server does when it has too much or is told to stop. Real sockets, bounded in time. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -250,6 +253,168 @@ static void slow_body(void **state)
     close(s);
 }
 
+/* ------------------------------------------------------------------------------------------------ clients that take for ever */
+
+/* What a slow client sends at once; more follows byte by byte, or nothing, or it reads a little at a time. */
+typedef struct slow_client {
+    const char *sends; /* NULL: a request with a long reply */
+    bool silent, reads;
+    int socket;
+} slow_client;
+
+/* The server has closed: nothing more can be read, and what can is not what keeps it open. */
+static bool is_closed(int s)
+{
+    char byte;
+    ssize_t n = recv(s, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+static int connect_narrow(int port) /* so that little of a reply fits on its way */
+{
+    int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), narrow = 2048;
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    assert_true(s >= 0 && setsockopt(s, SOL_SOCKET, SO_RCVBUF, &narrow, sizeof narrow) == 0);
+    assert_int_equal(connect(s, (struct sockaddr *)&to, sizeof to), 0);
+    return s;
+}
+
+/* A request whose reply is some megabytes. */
+static void ask_for_much(int s)
+{
+    enum { SIZE = 1 << 20 };
+    static const char head[] = "{\"model\":\"chat_a\",\"prompt\":\"";
+    char *body = malloc(SIZE + 64);
+    size_t n = sizeof head - 1;
+    memcpy(body, head, n);
+    for (; n < SIZE; n++) body[n] = (char)('a' + n * 7 % 26);
+    memcpy(body + n, "\"}", 3);
+    http_send(s, "POST", "/tokenize", JSON, body);
+    free(body);
+}
+
+static double metric(int port, const char *name)
+{
+    http_reply r = http_get(port, "/metrics");
+    assert_int_equal(r.status, 200);
+    const char *at = strstr(r.body, name);
+    assert_non_null(at);
+    at = strstr(at, "} ");
+    assert_non_null(at);
+    double value = strtod(at + 2, NULL);
+    http_reply_free(&r);
+    return value;
+}
+
+static void slow_clients(void **state)
+{
+    (void)state;
+    lk_server_options options;
+    lk_error err = {0};
+    lk_server *server;
+    lk_server_options_default(&options);
+    options.port = 0;
+    options.request_seconds = options.reply_seconds = 1;
+    options.idle_seconds = 3; /* of silence: later than the others here, too_many_connections waits for it */
+    options.max_connections = 64;
+    CHECK_OK(lk_server_start(&server, f.engine, f.tk, f.chat, &options, &err), &err);
+    int port = lk_server_port(server);
+    slow_client clients[] = {
+        {.sends = "", .silent = true},
+        {.sends = "POST " CHAT " HTTP/1.1\r\nHo", .silent = true},
+        {.sends = "GET /health HTTP/1.1\r\nX-A: "},
+        {.sends = "POST " CHAT " HTTP/1.1\r\nHost: a\r\n" JSON "Content-Length: 5000\r\n\r\n{", .silent = true},
+        {.sends = "POST " CHAT " HTTP/1.1\r\nHost: a\r\n" JSON "Content-Length: 500000\r\n\r\n{"},
+        {.sends = "POST /nothing HTTP/1.1\r\nHost: a\r\n" JSON "Content-Length: 50000\r\n\r\n{"},
+        {.sends = NULL, .silent = true},
+        {.sends = NULL, .reads = true},
+    };
+    enum { N = sizeof clients / sizeof *clients };
+    for (int i = 0; i < N; i++) {
+        slow_client *c = &clients[i];
+        c->socket = c->sends ? http_connect(port) : connect_narrow(port);
+        if (c->sends)
+            http_write_text(c->socket, c->sends);
+        else
+            ask_for_much(c->socket);
+    }
+    double begun = lk_clock_seconds(), took;
+    int open;
+    do { /* what waits to be read hides the end from a client: the server says how many there are */
+        for (int i = 0; i < N; i++) {
+            char some[700]; /* a window is not opened for a byte: to the server that would be silence */
+            if (!clients[i].silent && !clients[i].reads) (void)!send(clients[i].socket, "a", 1, MSG_NOSIGNAL);
+            if (clients[i].reads) (void)!recv(clients[i].socket, some, sizeof some, MSG_DONTWAIT);
+        }
+        pause_ms(50);
+        open = (int)metric(port, "lorikeet_http_connections{") - 1; /* without the one that asks; nobody else waits for them */
+        took = lk_clock_seconds() - begun;
+        if (took < 0.8) assert_int_equal(open, N);
+    } while (open > 0 && took < 20);
+    if (open > 0) fail_msg("%d of %d slow clients are still connected after %.1f s", open, N, took);
+    assert_true(metric(port, "lorikeet_http_slow_clients_total{") >= 4);
+    for (int i = 0; i < N; i++) close(clients[i].socket);
+    /* A client that takes its time between requests, but less than the limit, is not slow. */
+    int s = http_connect(port);
+    for (int i = 0; i < 3; i++, pause_ms(450)) {
+        http_send(s, "GET", "/health", "", NULL);
+        http_reply r = http_read(s);
+        assert_int_equal(r.status, 200);
+        http_reply_free(&r);
+    }
+    close(s);
+    lk_server_stop(server);
+}
+
+/* Far more connections than there may be: those within the limit work, the others are closed as they come, and when some leave, or are cut
+ * off for their silence, there is room again. */
+static void too_many_connections(void **state)
+{
+    (void)state;
+    enum { LIMIT = 16, MANY = 2000 };
+    lk_server_options options;
+    lk_error err = {0};
+    lk_server *server;
+    lk_server_options_default(&options);
+    options.port = 0;
+    options.idle_seconds = 1;
+    options.max_connections = LIMIT;
+    CHECK_OK(lk_server_start(&server, f.engine, f.tk, f.chat, &options, &err), &err);
+    int port = lk_server_port(server), held[LIMIT + 64], n_held = 0;
+    int first = http_connect(port);
+    http_send(first, "GET", "/health", "", NULL);
+    http_reply r = http_read(first);
+    assert_int_equal(r.status, 200);
+    http_reply_free(&r);
+    for (int i = 0; i < LIMIT + 64; i++) {
+        held[n_held] = http_connect(port);
+        if (held[n_held] >= 0) n_held++;
+    }
+    double begun = lk_clock_seconds();
+    for (int i = 0; i < MANY; i++) {
+        int s = http_connect(port);
+        if (s >= 0) close(s);
+    }
+    http_send(first, "POST", CHAT, JSON, BODY(",\"max_tokens\":2")); /* who is in is served */
+    r = http_read(first);
+    assert_true(r.status == 200 || (r.status == 0 && lk_clock_seconds() - begun > 0.8)); /* idle for too long on a slow machine */
+    http_reply_free(&r);
+    int closed = 0;
+    for (int i = 0; i < n_held; i++) closed += is_closed(held[i]);
+    if (closed < 64) fail_msg("of %d connections %d were closed where %d may be open", n_held, closed, LIMIT);
+    do { /* until the silent ones are gone */
+        pause_ms(50);
+        r = http_get(port, "/health");
+        if (r.status == 200) break;
+        http_reply_free(&r);
+    } while (lk_clock_seconds() - begun < 20);
+    assert_int_equal(r.status, 200);
+    http_reply_free(&r);
+    for (int i = 0; i < n_held; i++) close(held[i]);
+    close(first);
+    lk_server_stop(server);
+}
+
 /* ------------------------------------------------------------------------------------------------ clients that leave */
 
 static void wait_for_idle_engine(const http_fixture *g)
@@ -460,6 +625,7 @@ int main(void)
         cmocka_unit_test(too_large),      cmocka_unit_test(chunked_body),
         cmocka_unit_test(wrong_lengths),  cmocka_unit_test(half_requests),
         cmocka_unit_test(slow_body),      cmocka_unit_test(leaving_cancels),
+        cmocka_unit_test(slow_clients),   cmocka_unit_test(too_many_connections),
         cmocka_unit_test(keys),           cmocka_unit_test(wrong_options),
         cmocka_unit_test(busy),           cmocka_unit_test(stop_drains),
         cmocka_unit_test(stop_at_once),
