@@ -201,7 +201,8 @@ static lk_status read_parts(lk_tokenizer_parts *parts, const lk_gguf *g, lk_aren
 {
     const char *model;
     LK_TRY(text_of(g, KEY "model", arena, &model, err));
-    if (!model) return lk_fail(err, LK_ERR_NOT_FOUND, "%s has no tokenizer (" KEY "model is missing)", lk_gguf_path(g));
+    if (!model || !strcmp(model, "no_vocab"))
+        return lk_fail(err, LK_ERR_NOT_FOUND, "%s has no tokenizer (" KEY "model is %s)", lk_gguf_path(g), model ? model : "missing");
     int kind = 0;
     while (kind < 3 && strcmp(models[kind], model)) kind++;
     if (kind == 3)
@@ -224,6 +225,16 @@ lk_status lk_gguf_open_tokenizer(lk_tokenizer **tk, const lk_gguf *g, lk_error *
     *tk = NULL;
     lk_status status = read_parts(&parts, g, &arena, err);
     if (!status) status = lk_tokenizer_create(tk, &parts, err);
+    lk_arena_free(&arena);
+    return status;
+}
+
+lk_status lk_gguf_save_tokenizer(const lk_gguf *g, const char *folder, lk_error *err)
+{
+    lk_arena arena = {0};
+    lk_tokenizer_parts parts = {0};
+    lk_status status = read_parts(&parts, g, &arena, err);
+    if (!status) status = lk_tokenizer_write(folder, &parts, err);
     lk_arena_free(&arena);
     return status;
 }

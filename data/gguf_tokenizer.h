@@ -25,5 +25,7 @@ lk_status lk_gguf_add_tokenizer(lk_gguf_writer *w, const lk_tokenizer *tk, int64
 
 /* LK_ERR_NOT_FOUND when the file has no tokenizer. Everything is copied out of g. */
 lk_status lk_gguf_open_tokenizer(lk_tokenizer **tk, const lk_gguf *g, lk_error *err);
+/* As tokenizer.json and tokenizer_config.json in a folder that exists. */
+lk_status lk_gguf_save_tokenizer(const lk_gguf *g, const char *folder, lk_error *err);
 
 #endif

@@ -326,13 +326,12 @@ lk_status lk_export_gguf(const char *base, const char *out, const lk_gguf_export
     memset(result, 0, sizeof *result);
     lk_status status;
     if ((status = find_recipe(&e.recipe, options->type, err))) goto out;
-    if ((status = lk_folder_check_base(base, "exporting", err))) goto out;
     if ((status = lk_config_read(&e.config, base, err))) goto out;
     if ((status = lk_gguf_check_config(&e.config, base, err))) goto out;
     e.family = lk_gguf_family_of(e.config.model_type);
     lk_gguf_rope_divisors(&e.divisors, &e.config);
     if ((status = open_tokenizer(&e, base))) goto out;
-    if ((status = lk_safetensors_open(&e.st, base, err))) goto out;
+    if ((status = lk_weights_open(&e.st, base, &e.config, err))) goto out;
     if ((status = lk_weights_check_names(e.st, &e.config, err))) goto out;
     if ((status = lk_pool_create(&e.pool, options->threads, err))) goto out;
     status = write_file(&e, base, out);

@@ -4,14 +4,15 @@
  *     LK_TRY(lk_export_gguf("merged", "model-q8_0.gguf", &(lk_gguf_export_options){.type = "q8_0"}, &result, err));
  *     LK_TRY(lk_export_gguf_lora("llama-8b", "run/adapter", "adapter.gguf", &result, err));
  *
- * The base is a Hugging Face folder (16-bit, fp32 or bitsandbytes 4-bit, which is dequantised). Tensors are read, converted and written one
- * after the other, in pieces of rows: memory is that of one piece (of one matrix for a 4-bit base). The file appears whole or not at all.
+ * The base is a Hugging Face folder (16-bit, fp32 or bitsandbytes 4-bit, which is dequantised) or another GGUF file. Tensors are read,
+ * converted and written one after the other, in pieces of rows: memory is that of one piece (of one matrix for a 4-bit base). The file
+ * appears whole or not at all.
  *
  * Types: "f16", "bf16", "f32", "q8_0", "q4_0" and "q4_k_m". Norms, biases and routers are F32 in all of them. The quantised ones keep more
  * bits where an error costs more, as llama.cpp's own tool does (llama-quant.cpp): the head (the embedding when it is the head) is Q6_K in
  * q4_0 and q4_k_m; in q4_k_m value and down projections of the first and last eighth and of every third layer between are Q6_K, too; with
- * eight experts key and value projections are Q8_0 and, in q4_k_m, output projections Q6_K. Rows that are not whole blocks of 256 become Q8_0, those not of 32 F16; the result says
- * so.
+ * eight experts key and value projections are Q8_0 and, in q4_k_m, output projections Q6_K. Rows that are not whole blocks of 256 become
+ * Q8_0, those not of 32 F16; the result says so.
  *
  * An adapter's file holds what PEFT computes as llama.cpp computes it: scale alpha/r for all, so rsLoRA and differing scales are folded:
  * alpha is the first module's scale times its rank, and B carries the ratio where a module's scale differs. DoRA, biases, adapted

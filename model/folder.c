@@ -4,12 +4,28 @@
 #include <string.h>
 
 #include "base/file.h"
-#include "data/gguf.h"
+#include "base/log.h"
+#include "data/gguf_tokenizer.h"
+#include "model/config_write.h"
 
 enum { MAX_COPY_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
 
+static lk_status save_gguf_tokenizer(const char *file, const char *to, lk_error *err)
+{
+    lk_gguf *g;
+    lk_error missing = {0};
+    LK_TRY(lk_gguf_open(&g, file, err));
+    lk_status status = lk_gguf_save_tokenizer(g, to, &missing);
+    lk_gguf_close(g);
+    if (!status) return LK_OK;
+    if (status != LK_ERR_NOT_FOUND) return lk_fail(err, status, "%s", missing.message);
+    lk_log(LK_LOG_WARN, "%s, and neither will %s", missing.message, to);
+    return LK_OK;
+}
+
 lk_status lk_folder_copy_tokenizer(const char *from, const char *to, lk_error *err)
 {
+    if (lk_gguf_is_file(from)) return save_gguf_tokenizer(from, to, err);
     static const char *const names[] = {
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",   "vocab.json",
         "merges.txt",     "added_tokens.json",     "tokenizer.model",         "generation_config.json"};
@@ -41,6 +57,11 @@ static lk_status read_config(cJSON **json, const char *folder, lk_error *err)
 {
     char path[4096], *text;
     size_t size;
+    lk_config c;
+    if (lk_gguf_is_file(folder)) {
+        LK_TRY(lk_config_read(&c, folder, err));
+        return lk_config_json(json, &c, folder, err);
+    }
     LK_TRY(lk_path_join(path, sizeof path, folder, "config.json", err));
     LK_TRY(lk_file_read(path, MAX_CONFIG_BYTES, &text, &size, err));
     lk_status status = lk_json_parse(json, text, size, path, err);
@@ -86,15 +107,6 @@ out:
     cJSON_Delete(json);
     free(text);
     return status;
-}
-
-lk_status lk_folder_check_base(const char *base, const char *what, lk_error *err)
-{
-    if (!lk_gguf_is_file(base)) return LK_OK;
-    return lk_fail(err, LK_ERR_UNSUPPORTED,
-                   "%s: %s needs a Hugging Face folder (config.json, tokenizer.json): a GGUF file can be served, trained on and "
-                   "evaluated as it is",
-                   base, what);
 }
 
 lk_status lk_folder_prepare_output(const char *from, const char *to, lk_error *err)

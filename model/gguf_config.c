@@ -50,18 +50,28 @@ static void key_of(char out[128], const char *architecture, const char *key) { s
 
 static bool applies(const field *f, const char *architecture) { return !f->only || !strcmp(f->only, architecture); }
 
+/* Gemma's 27B models scale by hidden/heads; llama.cpp knows them by their number of layers. */
+static bool scales_by_width(const lk_config *c, const char *architecture)
+{
+    return (!strcmp(architecture, "gemma2") && c->layers == 46) || (!strcmp(architecture, "gemma3") && c->layers == 62);
+}
+
 /* ---- writing ---- */
 
-/* Gemma's 27B models scale by hidden/heads; llama.cpp knows them by their number of layers. */
 static bool built_in_scale(const lk_config *c, const char *architecture)
 {
-    double built_in = 1 / sqrt((double)c->head_dim);
-    if (!strcmp(architecture, "gemma2") && c->layers == 46) built_in = 1 / sqrt((double)c->hidden / (double)c->heads);
-    if (!strcmp(architecture, "gemma3") && c->layers == 62) built_in = 1 / sqrt((double)c->hidden / (double)c->heads);
+    double built_in = scales_by_width(c, architecture) ? 1 / sqrt((double)c->hidden / (double)c->heads) : 1 / sqrt((double)c->head_dim);
     return c->attention_scale == 0 || fabs(c->attention_scale - built_in) <= 1e-6 * built_in;
 }
 
-static lk_status check_rope(const lk_rotary *r, const char *architecture, const char *where, lk_error *err)
+/* Divisors that hold for all lengths: what is read of rope_freqs.weight (read_rope_tensors). */
+static bool one_set(const lk_rotary *r, int64_t head_dim)
+{
+    return lk_rotary_factor(r) == 1 &&
+           !memcmp(r->short_factor, r->long_factor, (size_t)lk_rotary_pairs(r, head_dim) * sizeof *r->short_factor);
+}
+
+static lk_status check_rope(const lk_rotary *r, int64_t head_dim, const char *architecture, const char *where, lk_error *err)
 {
     bool divides = !strcmp(architecture, "llama") || !strcmp(architecture, "smollm3");
     if (r->kind == LK_ROPE_DYNAMIC) return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp has no dynamic RoPE scaling", where);
@@ -72,7 +82,7 @@ static lk_status check_rope(const lk_rotary *r, const char *architecture, const 
                        "%s: llama.cpp has YaRN with beta_fast 32, beta_slow 1, the usual attention_factor and truncation only", where);
     if (r->kind == LK_ROPE_LLAMA3 && !divides)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp has no llama3 RoPE scaling for %s", where, architecture);
-    if (r->kind == LK_ROPE_LONG && strcmp(architecture, "phi3"))
+    if (r->kind == LK_ROPE_LONG && strcmp(architecture, "phi3") && !(divides && one_set(r, head_dim)))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp has longrope for phi3 only", where);
     return LK_OK;
 }
@@ -109,7 +119,7 @@ lk_status lk_gguf_check_config(const lk_config *c, const char *where, lk_error *
     if (!f)
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: no GGUF architecture is known for model_type %s (known: %s)", where, c->model_type,
                        known);
-    LK_TRY(check_rope(&c->rope, f->architecture, where, err));
+    LK_TRY(check_rope(&c->rope, c->head_dim, f->architecture, where, err));
     LK_TRY(check_layers(c, where, err));
     if (strcmp(f->architecture, "granite") && !built_in_scale(c, f->architecture))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: llama.cpp scales the attention of %s by 1/sqrt(head size), this model by %g", where,
@@ -164,7 +174,7 @@ static lk_status add_rope(lk_gguf_writer *w, const char *architecture, const lk_
         key_of(key, architecture, "rope.scaling.factor");
         LK_TRY(lk_gguf_add_f32(w, key, r->factor, err));
     }
-    if (r->kind == LK_ROPE_YARN || r->kind == LK_ROPE_LONG) {
+    if (r->kind == LK_ROPE_YARN || (r->kind == LK_ROPE_LONG && !strcmp(architecture, "phi3"))) {
         key_of(key, architecture, "rope.scaling.original_context_length");
         LK_TRY(lk_gguf_add_u32(w, key, (int64_t)r->original, err));
         key_of(key, architecture, "rope.scaling.attn_factor");
@@ -209,7 +219,11 @@ void lk_gguf_rope_divisors(lk_gguf_divisors *out, const lk_config *c)
         out->name[0] = "rope_freqs.weight";
         for (int64_t i = 0; i < out->pairs; i++) out->values[0][i] = plain[i] / scaled[i];
     }
-    if (r->kind == LK_ROPE_LONG) {
+    if (r->kind == LK_ROPE_LONG && strcmp(c->model_type, "phi3") != 0) {
+        out->n = 1;
+        out->name[0] = "rope_freqs.weight";
+        memcpy(out->values[0], r->long_factor, (size_t)out->pairs * 4);
+    } else if (r->kind == LK_ROPE_LONG) {
         out->n = 2;
         out->name[0] = "rope_factors_long.weight";
         out->name[1] = "rope_factors_short.weight";
@@ -384,6 +398,7 @@ lk_status lk_gguf_read_config(lk_config *c, const lk_gguf *g, lk_error *err)
     if (c->kv_heads == 0) c->kv_heads = c->heads;
     if (c->head_dim == 0) c->head_dim = c->hidden / c->heads;
     if (c->head_dim < 2) return lk_fail(err, LK_ERR_FORMAT, "%s: heads of %lld numbers", lk_gguf_path(g), (long long)c->head_dim);
+    if (scales_by_width(c, f->architecture)) c->attention_scale = 1 / sqrt((double)c->hidden / (double)c->heads);
     LK_TRY(read_tensors(g, f, c, err));
     LK_TRY(read_rope(g, f->architecture, c, err));
     LK_TRY(read_eos(g, c, err));

@@ -236,9 +236,8 @@ lk_status lk_model_merge(const char *base, const char *adapter, const char *out,
     memset(result, 0, sizeof *result);
     bool created = false;
     lk_status status;
-    if ((status = lk_folder_check_base(base, "merging", err))) goto out;
     if ((status = lk_config_read(&g.config, base, err))) goto out;
-    if ((status = lk_safetensors_open(&g.st, base, err))) goto out;
+    if ((status = lk_weights_open(&g.st, base, &g.config, err))) goto out;
     if ((status = lk_weights_check_names(g.st, &g.config, err))) goto out;
     if (adapter && (status = open_adapter(&g, adapter, base))) goto out;
     if ((status = lk_pool_create(&g.pool, options->threads, err))) goto out;

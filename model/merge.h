@@ -1,4 +1,5 @@
-/* Merging an adapter (a PEFT folder or a bundle) into its base: a Hugging Face folder that needs no adapter.
+/* Merging an adapter (a PEFT folder or a bundle) into its base (a model folder or a GGUF file): a Hugging Face folder that needs no
+ * adapter.
  *
  *     lk_merge_result result;
  *     LK_TRY(lk_model_merge("llama-8b", "run/adapter", "merged", &(lk_merge_options){.into = LK_MERGE_AUTO, .dtype = LK_BF16}, &result,

@@ -66,7 +66,8 @@ typedef struct lk_model_facts {
 lk_status lk_model_probe(lk_model_facts *facts, const char *folder, lk_error *err);
 size_t lk_model_bytes(const lk_backend *be, const lk_model_facts *facts, lk_quant quant);
 
-/* Writes a bitsandbytes-compatible 4-bit folder: weights, config with quantization_config, tokenizer files copied. */
+/* Writes a bitsandbytes-compatible 4-bit folder: weights, config with quantization_config, tokenizer files copied (of a GGUF file: made).
+ */
 lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk_error *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* lk_model_quantize: a 16-bit folder to a bitsandbytes NF4 one. Linear layers of the blocks are quantised; embedding, head, norms and
- * biases are copied byte for byte, so the identity of the base stays. */
+ * biases are copied byte for byte, so the identity of the base stays. Of a GGUF file they are what its blocks decode to, in fp32 where it
+ * has no plain type for them; the folder's identity is then its own. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +17,16 @@ static lk_status write_linear(lk_st_writer *w, const lk_st_tensor *t, lk_pool *p
     lk_bnb_matrix out = {t->name, lk_torch_dtype(t->type), m.n, m.k, m.codes, m.absmax8, m.absmax2, m.offset};
     lk_status status = lk_bnb_write(w, &out, err);
     lk_nf4_host_free(&m);
+    return status;
+}
+
+static lk_status write_other(lk_st_writer *w, const lk_st_tensor *t, lk_pool *pool, lk_error *err)
+{
+    const void *data;
+    void *own;
+    LK_TRY(lk_weights_bytes(t, pool, &data, &own, err));
+    lk_status status = lk_st_writer_write(w, data, (size_t)t->n_bytes, err);
+    free(own);
     return status;
 }
 
@@ -36,7 +47,7 @@ static lk_status write_all(const lk_safetensors *st, const lk_config *c, lk_st_w
         if (lk_weights_site(c, t->name) >= 0)
             LK_TRY(write_linear(w, t, pool, err));
         else
-            LK_TRY(lk_st_writer_write(w, t->data, (size_t)t->n_bytes, err));
+            LK_TRY(write_other(w, t, pool, err));
     }
     return LK_OK;
 }
@@ -48,9 +59,8 @@ lk_status lk_model_quantize(const char *folder, const char *out, int threads, lk
     lk_pool *pool = NULL;
     lk_st_writer *w = NULL;
     lk_status status;
-    if ((status = lk_folder_check_base(folder, "quantising", err))) goto out;
     if ((status = lk_config_read(&config, folder, err))) goto out;
-    if ((status = lk_safetensors_open(&st, folder, err))) goto out;
+    if ((status = lk_weights_open(&st, folder, &config, err))) goto out;
     if (lk_bnb_any(st)) {
         status = lk_fail(err, LK_ERR_ARGUMENT, "%s is already a 4-bit checkpoint", folder);
         goto out;

@@ -109,7 +109,7 @@ static void fill_pieces(lk_vocab *v, const lk_tokenizer_parts *p)
     }
 }
 
-static lk_status fill_vocab(lk_vocab *v, const lk_tokenizer_parts *p, lk_error *err)
+lk_status lk_parts_vocab(lk_vocab *v, const lk_tokenizer_parts *p, lk_error *err)
 {
     bool scored = p->model != LK_TK_BYTE_BPE;
     LK_TRY(lk_vocab_alloc(v, (size_t)p->n, scored ? 0 : (size_t)p->n_merges, scored, p->where, err));
@@ -122,6 +122,15 @@ static lk_status fill_vocab(lk_vocab *v, const lk_tokenizer_parts *p, lk_error *
         v->merges[i].right = (lk_piece){space + 1, (uint32_t)strlen(space + 1)};
     }
     return p->model == LK_TK_SPM_BPE ? lk_vocab_derive_merges(v, p->where, err) : LK_OK;
+}
+
+lk_status lk_parts_tree(cJSON **root, const lk_tokenizer_parts *p, lk_error *err)
+{
+    *root = NULL;
+    LK_TRY(check_parts(p, err));
+    if (!(*root = cJSON_CreateObject())) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", p->where);
+    LK_TRY(add_tokens(*root, p, err));
+    return add_model(*root, p, err);
 }
 
 static void digest_parts(lk_tokenizer *tk, const lk_tokenizer_parts *p, const cJSON *root)
@@ -147,13 +156,10 @@ lk_status lk_tokenizer_create(lk_tokenizer **out, const lk_tokenizer_parts *p, l
 {
     lk_vocab vocab = {0};
     lk_tokenizer *tk = NULL;
+    cJSON *root;
     *out = NULL;
-    LK_TRY(check_parts(p, err));
-    cJSON *root = cJSON_CreateObject();
-    if (!root) return lk_fail(err, LK_ERR_MEMORY, "%s: no memory", p->where);
-    lk_status status = add_tokens(root, p, err);
-    if (!status) status = add_model(root, p, err);
-    if (!status) status = fill_vocab(&vocab, p, err);
+    lk_status status = lk_parts_tree(&root, p, err);
+    if (!status) status = lk_parts_vocab(&vocab, p, err);
     if (!status) status = lk_tokenizer_build(&tk, root, &vocab, p->where, err);
     lk_vocab_free(&vocab);
     if (!status) {

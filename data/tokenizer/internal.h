@@ -136,6 +136,11 @@ lk_status lk_vocab_derive_merges(lk_vocab *v, const char *where, lk_error *err);
 /* Fills pieces, contents, scores and the other tables by id. */
 lk_status lk_vocab_place(lk_tokenizer *tk, const lk_vocab *v, lk_error *err);
 
+/* ---- create.c: parts as the tree of a tokenizer.json (without vocabulary and merges), and those ---- */
+
+lk_status lk_parts_tree(cJSON **root, const lk_tokenizer_parts *p, lk_error *err); /* cJSON_Delete(*root), also on failure */
+lk_status lk_parts_vocab(lk_vocab *v, const lk_tokenizer_parts *p, lk_error *err);
+
 /* ---- spm.c: SentencePiece's .model ---- */
 
 typedef struct lk_spm {

@@ -82,4 +82,9 @@ typedef struct lk_tokenizer_parts {
  * digest is the SHA-256 of all of the parts. LK_ERR_UNSUPPORTED for a pre-tokeniser whose rules are not known here, naming it. */
 lk_status lk_tokenizer_create(lk_tokenizer **tk, const lk_tokenizer_parts *parts, lk_error *err);
 
+/* The same as files: tokenizer.json (vocabulary, merges, rules, what is put before and after a text) and tokenizer_config.json (special
+ * tokens, chat template), which the tokenizers library and transformers read, and lk_tokenizer_open. Each by atomic replacement; the folder
+ * exists. */
+lk_status lk_tokenizer_write(const char *folder, const lk_tokenizer_parts *parts, lk_error *err);
+
 #endif

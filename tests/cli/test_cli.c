@@ -106,10 +106,16 @@ static void test_folders(void **state)
     check_program_says(0, "\"signed_by\":\"nobody\"", "inspect %s/b.tar.zst --json", out);
     check_program_says(0, "20 tensors in q8_0", "export " GOLDEN "/models/chat-tiny -o %s/m.gguf --to gguf --type q8_0", out);
     check_program_says(0, "\"kind\":\"gguf\",\"architecture\":\"llama\"", "inspect %s/m.gguf --json", out);
-    check_program_says(0, "\"finish_reason\":\"length\"", "generate %s/m.gguf --prompt hello --max-tokens 3 --json", out);
     check_program_says(0, "factors of", "export " GOLDEN "/models/llama-tiny " GOLDEN "/adapters/r8_all -o %s/a.gguf --to gguf-lora", out);
     check_program_says(0, "\"kind\":\"gguf adapter\"", "inspect %s/a.gguf --json", out);
     check_program_says(1, "general.type is \"adapter\": not a model", "generate %s/a.gguf --prompt hello", out);
+    check_program_says(0, "\"finish_reason\":\"length\"", "generate %s/m.gguf --prompt hello --max-tokens 3 --json", out);
+    check_program_says(0, "merged into its original weights",
+                       "merge %s/m.gguf " GOLDEN "/adapters/chat_a -o %s/gm --into original --check 'Hello world'", out, out);
+    check_program_says(0, "4-bit NF4", "quantize %s/m.gguf -o %s/gq", out, out);
+    check_program_says(0, "20 tensors in q4_0", "export %s/m.gguf -o %s/m4.gguf --to gguf --type q4_0", out, out);
+    check_program_says(0, "\"text\":\"Hello world\"", "tokenize %s/gq --text 'Hello world' --json", out);
+    check_program_says(0, "ollama create", "export %s/m.gguf -o %s/go --to ollama", out, out);
     check_program_says(0, "20 tensors in f16", "export " GOLDEN "/models/chat-tiny -o %s/s --to safetensors --type f16 --shard-size 60K",
                        out);
     check_program_says(0, "\"parameters\":101184", "inspect %s/s --json", out);

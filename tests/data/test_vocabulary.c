@@ -99,10 +99,10 @@ static void test_round_trip(void **state)
         {"tokenizers/slow_llama", "default"}};
     lk_error err = {0};
     cJSON *root;
-    char *path = check_golden("tokenizers.json");
+    char *path = check_golden("tokenizers.json"), *folder = check_temporary("vocabulary_files");
     CHECK_OK(lk_json_read(&root, path, 64 << 20, &err), &err);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        lk_tokenizer *tk = open_own(rows[i].file), *other;
+        lk_tokenizer *tk = open_own(rows[i].file), *other, *written;
         apart a;
         take_apart(tk, &a);
         bool spm = !strcmp(rows[i].pre, "default");
@@ -110,6 +110,8 @@ static void test_round_trip(void **state)
         assert_int_equal(lk_tokenizer_fits_scores(tk, NULL), spm);
         assert_string_equal(a.parts.pretokenizer, rows[i].pre);
         CHECK_OK(lk_tokenizer_create(&other, &a.parts, &err), &err);
+        CHECK_OK(lk_tokenizer_write(folder, &a.parts, &err), &err);
+        CHECK_OK(lk_tokenizer_open(&written, folder, &err), &err);
         const cJSON *text;
         cJSON_ArrayForEach(text, lk_json_get(root, "texts"))
         {
@@ -118,7 +120,11 @@ static void test_round_trip(void **state)
             bool unsaid =
                 strstr(t, "TAG") || strstr(t, "[lone]") || (spm && (*t == ' ' || !strncmp(t, "\xe2\x96\x81", 3) || strchr(t, '<')));
             if (!unsaid) same_encoding(tk, other, t);
+            same_encoding(other, written, t); /* as files it is the same without exception */
         }
+        assert_int_equal(lk_tokenizer_added_bos(written), lk_tokenizer_added_bos(tk));
+        assert_string_equal(lk_tokenizer_chat_template(written), "{{ messages }}");
+        lk_tokenizer_close(written);
         assert_string_equal(lk_tokenizer_chat_template(other), "{{ messages }}");
         assert_int_equal(strlen(lk_tokenizer_digest(other)), 64);
         lk_tokenizer_close(other);
@@ -126,6 +132,7 @@ static void test_round_trip(void **state)
         lk_tokenizer_close(tk);
     }
     cJSON_Delete(root);
+    free(folder);
     free(path);
 }
 

@@ -8,7 +8,6 @@
 #include "data/gguf.h"
 #include "data/gguf_tokenizer.h"
 #include "model/export_gguf.h"
-#include "model/merge.h"
 #include "model/weights.h"
 #include "tests/model.h"
 
@@ -187,15 +186,7 @@ static void test_refuses(void **state)
     make_wrong(path, &cases[0]);
     lk_tokenizer *tk;
     CHECK_FAILS(lk_tokenizer_open(&tk, path, &err), LK_ERR_NOT_FOUND, "has no tokenizer (tokenizer.ggml.model is missing)", &err);
-    lk_merge_result merged;
-    char *adapter = check_golden("adapters/r8_all"), out[4300];
-    snprintf(out, sizeof out, "%s/out", folder);
-    CHECK_FAILS(lk_model_merge(path, adapter, out, &(lk_merge_options){.dtype = LK_BF16}, &merged, &err), LK_ERR_UNSUPPORTED,
-                "merging needs a Hugging Face folder", &err);
-    CHECK_FAILS(lk_model_quantize(path, out, 1, &err), LK_ERR_UNSUPPORTED, "quantising needs a Hugging Face folder", &err);
-    assert_false(lk_path_exists(out));
     lk_backend_close(be);
-    free(adapter);
     free(folder);
 }
 
