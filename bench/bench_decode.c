@@ -5,7 +5,8 @@
  *
  * Shapes: tiny, 1b, 8b, 70b (bench/random_model.h). Matrices take turns, so that they come from memory as the layers of a model do; a round
  * of all of them is one recorded step, as in serving, so that the host's time for launches does not count. LK_CUDA_GRAPHS=0 shows what
- * it would be. On the CPU (`--device cpu --shape tiny`) the same program shows that it works. */
+ * it would be, LK_CUDA_WGMMA=0 what products of many tokens would be by mma.sync. On the CPU (`--device cpu --shape tiny`) the same program
+ * shows that it works. */
 #include <stdio.h>
 #include <string.h>
 

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/pool.h"
+#include "kernels/cuda/group_probe.h"
 #include "kernels/cuda/module.h"
 #include "kernels/cuda/product.h"
 #include "kernels/dynamic_map.h"
@@ -50,6 +52,21 @@ static lk_status connect_ranks(lk_cuda *cu)
     return LK_OK;
 }
 
+/* Products of many tokens take warp groups where there are some that add as mma.sync does. */
+static lk_status try_warp_groups(lk_cuda *cu)
+{
+    const char *wanted = getenv("LK_CUDA_WGMMA"); /* "0": mma.sync everywhere; for comparisons, and should they ever misbehave */
+    if (cu->device.major != 9 || cu->device.minor != 0 || (wanted && strcmp(wanted, "0") == 0)) return LK_OK;
+    int wrong;
+    LK_TRY(lk_cuda_probe_groups(&cu->base, &wrong));
+    cu->warp_groups = wrong == 0;
+    if (wrong < 0)
+        lk_log(LK_LOG_WARN, "cuda: this module was built without sm_90a, so products of many tokens go by mma.sync, which is slower");
+    else if (wrong > 0)
+        lk_log(LK_LOG_WARN, "cuda: wgmma rounds otherwise than mma.sync on this GPU (%d sums), so all products go by mma.sync", wrong);
+    return LK_OK;
+}
+
 /* What is constant for every model and run is not of the plan's making: lk_allocated starts at 0 for the caller. The plan has a term
  * of its own for the context and cuBLASLt's workspace. */
 static lk_status start(lk_cuda *cu, int ordinal)
@@ -73,6 +90,7 @@ static lk_status start(lk_cuda *cu, int ordinal)
         return lk_fail(err, status, "%s", without.message);
     LK_TRY(upload_constants(cu));
     LK_TRY(connect_ranks(cu));
+    LK_TRY(try_warp_groups(cu));
     LK_TRY(lk_cuda_nf4_product_prepare(&cu->base));
     LK_TRY(lk_cuda_dense_product_prepare(&cu->base));
     cu->base.allocated = cu->base.allocated_peak = 0;
@@ -99,8 +117,8 @@ lk_status lk_cuda_open(lk_backend **be, const lk_backend_options *options, lk_er
         lk_cuda_close(&cu->base);
         return status;
     }
-    snprintf(cu->base.about, sizeof cu->base.about, "%s, %.1f GiB, module for %.180s", cu->device.name,
-             (double)cu->device.memory / 1073741824.0, lk_cuda_module_entry.build);
+    snprintf(cu->base.about, sizeof cu->base.about, "%s, %.1f GiB, products by %s, module for %.180s", cu->device.name,
+             (double)cu->device.memory / 1073741824.0, cu->warp_groups ? "wgmma and mma.sync" : "mma.sync", lk_cuda_module_entry.build);
     snprintf(cu->base.name, sizeof cu->base.name, "cuda/sm_%d%d", cu->device.major, cu->device.minor);
     *be = &cu->base;
     return LK_OK;

@@ -57,6 +57,7 @@ typedef struct lk_cuda {
     /* serving */
     lk_cuda_adapters adapters; /* of the batch at hand */
     lk_cuda_tables tables;     /* the same */
+    bool warp_groups;          /* products of many tokens take them (group_probe.h) */
     bool serving;              /* the batch at hand has sequences (lk_batch_begin): its products follow product.h */
     lk_cuda_steps steps;
     const lk_kv *kv; /* the cache that was made or used last, of n_kvs */

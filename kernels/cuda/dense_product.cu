@@ -3,7 +3,7 @@
  * Columns go to the tensor cores in the order of fragments.h, so that 16-byte loads will do. Rows of w end at a multiple of 8 with zeros
  * (matrix.h), so does x; beyond that zeros are multiplied. */
 #include "kernels/cuda/fragments.h"
-#include "kernels/cuda/product_kernels.h"
+#include "kernels/cuda/product_launch.h"
 
 struct dense_weights {
     const lk_bf16 *rows;
@@ -11,6 +11,7 @@ struct dense_weights {
     int32_t n, chunks; /* chunks: 16-byte groups of a row */
 
     static constexpr int TABLE_BYTES = 0, RING = 2, TILE_BYTES = 16 * ROW_BYTES;
+    static constexpr bool GROUPS = false;  /* they want x's columns in another order than fragments.h's */
     static constexpr int TILES_A_WARP = 1; /* HBM bounds it: 2 KB a tile */
     static constexpr const char *few_name = "dense_few", *tiles_name = "dense_tiles", *prompt_name = "dense_prompt";
     struct codes {
@@ -26,6 +27,7 @@ struct dense_weights {
     LK_DEVICE void finish_scales(scales &, const raw &, const dense_weights &, const unsigned char *) {}
     LK_DEVICE void scale_at(float[2], const scales &, int, int) {}
 
+    LK_DEVICE void prefetch(const dense_weights &, int32_t, int32_t, int, int) {} /* stages are ahead far enough */
     LK_DEVICE void load(codes &c, const dense_weights &w, int32_t tile, int32_t depth, int lane)
     {
         LK_UNROLL

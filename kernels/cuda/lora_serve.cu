@@ -23,7 +23,7 @@
 #include "kernels/cuda/product.h"
 
 enum { WARPS = 4, THREADS = WARPS * 32, TOKENS = LK_CUDA_TILE_TOKENS, GROUPS = TOKENS / 8, JOIN = 64 };
-enum { CHUNKS = LK_CUDA_PIECE / 8, ROW_BYTES = LK_CUDA_PIECE * 2, COLUMN_TILES = 2, COLUMNS = WARPS * COLUMN_TILES * 16 };
+enum { PIECE = 512, CHUNKS = PIECE / 8, ROW_BYTES = PIECE * 2, COLUMN_TILES = 2, COLUMNS = WARPS * COLUMN_TILES * 16 };
 enum { RANKS = 256 /* of a pass of expand */ };
 
 static_assert(GROUPS == WARPS, "in shrink a warp has eight tokens");
@@ -118,7 +118,7 @@ LK_DEVICE void multiply_piece(float sum[4], const unsigned char *a, const unsign
 {
     int g = lane / 4, t = lane % 4, token = warp * 8 + g;
     LK_UNROLL
-    for (int depth = 0; depth < LK_CUDA_PIECE / 64; depth++) {
+    for (int depth = 0; depth < PIECE / 64; depth++) {
         uint32_t low[4][2], high[4][2], b[4][2];
         lk_cuda_row_pairs(low, a + g * ROW_BYTES + depth * 128, g, t);
         lk_cuda_row_pairs(high, a + (g + 8) * ROW_BYTES + depth * 128, g + 8, t);
@@ -152,7 +152,7 @@ LK_KERNEL void __launch_bounds__(THREADS) shrink_kernel(lora_args p)
     int32_t piece = p.walk ? 0 : (int32_t)blockIdx.x, last = p.walk ? p.pieces - 1 : piece, rows = (tile.count + 7) / 8 * 8;
     float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (bool first = true; piece <= last; piece++, first = false) {
-        int32_t from = piece * LK_CUDA_PIECE;
+        int32_t from = piece * PIECE;
         if (!first) lk_block_sync(); /* all have read the piece before it */
         if (adapter.is_bf16)
             stage_rows(a, 16, (const lk_bf16 *)adapter.a + (int64_t)rank0 * p.k, p.k, ranks, from, p.k, eights);
@@ -308,7 +308,7 @@ LK_KERNEL void __launch_bounds__(THREADS, 4) expand_kernel(lora_args p)
 
 /* ---------------------------------------------------------------------------------------------- the operation */
 
-static int64_t pieces_of(int64_t k) { return (k + LK_CUDA_PIECE - 1) / LK_CUDA_PIECE; }
+static int64_t pieces_of(int64_t k) { return (k + PIECE - 1) / PIECE; }
 static size_t totals_bytes(int64_t tokens, int64_t ranks) { return lk_cuda_carved((size_t)(tokens * ranks) * sizeof(float)); }
 
 extern "C" size_t lk_cuda_lora_serve_scratch(const lk_limits *l)

@@ -4,7 +4,7 @@
  * A byte of codes becomes the pair of bf16 that an A register wants by one lookup in a table of 256 pairs, which every one of the 32 banks
  * of shared memory holds for itself (32 KiB), so that no lane waits for another. The scale of a block of 64 multiplies in fp32 the sum of
  * its 64 products (product.h): a weight is bf16(codebook) * absmax there, where training's is bf16(codebook * absmax). */
-#include "kernels/cuda/product_kernels.h"
+#include "kernels/cuda/product_launch.h"
 
 enum { BANKS = 32, PAIRS = 256, LUT_BYTES = PAIRS * BANKS * 4 };
 
@@ -13,6 +13,7 @@ struct nf4_weights {
     int32_t n, tiles, depths;
 
     static constexpr int TABLE_BYTES = LUT_BYTES + 256 * 4, RING = 8, TILE_BYTES = LK_CUDA_TILE_BYTES;
+    static constexpr bool GROUPS = true;   /* x's columns go in their own order, as warp groups want them */
     static constexpr int TILES_A_WARP = 2; /* from 17 tokens on: reading x from shared memory is what bounds it, two tiles share that */
     static constexpr const char *few_name = "nf4_few", *tiles_name = "nf4_tiles", *prompt_name = "nf4_prompt";
     struct codes {
@@ -69,6 +70,19 @@ struct nf4_weights {
             }
         }
     }
+    /* What load and load_scales are going to read, to L2: `count` <= 8 depths of codes; the scales of eight depths. */
+    LK_DEVICE void prefetch(const nf4_weights &w, int32_t tile, int32_t depth, int count, int lane)
+    {
+        if (lane < 4 * count && tile < w.tiles && depth + lane / 4 < w.depths)
+            lk_prefetch((const char *)w.nf4.tiles + ((int64_t)tile * w.depths + depth) * TILE_BYTES + lane * 128);
+    }
+    LK_DEVICE void prefetch_scales(const nf4_weights &w, int32_t tile, int32_t depth0, int lane)
+    {
+        int32_t row = tile * 16 + lane / 2, depth = depth0 + lane % 2 * 4;
+        int64_t block = (int64_t)row * w.depths + depth;
+        if (row >= w.n || depth >= w.depths) return;
+        lk_prefetch(w.nf4.absmax ? (const void *)(w.nf4.absmax + block) : (const void *)(w.nf4.absmax8 + block));
+    }
     /* The bits of lk_nf4_unnest. */
     LK_DEVICE void finish_scales(scales &s, const raw &r, const nf4_weights &w, const unsigned char *table)
     {
@@ -78,6 +92,13 @@ struct nf4_weights {
         for (int i = 0; i < 2; i++)
             s.v[half][i] =
                 w.nf4.absmax ? lk_as_float(r.code[half][i]) : lk_add_rn(lk_mul_rn(map[r.code[half][i]], r.second[half][i]), w.nf4.offset);
+    }
+    /* [depth][row], of a tile */
+    LK_DEVICE void keep_scales(float *kept, const scales &s, int lane)
+    {
+        LK_UNROLL
+        for (int half = 0; half < 2; half++) LK_UNROLL
+        for (int i = 0; i < 2; i++) kept[(2 * (lane % 4) + i) * 16 + lane / 4 + 8 * half] = s.v[half][i];
     }
     LK_DEVICE void scale_at(float out[2], const scales &s, int slot, int lane)
     {

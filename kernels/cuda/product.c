@@ -1,7 +1,8 @@
 /* Products of a serving batch: which kernels, over which scratch. The arithmetic stands in product.h.
  *
- * Scratch: sums of pieces for up to 128 tokens (512 bytes a row of w and piece), and a copy of x when its rows do not allow loads of 16
- * bytes, which activations of a model always do. A matrix whose sums would not fit (a head) has rows enough not to need pieces. */
+ * Scratch: sums of pieces for up to 128 tokens (512 bytes a row of w and piece, at most eight pieces), and a copy of x when its rows do not
+ * allow loads of 16 bytes, which activations of a model always do. A matrix whose sums would not fit (a head) has rows enough not to need
+ * pieces. */
 #include "kernels/cuda/product.h"
 
 #include "kernels/cuda/lora.h"
@@ -12,7 +13,7 @@ static size_t copy_bytes(int64_t k) { return lk_cuda_carved((size_t)(MOST_TOKENS
 
 size_t lk_cuda_product_scratch(const lk_limits *l)
 {
-    int64_t pieces_rows = l->matrix / LK_CUDA_PIECE + l->width; /* of any matrix: ceil(K / piece) * N */
+    int64_t pieces_rows = l->matrix / LK_CUDA_LEAST_PIECE + l->width; /* of any matrix: ceil(K / piece) * N */
     return copy_bytes(l->width) + lk_cuda_carved((size_t)(MOST_TOKENS * pieces_rows) * sizeof(float));
 }
 

@@ -1,14 +1,17 @@
 /* Products of serving: y[T,N] = x[T,K] w[N,K]^T + bias + residual with one arithmetic for every number of rows, so that a token's bits
  * are the same alone, among sixty and in the middle of a prompt. product.c dispatches, nf4_product.cu and dense_product.cu are the two
- * kinds of weights, product_kernels.h the kernels that both are put into.
+ * kinds of weights, product_kernels.h and product_groups.h the kernels that they are put into, product_launch.h chooses among these.
  *
  * The arithmetic, for one row of y and one of w:
  *
- *     K is cut into depths of 64 and pieces of 8 depths (512).
+ *     K is cut into depths of 64 and into at most eight pieces (lk_cuda_piece).
  *     p_j = sum over the depths of piece j, ascending, from zero
  *             NF4:    fma(scale of the depth, c, p),  c = the 64 products of bf16(codebook) and x, four mma of 16, ascending, from zero
  *             dense:  four mma of 16 on top of p
  *     y   = ((p_0 + p_1) + p_2) ... + bias + residual, in fp32, rounded once to y's type
+ *
+ * c is the sum of four steps of 16, each added to the one before as mma.m16n8k16 does it. wgmma (sm_90, many tokens) is taken only where it
+ * gives those bits: group_probe.cu asks the device when the backend opens.
  *
  * The order depends on K alone. Pieces may be computed by different warps, blocks or launches; their sums are always joined in order. An
  * element of an mma depends on its own row of w and its own token only, wherever in a tile they sit.
@@ -24,7 +27,14 @@
 extern "C" {
 #endif
 
-enum { LK_CUDA_PIECE = 512 };
+enum { LK_CUDA_LEAST_PIECE = 1024 };
+
+/* Columns of a piece of K: 1024, or as many runs of 512 as leave at most eight pieces. */
+static inline int64_t lk_cuda_piece(int64_t k)
+{
+    int64_t eighth = (k + 8 * 512 - 1) / (8 * 512) * 512;
+    return eighth > LK_CUDA_LEAST_PIECE ? eighth : LK_CUDA_LEAST_PIECE;
+}
 
 /* x: rows of whole 16-byte groups, 16-byte aligned, with zeros from K to the next multiple of 8. */
 typedef struct lk_cuda_product {

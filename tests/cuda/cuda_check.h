@@ -55,6 +55,15 @@ static inline bool set_schedule(uint64_t seed)
     return schedule != NULL;
 }
 
+/* What the emulated device presents itself as to backends opened from now on (tests/cuda_emu/control.h); false on a real GPU. */
+static inline bool set_device(const char *name)
+{
+    bool (*set)(const char *);
+    void *symbol = emulation_symbol("lk_emu_set_device");
+    memcpy(&set, &symbol, sizeof symbol);
+    return set && set(name);
+}
+
 /* Kernels launched so far; 0 on a real GPU. */
 static inline int64_t kernels_launched(void)
 {

@@ -1,5 +1,6 @@
 /* Products of a serving batch on the CUDA backend: against the reference, and each row alone bit for bit what it is in company, whatever
- * kernel its company calls for (up to 8 rows, 16, 32, 64, 128, more). */
+ * kernel its company calls for (up to 8 rows, 16, 32, 64, 128, more), by warp groups or without, and on devices with little shared memory.
+ */
 #include "tests/cuda/cuda_check.h"
 #include "tests/kernels/linear_cases.h"
 
@@ -109,6 +110,86 @@ static float *product_of_rows(lk_backend *be, const lk_matrix *m, const device_t
     float *out = device_values("y", &y);
     lk_free(be, y.memory);
     return out;
+}
+
+/* What many tokens may run on: warp groups, mma.sync in a data centre's shapes, and in those of devices with little shared memory. */
+static const struct {
+    const char *device, *wgmma;
+} ways[] = {{"sm_90", "1"}, {"sm_90", "0"}, {"sm_86", "1"}};
+enum { N_WAYS = sizeof ways / sizeof *ways };
+
+/* False: a real GPU, which is one device only. */
+static bool take_way(int i)
+{
+    bool emulated = set_device(ways[i].device);
+    setenv("LK_CUDA_WGMMA", ways[i].wgmma, 1);
+    return emulated || strcmp(ways[i].device, "sm_90") == 0;
+}
+
+/* Row by row and all together on each of the ways, bit for bit. */
+static void check_ways(const serve_case *c)
+{
+    float *first = NULL;
+    for (int i = 0; i < N_WAYS; i++) {
+        if (!take_way(i)) continue;
+        lk_backend *be = open_cuda(&limits);
+        served s = served_make(be, c);
+        float *values = random_floats(9, c->rows * c->k, 1.0f);
+        device_tensor x = device_from(be, LK_BF16, c->rows, c->k, c->gap, values);
+        float *all = product_of_rows(be, s.m, &x, 0, c->rows), *one = product_of_rows(be, s.m, &x, c->rows - 1, 1);
+        check_same_bits("the last row alone", one, all + (c->rows - 1) * c->n, (size_t)c->n * sizeof(float));
+        if (first) check_same_bits(ways[i].device, all, first, (size_t)(c->rows * c->n) * sizeof(float));
+        free(one);
+        free(values);
+        if (first)
+            free(all);
+        else
+            first = all;
+        device_free(&x);
+        served_free(be, &s);
+        lk_backend_close(be);
+    }
+    free(first);
+    take_way(0);
+}
+
+static void test_ways(void **state)
+{
+    (void)state;
+    static const serve_case cases[] = {
+        {12, 40, 1088, 0, LK_NF4, false},  {20, 300, 1088, 0, LK_NF4, true},  {33, 40, 192, 0, LK_NF4, true},
+        {64, 40, 4672, 0, LK_NF4, false},  {65, 33, 64, 0, LK_NF4, false},    {100, 130, 4672, 8, LK_NF4, true},
+        {128, 520, 1088, 0, LK_NF4, true}, {129, 300, 192, 0, LK_NF4, false}, {150, 97, 1096, 8, LK_BF16, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_ways(&cases[i]);
+}
+
+/* On a GPU whose wgmma adds otherwise than its mma.sync nothing goes by wgmma. */
+static void test_other_sums(void **state)
+{
+    (void)state;
+    void (*set)(bool);
+    void *symbol = emulation_symbol("lk_emu_set_other_sums");
+    memcpy(&set, &symbol, sizeof symbol);
+    if (!set) return;
+    set(true);
+    check_ways(&(serve_case){100, 40, 640, 0, LK_NF4, true}); /* all ways are mma.sync */
+    set(false);
+    setenv("LK_CUDA_WGMMA", "1", 1);
+    lk_backend *be = open_cuda(&limits);
+    set(true); /* after the question was asked: now it must show, or the answer was not asked for */
+    serve_case c = {100, 40, 640, 0, LK_NF4, true};
+    served s = served_make(be, &c);
+    float *values = random_floats(9, c.rows * c.k, 1.0f);
+    device_tensor x = device_from(be, LK_BF16, c.rows, c.k, 0, values);
+    float *all = product_of_rows(be, s.m, &x, 0, c.rows), *one = product_of_rows(be, s.m, &x, 0, 1);
+    assert_true(memcmp(one, all, (size_t)c.n * sizeof(float)) != 0);
+    set(false);
+    free(all);
+    free(one);
+    free(values);
+    device_free(&x);
+    served_free(be, &s);
+    lk_backend_close(be);
 }
 
 static void check_company(const lk_limits *with, const serve_case *c)
@@ -224,8 +305,9 @@ static void test_parts(void **state)
     check_parts(nf4, wide, 1, 192, 0, 3, 1);
     check_parts(nf4, wide, 8, 64, 8, 3, 1);
     check_parts(nf4, wide, 20, 64, 0, 2, 1);
-    check_parts(nf4, narrow, 12, 2112, 0, 2, 2); /* in pieces, and what joins them */
-    check_parts(dense, narrow, 37, 2600, 0, 2, 2);
+    check_parts(nf4, narrow, 12, 4416, 0, 2, 2); /* in pieces, and what joins them */
+    check_parts(nf4, narrow, 90, 4416, 0, 2, 2);
+    check_parts(dense, narrow, 37, 4600, 0, 2, 2);
     check_parts(nf4, narrow, 100, 576, 0, 2, 1);
     check_parts(dense, narrow, 131, 72, 0, 2, 1);
     check_parts(dense, wide, 2, 72, 0, 3, 1);
@@ -254,7 +336,8 @@ static void test_server_limits(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference), cmocka_unit_test(test_company),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_reference),     cmocka_unit_test(test_company),
+                                       cmocka_unit_test(test_ways),          cmocka_unit_test(test_other_sums),
                                        cmocka_unit_test(test_kind_of_batch), cmocka_unit_test(test_parts),
                                        cmocka_unit_test(test_server_limits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
