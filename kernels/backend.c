@@ -163,7 +163,8 @@ lk_status lk_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_sour
                        lk_dtype_name(type));
     if (source->n < 1 || source->k < 1)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: a matrix of %lld x %lld", (long long)source->n, (long long)source->k);
-    if (!source->data) return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: no data");
+    if (!source->data && (source->type != LK_F32 || !be->ops->matrix_set))
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: no data");
     if ((type == LK_NF4) != (source->absmax != NULL))
         return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_create: absmax belongs to nf4 matrices and to no others");
     if ((source->absmax8 != NULL) != (source->absmax2 != NULL) || (source->absmax8 && type != LK_NF4))

@@ -35,6 +35,7 @@ typedef struct lk_ops {
 
     lk_status (*matrix_create)(lk_backend *be, lk_matrix **out, const lk_matrix_source *source);
     void (*matrix_destroy)(lk_backend *be, lk_matrix *w);
+    lk_status (*matrix_set)(lk_backend *be, lk_matrix *w, const int32_t *ids, int64_t n, const float *rows);
     size_t (*matrix_bytes)(const lk_backend *be, lk_dtype source_type, int64_t n, int64_t k, bool nested);
     const void *(*matrix_data)(const lk_matrix *w);
     void (*matrix_lend)(lk_backend *be, lk_matrix *w, void *data);
@@ -63,6 +64,10 @@ typedef struct lk_ops {
     lk_status (*linear_parts)(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
                               const lk_dropout *dropout);
     int64_t (*row_gap)(const lk_backend *be, int64_t rank);
+
+    lk_status (*add_columns)(lk_backend *be, float *sums, const lk_tensor *x, float by);
+    lk_status (*weight_gradient)(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
+    lk_status (*embed_backward)(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);
 
     lk_status (*rmsnorm)(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps);
     lk_status (*rmsnorm_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dy, const lk_tensor *x, const float *weight,
@@ -110,6 +115,8 @@ typedef struct lk_ops {
 
     lk_status (*linear_loss)(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                              const int32_t *labels, float grad_scale, float cap);
+    lk_status (*linear_loss_trained)(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
+                                     const lk_matrix *head, const lk_head_part *part, const int32_t *labels, float grad_scale, float cap);
     lk_status (*sum_squares)(lk_backend *be, double *out, const float *x, int64_t n);
     lk_status (*adamw)(lk_backend *be, float *p, const float *g, float *m, float *v, int64_t n, const lk_adamw_step *step);
     lk_status (*adamw8)(lk_backend *be, float *p, const float *g, uint8_t *m8, uint8_t *v8, float *m_scale, float *v_scale, int64_t n,

@@ -266,6 +266,56 @@ lk_status lk_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *
 
 int64_t lk_row_gap(const lk_backend *be, int64_t rank) { return be->ops->row_gap && rank > 0 ? be->ops->row_gap(be, rank) : 0; }
 
+/* ---------------------------------------------------------------------------------------------- what is trained whole */
+
+lk_status lk_matrix_set(lk_backend *be, lk_matrix *w, const int32_t *ids, int64_t n, const float *rows)
+{
+    NEED(matrix_set);
+    if (!w || w->type != LK_F32 || n < 0 || (n > 0 && !rows))
+        return bad(be, "matrix_set", "no rows, or a matrix that was not made from f32");
+    for (int64_t i = 0; i < n; i++) {
+        int64_t row = ids ? ids[i] : i;
+        if (row < 0 || row >= w->n)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "matrix_set: row %lld of %lld", (long long)row, (long long)w->n);
+    }
+    return be->ops->matrix_set(be, w, ids, n, rows);
+}
+
+lk_status lk_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by)
+{
+    NEED(add_columns);
+    if (!x || !sums) return bad(be, "add_columns", "no x or no sums");
+    LK_TRY(check(be, "add_columns", "x", x, true, x->rows, x->cols));
+    return be->ops->add_columns(be, sums, x, by);
+}
+
+lk_status lk_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by)
+{
+    NEED(weight_gradient);
+    if (!dw || !dy || !x) return bad(be, "weight_gradient", "an argument is missing");
+    LK_TRY(check(be, "weight_gradient", "dy", dy, false, dy->rows, dy->cols));
+    LK_TRY(check(be, "weight_gradient", "x", x, true, dy->rows, x->cols));
+    return be->ops->weight_gradient(be, dw, dy, x, by);
+}
+
+lk_status lk_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids)
+{
+    NEED(embed_backward);
+    if (!dtable || !dy) return bad(be, "embed_backward", "no dtable or no dy");
+    LK_TRY(check(be, "embed_backward", "dy", dy, true, dy->rows, dy->cols));
+    for (int64_t t = 0; t < dy->rows; t++)
+        if (ids[t] < -1 || ids[t] >= n)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "embed_backward: id %d at row %lld of a table of %lld", ids[t], (long long)t,
+                           (long long)n);
+    return be->ops->embed_backward(be, dtable, n, dy, ids);
+}
+
+bool lk_backend_trains_weights(const lk_backend *be)
+{
+    const lk_ops *o = be->ops;
+    return o->matrix_set && o->add_columns && o->weight_gradient && o->embed_backward && o->linear_loss_trained;
+}
+
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
 
 lk_status lk_rmsnorm(lk_backend *be, const lk_tensor *y, float *rstd, const lk_tensor *x, const float *weight, float eps)
@@ -638,18 +688,41 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
 
 /* ---------------------------------------------------------------------------------------------- loss and optimiser */
 
+static lk_status check_loss(lk_backend *be, const char *op, const float *nll, const lk_tensor *dx, const lk_tensor *x,
+                            const lk_matrix *head, const int32_t *labels, float cap)
+{
+    if (!x || !head || !nll || !labels || !(cap >= 0.0f)) return bad(be, op, "an argument is missing, or a negative cap");
+    LK_TRY(check(be, op, "x", x, false, x->rows, head->k));
+    if (dx) LK_TRY(check(be, op, "dx", dx, false, x->rows, head->k));
+    for (int64_t t = 0; t < x->rows; t++)
+        if (labels[t] >= head->n)
+            return lk_fail(&be->error, LK_ERR_INTERNAL, "%s: label %d at row %lld of a head of %lld", op, labels[t], (long long)t,
+                           (long long)head->n);
+    return LK_OK;
+}
+
 lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                          const int32_t *labels, float grad_scale, float cap)
 {
     NEED(linear_loss);
-    if (!x || !head || !nll || !labels || !(cap >= 0.0f)) return bad(be, "linear_loss", "an argument is missing, or a negative cap");
-    LK_TRY(check(be, "linear_loss", "x", x, false, x->rows, head->k));
-    if (dx) LK_TRY(check(be, "linear_loss", "dx", dx, false, x->rows, head->k));
-    for (int64_t t = 0; t < x->rows; t++)
-        if (labels[t] >= head->n)
-            return lk_fail(&be->error, LK_ERR_INTERNAL, "linear_loss: label %d at row %lld of a head of %lld", labels[t], (long long)t,
-                           (long long)head->n);
+    LK_TRY(check_loss(be, "linear_loss", nll, dx, x, head, labels, cap));
     return be->ops->linear_loss(be, nll, hits, dx, x, head, labels, grad_scale, cap);
+}
+
+lk_status lk_linear_loss_trained(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                                 const lk_head_part *part, const int32_t *labels, float grad_scale, float cap)
+{
+    NEED(linear_loss_trained);
+    LK_TRY(check_loss(be, "linear_loss_trained", nll, dx, x, head, labels, cap));
+    if (!part) return bad(be, "linear_loss_trained", "no part");
+    const lk_lora *f = part->factors;
+    if (f && (f->rank < 1 || f->type != LK_F32 || !f->a || !f->b || (f->da != NULL) != (f->db != NULL)))
+        return bad(be, "linear_loss_trained", "factors that are not whole, or not f32");
+    if (part->dropout && !(part->dropout->p >= 0.0f && part->dropout->p < 1.0f))
+        return bad(be, "linear_loss_trained", "dropout outside [0,1)");
+    for (int64_t i = 0; part->ids && i < part->n_ids; i++)
+        if (part->ids[i] < 0 || part->ids[i] >= head->n) return bad(be, "linear_loss_trained", "a row outside the head");
+    return be->ops->linear_loss_trained(be, nll, hits, dx, x, head, part, labels, grad_scale, cap);
 }
 
 lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n)

@@ -123,6 +123,7 @@ typedef struct lk_limits {
     int64_t matrix;  /* N*K of the largest linear layer; the head apart (vocab * width) */
     bool training;   /* backward operations will be called */
     bool gains;      /* lk_gain_norms will be called; with training lk_gain_backward, too */
+    bool head;       /* lk_linear_loss_trained will be */
     bool serving;    /* only batches of sequences will be begun (lk_batch.n_sequences > 0), and sampling comes with them: else a backend
                       * need not have room for it */
     /* Serving with adapters: of one batch, and how many linear layers they may adapt (lk_batch.n_adapters and n_sites). */
@@ -167,6 +168,10 @@ size_t lk_matrix_bytes(const lk_backend *be, lk_dtype source_type, int64_t n, in
  * of its own is given back. The matrix of a source without absmax only. */
 const void *lk_matrix_data(const lk_backend *be, const lk_matrix *w);
 lk_status lk_matrix_lend(lk_backend *be, lk_matrix *w, void *data);
+/* Row ids[i] (ids NULL: row i) of a matrix that was made from F32 becomes rows[i,K], for i < n: F32 in backend memory, rounded as
+ * lk_matrix_create rounds. What is trained as a whole is multiplied with like this: the matrix is its copy in the kernels' layout. ids host
+ * memory. A source of F32 whose data is NULL makes a matrix of zeros, to be filled. */
+lk_status lk_matrix_set(lk_backend *be, lk_matrix *w, const int32_t *ids, int64_t n, const float *rows);
 int64_t lk_matrix_n(const lk_matrix *w);
 int64_t lk_matrix_k(const lk_matrix *w);
 lk_dtype lk_matrix_type(const lk_matrix *w);
@@ -204,6 +209,8 @@ typedef struct lk_lora {
      * bias [N] in place of the layer's own. F32, or NULL: none. */
     const float *gain, *inverse_norm, *bias;
     float *dm;
+    /* When they are trained: the gradient of that bias, and of the bias behind B (PEFT's lora_bias), which is scaled like the factors. */
+    float *dbias, *dlora_bias;
 } lk_lora;
 
 /* What one adapter puts in the place of the embedding and the head, or adds to it. NULL: the base's own. Read by model/adapted.h only. */
@@ -213,6 +220,11 @@ typedef struct lk_adapter_tables {
     const lk_matrix *token_rows;        /* [n_tokens,C]: the rows of the tokens token_ids (rising), instead of all the above */
     const int32_t *token_ids;           /* memory of the backend */
     int32_t n_tokens;
+    lk_lora head_factors; /* on top of the head; rank 0: none */
+    /* When they are trained, their gradients, F32; NULL: not trained. Of embed_a and embed_b as they are in PEFT, before the scale
+     * embed_scale; dhead_tokens is of the head's rows token_ids. Two of them may be the same memory. */
+    float *dembedding, *dhead, *dembed_a, *dembed_b, *dtokens, *dhead_tokens;
+    float embed_scale;
 } lk_adapter_tables;
 
 /* One sequence of a serving batch: its new tokens are rows [begin, begin+count), at positions length-count .. length-1. */
@@ -317,6 +329,19 @@ lk_status lk_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *
 
 /* Elements that are worth leaving free behind each row for linear_lora both ways, with adapters of up to this rank; 0: no use for them. */
 int64_t lk_row_gap(const lk_backend *be, int64_t rank);
+
+/* ---------------------------------------------------------------------------------------------- what is trained whole */
+
+/* Gradients of biases, embeddings and tables, which PEFT trains beside factors. All accumulate, in F32, rows in their order. */
+
+/* sums[N] += by * the sum over the rows of x[T,N]. */
+lk_status lk_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by);
+/* dw[N,K] += by * dy[T,N]^T * x[T,K]. x act or F32. */
+lk_status lk_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
+/* dtable[ids[t]] += dy[t]; a row with ids[t] -1 is left out. dtable[n,C]; dy act or F32; ids host memory. */
+lk_status lk_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);
+/* Whether the backend has these three, lk_matrix_set and lk_linear_loss_trained. */
+bool lk_backend_trains_weights(const lk_backend *be);
 
 /* ---------------------------------------------------------------------------------------------- norms, RoPE, activations */
 
@@ -455,6 +480,21 @@ lk_status lk_paged_attention(lk_backend *be, const lk_batch *batch, const lk_att
  * memory. cap: 0, or the soft cap of the logits (lk_cap), here and in their gradient. */
 lk_status lk_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                          const int32_t *labels, float grad_scale, float cap);
+
+/* What of a head is trained, or added to it. */
+typedef struct lk_head_part {
+    float *dw;          /* [V,C] F32, += dlogits^T x; NULL: the head itself is frozen */
+    const int32_t *ids; /* dw is [n_ids,C], of these rows of the head, in fp32 whatever `compute` is; NULL: of all. Host memory */
+    int64_t n_ids;
+    const lk_lora *factors;    /* logits += scale * (drop(x) A[R,C]^T) B[V,R]^T, F32, before the cap; NULL: none. da and db accumulate where
+                                * they are there */
+    const lk_dropout *dropout; /* of the factors, as lk_lora_forward's for site `site` */
+    int32_t site;
+} lk_head_part;
+
+/* lk_linear_loss of a head with these parts. Gradients are made when dx is there, and sum over rows in their order. */
+lk_status lk_linear_loss_trained(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
+                                 const lk_head_part *part, const int32_t *labels, float grad_scale, float cap);
 
 /* sum of squares of x[n] in double, in a fixed order. *out is host memory. */
 lk_status lk_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);

@@ -131,7 +131,7 @@ lk_status lk_cpu_matrix_create(lk_backend *be, lk_matrix **out, const lk_matrix_
         return status;
     }
     prepare p = {w, source};
-    lk_pool_run(cpu->pool, lk_tiles_down(n), 1, w->storage == LK_NF4 ? prepare_nf4 : prepare_dense, &p);
+    if (source->data) lk_pool_run(cpu->pool, lk_tiles_down(n), 1, w->storage == LK_NF4 ? prepare_nf4 : prepare_dense, &p);
     *out = &w->base;
     return LK_OK;
 }
@@ -239,4 +239,15 @@ static void unpack_row(const lk_cpu_matrix *w, int64_t row, float *out)
 void lk_cpu_matrix_unpack(const lk_matrix *w, int64_t begin, int64_t end, float *out)
 {
     for (int64_t row = begin; row < end; row++) unpack_row(matrix_of(w), row, out + (row - begin) * w->k);
+}
+
+void lk_cpu_matrix_pack(lk_matrix *matrix, int64_t row, const float *values)
+{
+    const lk_cpu_matrix *w = matrix_of(matrix);
+    int64_t width = w->base.k;
+    size_t bytes = storage_tile(w->storage);
+    char *tile = (char *)w->data + (size_t)(row / LK_TILE_ROWS * lk_tiles_along(width)) * bytes +
+                 (size_t)(row % LK_TILE_ROWS) * (bytes / LK_TILE_ROWS);
+    for (int64_t k = 0; k < width; k += LK_TILE_DEPTH, tile += bytes)
+        lk_from_f32(tile, w->storage, values + k, smaller(width - k, LK_TILE_DEPTH));
 }

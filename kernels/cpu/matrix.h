@@ -32,6 +32,9 @@ void lk_cpu_matrix_lend(lk_backend *be, lk_matrix *w, void *data);
  * made for BF16 compute. Any thread. */
 void lk_cpu_matrix_unpack(const lk_matrix *w, int64_t begin, int64_t end, float *out);
 
+/* The other way: one row of a dense matrix takes these values, rounded as when it was made. Different rows on any threads. */
+void lk_cpu_matrix_pack(lk_matrix *w, int64_t row, const float *values);
+
 /* Rows [row, row + rows) (row a multiple of 16), k [first, first + k) (first a multiple of 128), as a left panel: returns its first
  * tile and the bytes between blocks of 16 rows. Unpacked to `panel` (room for 16-row blocks of k rounded up to 128), unless the
  * matrix is kept as the panel already. */

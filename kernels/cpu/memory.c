@@ -106,10 +106,10 @@ lk_status lk_cpu_reserve(lk_backend *be, const lk_limits *limits)
     lk_cpu *cpu = lk_cpu_of(be);
     size_t bytes = be->ops->scratch_bytes(be, limits);
     if (bytes <= cpu->scratch_bytes) return LK_OK;
-    void *larger = NULL;
-    LK_TRY(lk_cpu_alloc(be, bytes, &larger));
-    lk_free(be, cpu->scratch);
-    cpu->scratch = larger;
+    lk_free(be, cpu->scratch); /* first: nothing in it is wanted, and the plan counts the larger one alone */
+    cpu->scratch = NULL;
+    cpu->scratch_bytes = 0;
+    LK_TRY(lk_alloc(be, bytes, &cpu->scratch));
     cpu->scratch_bytes = bytes;
     return LK_OK;
 }

@@ -45,6 +45,12 @@ lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, u
                         const lk_adamw_step *step);
 lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 
+lk_status lk_cpu_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by);
+lk_status lk_cpu_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
+lk_status lk_cpu_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);
+lk_status lk_cpu_matrix_set(lk_backend *be, lk_matrix *w, const int32_t *ids, int64_t n, const float *rows);
+lk_status lk_cpu_linear_loss_trained(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
+                                     const lk_matrix *head, const lk_head_part *part, const int32_t *labels, float grad_scale, float cap);
 lk_status lk_cpu_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                              const int32_t *labels, float grad_scale, float cap);
 lk_status lk_cpu_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
@@ -62,6 +68,7 @@ lk_status lk_cpu_sample(lk_backend *be, const lk_tensor *logits, const lk_sample
 
 /* Scratch of the larger ones for these limits. */
 size_t lk_cpu_loss_scratch(const lk_backend *be, const lk_limits *limits);
+size_t lk_cpu_weight_gradient_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_lora_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_attention_scratch(const lk_backend *be, const lk_limits *limits);
 size_t lk_cpu_paged_scratch(const lk_backend *be, const lk_limits *limits);

@@ -8,7 +8,7 @@ static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
     const size_t each[] = {lk_cpu_linear_scratch(be, limits),    lk_cpu_loss_scratch(be, limits),  lk_cpu_lora_scratch(be, limits),
                            lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_cpu_sample_scratch(be, limits),
-                           lk_cpu_gain_scratch(be, limits)};
+                           lk_cpu_gain_scratch(be, limits),      lk_cpu_weight_gradient_scratch(be, limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];
@@ -37,11 +37,15 @@ const lk_ops lk_cpu_ops = {
     .matrix_bytes = lk_cpu_matrix_bytes,
     .matrix_data = lk_cpu_matrix_data,
     .matrix_lend = lk_cpu_matrix_lend,
+    .matrix_set = lk_cpu_matrix_set,
     .linear = lk_cpu_linear,
     .linear_backward = lk_cpu_linear_backward,
     .embed = lk_cpu_embed,
     .lora_forward = lk_cpu_lora_forward,
     .lora_backward = lk_cpu_lora_backward,
+    .add_columns = lk_cpu_add_columns,
+    .weight_gradient = lk_cpu_weight_gradient,
+    .embed_backward = lk_cpu_embed_backward,
     .rmsnorm = lk_cpu_rmsnorm,
     .rmsnorm_backward = lk_cpu_rmsnorm_backward,
     .rope_table = lk_cpu_rope_table,
@@ -69,6 +73,7 @@ const lk_ops lk_cpu_ops = {
     .kv_write = lk_cpu_kv_write,
     .paged_attention = lk_cpu_paged_attention,
     .linear_loss = lk_cpu_linear_loss,
+    .linear_loss_trained = lk_cpu_linear_loss_trained,
     .sum_squares = lk_cpu_sum_squares,
     .adamw = lk_cpu_adamw,
     .adamw8 = lk_cpu_adamw8,

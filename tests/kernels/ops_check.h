@@ -26,7 +26,8 @@ static const lk_limits test_limits = {.tokens = 512,
                                       .kv_heads = 16,
                                       .head_dim = 256,
                                       .context = 1200,
-                                      .training = true};
+                                      .training = true,
+                                      .head = true};
 
 /* NULL when this processor lacks the tier. */
 static inline lk_backend *open_tier(const char *tier, int threads, lk_dtype compute)

@@ -53,6 +53,12 @@ lk_status lk_ref_attention_backward(lk_backend *be, const lk_batch *batch, const
 lk_status lk_ref_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
 
+lk_status lk_ref_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by);
+lk_status lk_ref_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
+lk_status lk_ref_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);
+lk_status lk_ref_matrix_set(lk_backend *be, lk_matrix *w, const int32_t *ids, int64_t n, const float *rows);
+lk_status lk_ref_linear_loss_trained(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
+                                     const lk_matrix *head, const lk_head_part *part, const int32_t *labels, float grad_scale, float cap);
 lk_status lk_ref_linear_loss(lk_backend *be, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x, const lk_matrix *head,
                              const int32_t *labels, float grad_scale, float cap);
 lk_status lk_ref_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
