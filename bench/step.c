@@ -155,12 +155,11 @@ lk_status bench_step_bytes(size_t *bytes, const lk_backend *be, const bench_step
     lk_adapter_spec spec = spec_of(options);
     lk_pass_options pass = pass_of(options);
     lk_pass_plan plan;
-    int64_t params, trainable;
-    int32_t rank;
+    lk_adapter_sizes sizes;
     LK_TRY(bench_config(&config, options->shape, err));
-    LK_TRY(lk_adapter_params(&config, &spec, &params, &trainable, &rank, err));
+    LK_TRY(lk_adapter_sizes_of(&sizes, be, &config, &spec, err));
     lk_pass_plan_bytes(be, &config, &pass, &plan);
-    *bytes = bench_random_model_bytes(be, &config) + 4 * (size_t)params * 4 + plan.checkpoints + plan.activations + plan.transient +
+    *bytes = bench_random_model_bytes(be, &config) + 4 * (size_t)sizes.n_params * 4 + plan.checkpoints + plan.activations + plan.transient +
              plan.scratch;
     return LK_OK;
 }

@@ -158,6 +158,7 @@ static lk_status place_own(lk_peft *p, const lk_peft_config *c, const piece *x, 
 {
     bool saved;
     LK_TRY(lk_peft_config_saved(c, x->module, &saved, err));
+    if (c->tie_tables && c->saved.n && x->part == PART_WEIGHT && !strcmp(x->module, "lm_head")) saved = true; /* with its embedding */
     if (x->part == PART_WEIGHT && !saved)
         return strstr(x->module, ".lora_") || !c->saved.n ? not_a_factor(x->tensor, err) : unannounced(x, "modules_to_save", err);
     if (x->part == PART_BIAS && !saved && c->bias == LK_PEFT_BIAS_NONE) return unannounced(x, "bias", err);

@@ -91,7 +91,17 @@ typedef struct lk_peft_write_module {
     const float *a, *b;     /* host memory */
     const float *magnitude; /* DoRA's m[out]; of all modules or of none */
     int64_t experts;        /* as lk_peft_module's, A and B so much larger; 0: a linear layer */
+    const float *bias;      /* lora_bias [out]; NULL: none */
+    bool embedding;         /* of an embedding: `in` tokens, `out` wide; a is its A transposed, [in,R] */
 } lk_peft_write_module;
+
+/* A value in the place of one of the base's, or trained tokens' rows: everything but factors. */
+typedef struct lk_peft_write_value {
+    const char *name; /* "lm_head.weight", "model.layers.0.self_attn.q_proj.base_layer.bias" */
+    int n_dims;
+    int64_t shape[2];
+    const float *values;
+} lk_peft_write_value;
 
 typedef struct lk_peft_write_options {
     const char *base;          /* base_model_name_or_path */
@@ -100,6 +110,14 @@ typedef struct lk_peft_write_options {
     const char *quantization;  /* "nf4" or "none", stamped likewise */
     bool use_rslora;
     double dropout;
+    const lk_peft_write_value *values;
+    int64_t n_values;
+    const char *bias;                   /* "all" or "lora_only" where biases are among them; NULL: "none" */
+    const char *const *modules_to_save; /* whose weights are among them */
+    int n_modules_to_save;
+    bool tie_tables;       /* ensure_weight_tying */
+    const int32_t *tokens; /* of embed_tokens, whose rows are among them, in this order */
+    int32_t n_tokens;
 } lk_peft_write_options;
 
 /* Creates the folder when missing and replaces both files atomically, weights before config. Tensors are F32. NaN or an infinity in a

@@ -118,6 +118,32 @@ static bool add_parameters(cJSON *root, const lk_peft_write_module *modules, int
     return !any || add_targets(root, "target_parameters", modules, n, true);
 }
 
+static bool any_bias(const lk_peft_write_module *modules, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (modules[i].bias) return true;
+    return false;
+}
+
+static bool add_saved(cJSON *root, const lk_peft_write_options *o)
+{
+    if (!o->n_modules_to_save) return cJSON_AddNullToObject(root, "modules_to_save") != NULL;
+    cJSON *saved = cJSON_AddArrayToObject(root, "modules_to_save");
+    for (int i = 0; saved && i < o->n_modules_to_save; i++)
+        if (!cJSON_AddItemToArray(saved, cJSON_CreateString(o->modules_to_save[i]))) return false;
+    return saved != NULL;
+}
+
+/* A list: PEFT gives it to the embedding, and to a head that is tied to it. */
+static bool add_tokens(cJSON *root, const lk_peft_write_options *o)
+{
+    if (!o->n_tokens) return cJSON_AddNullToObject(root, "trainable_token_indices") != NULL;
+    cJSON *ids = cJSON_AddArrayToObject(root, "trainable_token_indices");
+    for (int32_t i = 0; ids && i < o->n_tokens; i++)
+        if (!cJSON_AddItemToArray(ids, cJSON_CreateNumber((double)o->tokens[i]))) return false;
+    return ids != NULL;
+}
+
 static cJSON *make_config(const lk_peft_write_module *modules, int64_t n, const lk_peft_write_options *options)
 {
     double r = commonest(modules, n, rank_value), alpha = commonest(modules, n, alpha_value);
@@ -130,7 +156,9 @@ static cJSON *make_config(const lk_peft_write_module *modules, int64_t n, const 
                     add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
                     cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
                     cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) &&
-                    cJSON_AddStringToObject(root, "bias", "none") && cJSON_AddNullToObject(root, "modules_to_save") &&
+                    cJSON_AddBoolToObject(root, "lora_bias", any_bias(modules, n)) &&
+                    cJSON_AddStringToObject(root, "bias", options->bias ? options->bias : "none") && add_saved(root, options) &&
+                    add_tokens(root, options) && cJSON_AddBoolToObject(root, "ensure_weight_tying", options->tie_tables) &&
                     cJSON_AddFalseToObject(root, "fan_in_fan_out") && cJSON_AddTrueToObject(root, "init_lora_weights") &&
                     cJSON_AddTrueToObject(root, "inference_mode");
     if (complete) return root;
@@ -165,30 +193,78 @@ static void owner_of(char *out, size_t size, const lk_peft_write_module *modules
     snprintf(out, size, "%.*s%s", (int)bare, m->name, wrapped ? ".base_layer" : "");
 }
 
-/* B is walked second: the name of a module's A sorts before its B's, and the file keeps that order. */
-static lk_status declare_factors(lk_st_writer *w, const lk_peft_write_module *modules, int64_t n, const lk_peft_write_module *m,
-                                 lk_error *err)
+/* All tensors one after the other, twice: to declare them and to write them. */
+typedef lk_status put_tensor(lk_st_writer *w, const char *name, int n_dims, const int64_t *shape, const float *values, lk_error *err);
+
+static lk_status declare(lk_st_writer *w, const char *name, int n_dims, const int64_t *shape, const float *values, lk_error *err)
 {
-    char name[600], owner[540];
-    int64_t rank = m->rank * (m->experts ? m->experts : 1);
-    owner_of(owner, sizeof owner, modules, n, m);
-    snprintf(name, sizeof name, "base_model.model.%s.lora_A.weight", owner);
-    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){rank, m->in}, err));
-    snprintf(name, sizeof name, "base_model.model.%s.lora_B.weight", owner);
-    LK_TRY(lk_st_writer_declare(w, name, LK_F32, 2, (int64_t[]){m->out, rank}, err));
-    if (!m->magnitude) return LK_OK;
-    snprintf(name, sizeof name, "base_model.model.%.500s.lora_magnitude_vector", m->name);
-    return lk_st_writer_declare(w, name, LK_F32, 1, &m->out, err);
+    (void)values;
+    return lk_st_writer_declare(w, name, LK_F32, n_dims, shape, err);
 }
 
-static lk_status write_factor(lk_st_writer *w, const lk_peft_write_module *m, const char *which, const float *values, int64_t n,
-                              lk_error *err)
+static lk_status write_values(lk_st_writer *w, const char *name, int n_dims, const int64_t *shape, const float *values, lk_error *err)
 {
+    int64_t n = shape[0] * (n_dims > 1 ? shape[1] : 1);
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(values[i]))
-            return lk_fail(err, LK_ERR_ARGUMENT, "%s of %.250s holds %s: the training diverged, the adapter is not written", which, m->name,
+            return lk_fail(err, LK_ERR_ARGUMENT, "%.300s holds %s: the training diverged, the adapter is not written", name,
                            isnan(values[i]) ? "NaN" : "an infinity");
     return lk_st_writer_write(w, values, (size_t)n * sizeof *values, err);
+}
+
+/* The tensors of one module, and what its name is in the file. */
+typedef struct putting {
+    lk_st_writer *w;
+    put_tensor *put;
+    const char *owner;
+    lk_error *err;
+} putting;
+
+static lk_status put_part(const putting *p, const char *part, int n_dims, int64_t rows, int64_t columns, const float *values)
+{
+    char name[600];
+    snprintf(name, sizeof name, "base_model.model.%.500s.%s", p->owner, part);
+    return p->put(p->w, name, n_dims, (const int64_t[]){rows, columns}, values, p->err);
+}
+
+static lk_status put_embedding(const putting *p, const lk_peft_write_module *m)
+{
+    float *turned = malloc((size_t)(m->rank * m->in) * sizeof *turned);
+    if (!turned) return lk_fail(p->err, LK_ERR_MEMORY, "no memory for the factors of %.250s", m->name);
+    for (int64_t v = 0; v < m->in; v++)
+        for (int32_t r = 0; r < m->rank; r++) turned[r * m->in + v] = m->a[v * m->rank + r];
+    lk_status status = put_part(p, "lora_embedding_A", 2, m->rank, m->in, turned);
+    if (!status) status = put_part(p, "lora_embedding_B", 2, m->out, m->rank, m->b);
+    free(turned);
+    return status;
+}
+
+static lk_status put_module(const putting *p, const lk_peft_write_module *m)
+{
+    int64_t rank = m->rank * (m->experts ? m->experts : 1);
+    if (m->embedding) return put_embedding(p, m);
+    LK_TRY(put_part(p, "lora_A.weight", 2, rank, m->in, m->a));
+    LK_TRY(put_part(p, "lora_B.weight", 2, m->out, rank, m->b));
+    if (m->bias) LK_TRY(put_part(p, "lora_B.bias", 1, m->out, 0, m->bias));
+    return m->magnitude ? put_part(p, "lora_magnitude_vector", 1, m->out, 0, m->magnitude) : LK_OK;
+}
+
+static lk_status put_all(lk_st_writer *w, put_tensor *put, const lk_peft_write_module *modules, int64_t n,
+                         const lk_peft_write_options *options, lk_error *err)
+{
+    for (int64_t i = 0; i < n; i++) {
+        char owner[540];
+        owner_of(owner, sizeof owner, modules, n, &modules[i]);
+        putting p = {w, put, owner, err};
+        LK_TRY(put_module(&p, &modules[i]));
+    }
+    for (int64_t i = 0; i < options->n_values; i++) {
+        const lk_peft_write_value *v = &options->values[i];
+        char name[600];
+        snprintf(name, sizeof name, "base_model.model.%.500s", v->name);
+        LK_TRY(put(w, name, v->n_dims, v->shape, v->values, err));
+    }
+    return LK_OK;
 }
 
 static lk_status write_weights(const char *folder, const lk_peft_write_module *modules, int64_t n, const lk_peft_write_options *options,
@@ -200,14 +276,8 @@ static lk_status write_weights(const char *folder, const lk_peft_write_module *m
     if (options->base_identity) status = lk_st_writer_metadata(w, "lorikeet.base_identity", options->base_identity, err);
     if (!status && options->base_digest) status = lk_st_writer_metadata(w, "lorikeet.base_digest", options->base_digest, err);
     if (!status && options->quantization) status = lk_st_writer_metadata(w, "lorikeet.quantization", options->quantization, err);
-    for (int64_t i = 0; i < n && !status; i++) status = declare_factors(w, modules, n, &modules[i], err);
-    for (int64_t i = 0; i < n && !status; i++) {
-        const lk_peft_write_module *m = &modules[i];
-        int64_t rank = m->rank * (m->experts ? m->experts : 1);
-        status = write_factor(w, m, "lora_A", m->a, rank * m->in, err);
-        if (!status) status = write_factor(w, m, "lora_B", m->b, m->out * rank, err);
-        if (!status && m->magnitude) status = write_factor(w, m, "lora_magnitude_vector", m->magnitude, m->out, err);
-    }
+    if (!status) status = put_all(w, declare, modules, n, options, err);
+    if (!status) status = put_all(w, write_values, modules, n, options, err);
     if (!status) status = lk_st_writer_commit(w, err);
     if (status) lk_st_writer_abort(w);
     return status;

@@ -72,12 +72,26 @@ lk_status lk_adapted_parts(const lk_model *model, const lk_batch *batch, const l
     return LK_OK;
 }
 
+/* Of the layer's bias and of the one behind B, where they are trained: both stand behind a DoRA's gain. */
+static lk_status bias_gradients(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *dy)
+{
+    for (int64_t i = 0; i < batch->n_segments; i++) {
+        const lk_lora *l = entry_of(batch, site, i);
+        if (!l || (!l->dbias && !l->dlora_bias)) continue;
+        lk_tensor rows = lk_tensor_rows(dy, batch->segments[i].begin, batch->segments[i].end - batch->segments[i].begin);
+        if (l->dbias) LK_TRY(lk_add_columns(model->be, l->dbias, &rows, 1.0f));
+        if (l->dlora_bias) LK_TRY(lk_add_columns(model->be, l->dlora_bias, &rows, l->scale));
+    }
+    return LK_OK;
+}
+
 lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                               const lk_tensor *x, const lk_tensor *h, const lk_tensor *spare, bool accumulate, const lk_dropout *dropout)
 {
     lk_backend *be = model->be;
     const lk_matrix *w = model->weights[site].w;
     if (!batch->n_segments) return dx ? lk_linear_backward(be, dx, dy, w, accumulate) : LK_OK;
+    LK_TRY(bias_gradients(model, batch, site, dy));
     bool gains = false;
     for (int64_t i = 0; i < batch->n_segments; i++) {
         const lk_lora *l = entry_of(batch, site, i);
@@ -132,40 +146,141 @@ lk_status lk_adapted_embed(const lk_model *model, const lk_batch *batch, const l
     return LK_OK;
 }
 
-static const lk_matrix *head_of(const lk_model *model, const lk_batch *batch, int64_t row)
+/* ---- the embedding's gradients ---- */
+
+bool lk_adapted_trains_embedding(const lk_batch *batch)
 {
-    for (int64_t i = 0; i < batch->n_segments; i++) {
-        if (row < batch->segments[i].begin || row >= batch->segments[i].end) continue;
+    for (int64_t i = 0; batch->tables && i < batch->n_segments; i++) {
         const lk_adapter_tables *t = tables_of(batch, i);
-        return t && t->head ? t->head : model->head;
+        if (t && (t->dembedding || t->dembed_a || t->dtokens)) return true;
     }
-    return model->head;
+    return false;
 }
 
-lk_status lk_adapted_head(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *x, const int32_t *rows,
-                          int64_t first)
+/* Place of a token among an adapter's trained ones, or -1. Training is on backends whose memory is the host's. */
+static int32_t token_place(const lk_adapter_tables *t, int32_t id)
 {
-    if (!batch->tables) return lk_linear(model->be, y, x, model->head, NULL, NULL);
-    for (int64_t i = 0, next; i < x->rows; i = next) {
-        const lk_matrix *head = head_of(model, batch, rows ? rows[i] : first + i);
-        for (next = i + 1; next < x->rows && head_of(model, batch, rows ? rows[next] : first + next) == head;) next++;
-        lk_tensor y_rows = lk_tensor_rows(y, i, next - i), x_rows = lk_tensor_rows(x, i, next - i);
-        LK_TRY(lk_linear(model->be, &y_rows, &x_rows, head, NULL, NULL));
+    int32_t low = 0, high = t->n_tokens;
+    while (low < high) {
+        int32_t middle = low + (high - low) / 2;
+        if (t->token_ids[middle] < id)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < t->n_tokens && t->token_ids[low] == id ? low : -1;
+}
+
+/* Rows of trained tokens, a piece of the batch at a time. */
+static lk_status token_gradients(lk_backend *be, const lk_adapter_tables *t, const int32_t *ids, const lk_tensor *dy)
+{
+    enum { PIECE = 256 };
+    int32_t places[PIECE];
+    for (int64_t begin = 0; begin < dy->rows; begin += PIECE) {
+        int64_t n = dy->rows - begin < PIECE ? dy->rows - begin : PIECE;
+        lk_tensor rows = lk_tensor_rows(dy, begin, n);
+        for (int64_t i = 0; i < n; i++) places[i] = token_place(t, ids[begin + i]);
+        LK_TRY(lk_embed_backward(be, t->dtokens, t->n_tokens, &rows, places));
     }
     return LK_OK;
 }
 
-lk_status lk_adapted_loss(const lk_model *model, const lk_batch *batch, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
-                          const int32_t *labels, float grad_scale)
+/* y = A^T[ids] (scale B)^T: the gradient of A's rows is dy (scale B), that of B dy^T A^T[ids], scaled. */
+static lk_status factor_gradients(lk_backend *be, const lk_adapter_tables *t, const int32_t *ids, const lk_tensor *dy,
+                                  const lk_tensor *spare, const lk_tensor *h)
 {
-    float cap = (float)model->config.logit_cap;
-    if (!batch->tables) return lk_linear_loss(model->be, nll, hits, dx, x, model->head, labels, grad_scale, cap);
+    int64_t R = lk_matrix_k(t->embed_a);
+    lk_tensor inner = {h->data, h->type, h->rows, R, h->stride}, back = {spare->data, spare->type, spare->rows, R, spare->stride};
+    LK_TRY(lk_embed(be, &inner, t->embed_a, ids));
+    LK_TRY(lk_weight_gradient(be, t->dembed_b, dy, &inner, t->embed_scale));
+    LK_TRY(lk_linear_backward(be, &back, dy, t->embed_b, false));
+    return lk_embed_backward(be, t->dembed_a, lk_matrix_n(t->embed_a), &back, ids);
+}
+
+lk_status lk_adapted_embed_backward(const lk_model *model, const lk_batch *batch, const lk_tensor *dy, const lk_tensor *spare,
+                                    const lk_tensor *h)
+{
     for (int64_t i = 0; i < batch->n_segments; i++) {
+        const lk_adapter_tables *t = tables_of(batch, i);
+        int64_t begin = batch->segments[i].begin, n = batch->segments[i].end - begin;
+        lk_tensor rows = lk_tensor_rows(dy, begin, n), free_rows = lk_tensor_rows(spare, begin, n), inner = lk_tensor_rows(h, begin, n);
+        const int32_t *ids = batch->ids + begin;
+        if (!t) continue;
+        if (t->dembedding) LK_TRY(lk_embed_backward(model->be, t->dembedding, model->config.vocab, &rows, ids));
+        if (t->dtokens) LK_TRY(token_gradients(model->be, t, ids, &rows));
+        if (t->dembed_a) LK_TRY(factor_gradients(model->be, t, ids, &rows, &free_rows, &inner));
+    }
+    return LK_OK;
+}
+
+/* ---- the head ---- */
+
+/* Tables of the adapter of this row of the batch, or NULL. */
+static const lk_adapter_tables *tables_of_row(const lk_batch *batch, int64_t row)
+{
+    for (int64_t i = 0; i < batch->n_segments; i++)
+        if (row >= batch->segments[i].begin && row < batch->segments[i].end) return tables_of(batch, i);
+    return NULL;
+}
+
+static const lk_matrix *head_of(const lk_model *model, const lk_adapter_tables *t) { return t && t->head ? t->head : model->head; }
+
+/* Rows of one adapter: the product, and factors behind it as a batch of one site. */
+static lk_status head_rows(const lk_model *model, const lk_adapter_tables *t, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h)
+{
+    LK_TRY(lk_linear(model->be, y, x, head_of(model, t), NULL, NULL));
+    if (!t || !t->head_factors.rank) return LK_OK;
+    lk_segment segment = {0, x->rows, 0};
+    lk_batch all = {.n_tokens = x->rows, .n_segments = 1, .segments = &segment, .n_sites = 1, .n_adapters = 1, .lora = &t->head_factors};
+    return lk_lora_forward(model->be, &all, 0, y, x, h, NULL);
+}
+
+lk_status lk_adapted_head(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *x, const int32_t *rows,
+                          int64_t first, const lk_tensor *h)
+{
+    if (!batch->tables) return lk_linear(model->be, y, x, model->head, NULL, NULL);
+    for (int64_t i = 0, next; i < x->rows; i = next) {
+        const lk_adapter_tables *t = tables_of_row(batch, rows ? rows[i] : first + i);
+        for (next = i + 1; next < x->rows && tables_of_row(batch, rows ? rows[next] : first + next) == t;) next++;
+        lk_tensor y_rows = lk_tensor_rows(y, i, next - i), x_rows = lk_tensor_rows(x, i, next - i), h_rows = lk_tensor_rows(h, i, next - i);
+        LK_TRY(head_rows(model, t, &y_rows, &x_rows, &h_rows));
+    }
+    return LK_OK;
+}
+
+/* What lk_linear_loss_trained is to know of this adapter's head; false: nothing. */
+static bool head_part(lk_head_part *part, const lk_model *model, const lk_adapter_tables *t, bool training, const lk_dropout *dropout)
+{
+    *part = (lk_head_part){.dropout = dropout, .site = lk_sites(&model->config)}; /* the number behind the last layer's */
+    if (!t) return false;
+    if (training && t->dhead) part->dw = t->dhead;
+    if (training && t->dhead_tokens) {
+        part->dw = t->dhead_tokens;
+        part->ids = t->token_ids;
+        part->n_ids = t->n_tokens;
+    }
+    if (t->head_factors.rank) part->factors = &t->head_factors;
+    return part->dw || part->factors;
+}
+
+lk_status lk_adapted_loss(const lk_model *model, const lk_batch *batch, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
+                          const int32_t *labels, float grad_scale, const lk_dropout *dropout)
+{
+    lk_backend *be = model->be;
+    float cap = (float)model->config.logit_cap;
+    if (!batch->tables) return lk_linear_loss(be, nll, hits, dx, x, model->head, labels, grad_scale, cap);
+    for (int64_t i = 0; i < batch->n_segments; i++) {
+        const lk_adapter_tables *t = tables_of(batch, i);
         int64_t begin = batch->segments[i].begin, n = batch->segments[i].end - begin;
         lk_tensor x_rows = lk_tensor_rows(x, begin, n), dx_rows;
         if (dx) dx_rows = lk_tensor_rows(dx, begin, n);
-        LK_TRY(lk_linear_loss(model->be, nll + begin, hits ? hits + begin : NULL, dx ? &dx_rows : NULL, &x_rows,
-                              head_of(model, batch, begin), labels + begin, grad_scale, cap));
+        uint8_t *hits_rows = hits ? hits + begin : NULL;
+        lk_head_part part;
+        LK_TRY(head_part(&part, model, t, dx != NULL, dropout)
+                   ? lk_linear_loss_trained(be, nll + begin, hits_rows, dx ? &dx_rows : NULL, &x_rows, head_of(model, t), &part,
+                                            labels + begin, grad_scale, cap)
+                   : lk_linear_loss(be, nll + begin, hits_rows, dx ? &dx_rows : NULL, &x_rows, head_of(model, t), labels + begin,
+                                    grad_scale, cap));
     }
     return LK_OK;
 }

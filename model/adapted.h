@@ -1,4 +1,5 @@
-/* Layers under adapters that are more than factors: DoRA, own biases, own embeddings and heads. Where no adapter of the batch is one, these
+/* Layers under adapters that are more than factors: DoRA, own biases, own embeddings and heads, and
+ * the gradients of what of these is trained. Where no adapter of the batch is one, these
  * are the operations they are named after. A row's result does not depend on the other rows' adapters: each row goes through the same
  * operations whoever is beside it, only in fewer or more calls. Internal to model/. */
 #ifndef LK_MODEL_ADAPTED_H
@@ -21,11 +22,18 @@ lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int3
 
 /* lk_embed of the batch's ids. spare [T,C] and h [T,R] are overwritten. */
 lk_status lk_adapted_embed(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *spare, const lk_tensor *h);
-/* y[n,V] = x[n,C] * head^T, where x's rows belong to the batch's rows rows[0..n), or first, first+1, ... when rows is NULL. */
+/* Does an adapter of the batch train the embedding, factors on it or rows of it? Then this takes the gradient of what lk_adapted_embed
+ * gave. spare [T,C] act and h [T,R] are overwritten. */
+bool lk_adapted_trains_embedding(const lk_batch *batch);
+lk_status lk_adapted_embed_backward(const lk_model *model, const lk_batch *batch, const lk_tensor *dy, const lk_tensor *spare,
+                                    const lk_tensor *h);
+/* y[n,V] = x[n,C] * head^T, where x's rows belong to the batch's rows rows[0..n), or first, first+1, ... when rows is NULL. h: at least n
+ * rows [R] that are overwritten. */
 lk_status lk_adapted_head(const lk_model *model, const lk_batch *batch, const lk_tensor *y, const lk_tensor *x, const int32_t *rows,
-                          int64_t first);
-/* lk_linear_loss over all rows of the batch, for evaluation where an adapter has a head of its own. */
+                          int64_t first, const lk_tensor *h);
+/* lk_linear_loss over all rows of the batch, and the gradients of a head that is trained. dropout: of factors on the head, for rows that
+ * are counted from the segment's first. */
 lk_status lk_adapted_loss(const lk_model *model, const lk_batch *batch, float *nll, uint8_t *hits, const lk_tensor *dx, const lk_tensor *x,
-                          const int32_t *labels, float grad_scale);
+                          const int32_t *labels, float grad_scale, const lk_dropout *dropout);
 
 #endif

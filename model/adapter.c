@@ -89,6 +89,30 @@ static void parameter_path(char *out, size_t size, const lk_config *config, int3
     snprintf(out + strlen(out), size - strlen(out), ".weight");
 }
 
+/* rank and alpha of a target by its path and the patterns. */
+static lk_status pattern_rank(const lk_adapter_spec *spec, const char *path, int32_t *rank, double *alpha, lk_error *err)
+{
+    *rank = spec->rank;
+    *alpha = spec->alpha;
+    bool have_rank = false, have_alpha = false;
+    for (int i = 0; i < spec->n_patterns; i++) {
+        const lk_adapter_pattern *p = &spec->patterns[i];
+        if ((p->rank == 0 || have_rank) && (p->alpha == 0.0 || have_alpha)) continue;
+        bool matches = false;
+        LK_TRY(pattern_matches(p->pattern, path, &matches, err));
+        if (!matches) continue;
+        if (p->rank && !have_rank) *rank = p->rank, have_rank = true;
+        if (p->alpha != 0.0 && !have_alpha) *alpha = p->alpha, have_alpha = true;
+    }
+    return LK_OK;
+}
+
+lk_status lk_adapter_rank(const lk_adapter_spec *spec, const char *path, bool targeted, int32_t *rank, double *alpha, lk_error *err)
+{
+    *rank = 0;
+    return targeted && !in_list(spec->exclude, spec->n_exclude, path) ? pattern_rank(spec, path, rank, alpha, err) : LK_OK;
+}
+
 static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec, int32_t site, int32_t *rank, double *alpha, bool *stacked,
                            lk_error *err)
 {
@@ -104,20 +128,7 @@ static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec,
         return lk_fail(err, LK_ERR_ARGUMENT,
                        "%s is adapted twice: as %s of target_parameters, and by the targets (all-linear has every layer)", path, parameter);
     *stacked = whole && where.expert >= 0;
-    if (whole) snprintf(path, sizeof path, "%s", parameter); /* what patterns are matched with */
-    *rank = spec->rank;
-    *alpha = spec->alpha;
-    bool have_rank = false, have_alpha = false;
-    for (int i = 0; i < spec->n_patterns; i++) {
-        const lk_adapter_pattern *p = &spec->patterns[i];
-        if ((p->rank == 0 || have_rank) && (p->alpha == 0.0 || have_alpha)) continue;
-        bool matches = false;
-        LK_TRY(pattern_matches(p->pattern, path, &matches, err));
-        if (!matches) continue;
-        if (p->rank && !have_rank) *rank = p->rank, have_rank = true;
-        if (p->alpha != 0.0 && !have_alpha) *alpha = p->alpha, have_alpha = true;
-    }
-    return LK_OK;
+    return pattern_rank(spec, whole ? parameter : path, rank, alpha, err); /* what patterns are matched with */
 }
 
 /* A factor begins where a block of 8-bit moments does: it shares a scale with no other. */
@@ -199,24 +210,63 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
         site->rank *= 2;
         site->alpha *= spec->use_rslora ? sqrtf(2.0f) : 2.0f; /* the scale stays */
     }
+    if (spec->target_embedding || spec->target_head) any = true;
     return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
 }
 
-lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
-                            int32_t *max_rank, lk_error *err)
+static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, lk_error *err)
 {
-    int32_t n_sites = lk_sites(config);
-    lk_adapter_site *sites = calloc((size_t)n_sites, sizeof *sites);
-    if (!sites) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d adapter sites", n_sites);
-    lk_status status = fill_sites(sites, config, spec, err);
+    bool pissa = spec->init == LK_INIT_PISSA;
+    if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
+    if (spec->n_parameters && (spec->use_dora || pissa || spec->dropout > 0))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "target_parameters together with %s is not supported (nor by PEFT)",
+                       spec->use_dora ? "dora"
+                       : pissa        ? "init pissa"
+                                      : "dropout");
+    if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
+    if ((spec->use_dora || pissa) && !lk_backend_gains(be))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s; use --device cpu", pissa ? "init pissa" : "dora",
+                       lk_backend_name(be));
+    const char *whole = spec->bias                                    ? "bias"
+                        : spec->lora_bias                             ? "lora_bias"
+                        : spec->save_embedding || spec->save_head     ? "modules_to_save"
+                        : spec->target_embedding || spec->target_head ? "factors on embed_tokens and lm_head"
+                        : spec->n_tokens                              ? "trainable_token_indices"
+                                                                      : NULL;
+    if (whole && !(lk_backend_trains_weights(be) && lk_backend_gains(be)))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s: not trained on %s; use --device cpu", whole, lk_backend_name(be));
+    return LK_OK;
+}
+
+/* Everything that has a place in the flat vector, and its place. */
+static lk_status lay_out(lk_adapter *a, const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
+{
+    LK_TRY(fill_sites(a->sites, config, spec, err));
+    LK_TRY(lk_adapter_whole_fill(&a->whole, a->sites, config, spec, err));
+    lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
+    lk_adapter_whole_place(&a->whole, a->sites, config, &a->n_params, &a->n_decayed, &a->max_rank);
+    return LK_OK;
+}
+
+lk_status lk_adapter_sizes_of(lk_adapter_sizes *sizes, const lk_backend *be, const lk_config *config, const lk_adapter_spec *spec,
+                              lk_error *err)
+{
+    lk_adapter a = {.n_sites = lk_sites(config)};
+    LK_TRY(check_spec(be, spec, err));
+    a.sites = calloc((size_t)a.n_sites, sizeof *a.sites);
+    if (!a.sites) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d adapter sites", a.n_sites);
+    lk_status status = lay_out(&a, config, spec, err);
     if (!status) {
-        lk_adapter_place(sites, n_sites, n_params, max_rank);
-        *n_trainable = 0;
-        for (int32_t s = 0; s < n_sites; s++)
-            *n_trainable +=
-                (sites[s].rank - sites[s].frozen) * ((sites[s].shares_a ? 0 : sites[s].k) + sites[s].n) + (sites[s].dora ? sites[s].n : 0);
+        *sizes = (lk_adapter_sizes){.n_params = a.n_params, .max_rank = a.max_rank, .gains = spec->use_dora};
+        sizes->head = a.whole.head || a.whole.head_factors.rank || (a.whole.n_tokens && config->tied);
+        sizes->n_trainable = lk_adapter_whole_trainable(&a.whole, a.sites, config);
+        for (int32_t s = 0; s < a.n_sites; s++)
+            sizes->n_trainable += (a.sites[s].rank - a.sites[s].frozen) * ((a.sites[s].shares_a ? 0 : a.sites[s].k) + a.sites[s].n) +
+                                  (a.sites[s].dora ? a.sites[s].n : 0);
+        if (sizes->gains) sizes->scratch = lk_adapter_norm_scratch(be, config);
+        sizes->derived = (size_t)lk_adapter_place_extra(&a) * sizeof(float) + lk_adapter_whole_bytes(be, config, &a.whole);
     }
-    free(sites);
+    free(a.sites);
     return status;
 }
 
@@ -238,7 +288,7 @@ lk_status lk_adapter_alloc(lk_adapter **out, const lk_model *model, lk_error *er
 }
 
 /* One uniform number an element, the element's place in the flat vector as the counter: the same whatever the machine. */
-static void init_factor(float *a, int64_t first, int64_t n, float bound, lk_philox_key key)
+void lk_adapter_uniform(float *a, int64_t first, int64_t n, float bound, lk_philox_key key)
 {
     uint32_t word[4];
     for (int64_t i = 0; i < n; i++) {
@@ -247,24 +297,8 @@ static void init_factor(float *a, int64_t first, int64_t n, float bound, lk_phil
     }
 }
 
-static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, lk_error *err)
-{
-    bool pissa = spec->init == LK_INIT_PISSA;
-    if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
-    if (spec->n_parameters && (spec->use_dora || pissa || spec->dropout > 0))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "target_parameters together with %s is not supported (nor by PEFT)",
-                       spec->use_dora ? "dora"
-                       : pissa        ? "init pissa"
-                                      : "dropout");
-    if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
-    if ((spec->use_dora || pissa) && !lk_backend_gains(be))
-        return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s; use --device cpu", pissa ? "init pissa" : "dora",
-                       lk_backend_name(be));
-    return LK_OK;
-}
-
 /* The same with normal numbers (Box and Muller 1958), two words each. */
-static void init_normal(float *a, int64_t first, int64_t n, double deviation, lk_philox_key key)
+void lk_adapter_normal(float *a, int64_t first, int64_t n, double deviation, lk_philox_key key)
 {
     for (int64_t i = 0; i < n; i++) {
         uint32_t word[4];
@@ -272,6 +306,32 @@ static void init_normal(float *a, int64_t first, int64_t n, double deviation, lk
         double u = ((double)word[0] + 0.5) / 4294967296.0, v = (double)word[1] / 4294967296.0;
         a[i] = (float)(deviation * sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
     }
+}
+
+static int by_number(const void *x, const void *y)
+{
+    int32_t a = *(const int32_t *)x, b = *(const int32_t *)y;
+    return a < b ? -1 : a > b;
+}
+
+/* In memory of the backend, by rising number. */
+static lk_status take_tokens(lk_adapter *a, const lk_adapter_spec *spec, lk_error *err)
+{
+    lk_backend *be = a->model->be;
+    size_t bytes = (size_t)spec->n_tokens * sizeof *a->token_ids;
+    void *memory = NULL;
+    if (!spec->n_tokens) return LK_OK;
+    int32_t *ids = malloc(bytes);
+    if (!ids) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d trained tokens", spec->n_tokens);
+    memcpy(ids, spec->tokens, bytes);
+    qsort(ids, (size_t)spec->n_tokens, sizeof *ids, by_number);
+    lk_status status = lk_alloc(be, bytes, &memory);
+    if (!status) status = lk_upload(be, memory, ids, bytes);
+    free(ids);
+    a->own = be;
+    a->token_ids = memory;
+    a->n_tokens = spec->n_tokens;
+    return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
 
 lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err)
@@ -284,9 +344,9 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
     a->dropout = spec->dropout;
     float *host = NULL;
     lk_status status = check_spec(model->be, spec, err);
-    if (!status) status = fill_sites(a->sites, &model->config, spec, err);
+    if (!status) status = lay_out(a, &model->config, spec, err);
+    if (!status) status = take_tokens(a, spec, err);
     if (status) goto out;
-    lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
     host = calloc((size_t)a->n_params, sizeof *host);
     if (!host) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for %lld adapter parameters", (long long)a->n_params);
@@ -296,13 +356,14 @@ lk_status lk_adapter_create(lk_adapter **out, const lk_model *model, const lk_ad
     for (int32_t s = 0; s < a->n_sites; s++) {
         const lk_adapter_site *site = &a->sites[s];
         if (spec->init == LK_INIT_GAUSSIAN)
-            init_normal(host + site->a, site->a, site->rank * site->k, 1.0 / (double)(site->rank ? site->rank : 1), key);
+            lk_adapter_normal(host + site->a, site->a, site->rank * site->k, 1.0 / (double)(site->rank ? site->rank : 1), key);
         else
-            init_factor(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
+            lk_adapter_uniform(host + site->a, site->a, site->rank * site->k, (float)(1.0 / sqrt((double)site->k)), key);
     }
     if (spec->init == LK_INIT_PISSA && (status = lk_adapter_pissa(a, host, seed, err))) goto out;
+    if ((status = lk_adapter_whole_init(a, spec, host, seed, err))) goto out;
     status = lk_adapter_set(a, host, err);
-    if (!status && spec->use_dora) status = lk_adapter_extras_create(a, err);
+    if (!status && (spec->use_dora || spec->lora_bias || lk_adapter_whole_any(&a->whole))) status = lk_adapter_extras_create(a, err);
 out:
     free(host);
     if (status)
@@ -352,6 +413,13 @@ void lk_adapter_digest(lk_adapter *a, const void *values)
         int n = snprintf(text, sizeof text, "%d %d %.9g;", s, site->rank, (double)site->scale);
         lk_sha256_update(&hash, text, (size_t)n);
     }
+    const lk_table_factors *factors[] = {&a->whole.embedding_factors, &a->whole.head_factors};
+    for (int i = 0; i < 2; i++) {
+        char text[64];
+        int n = snprintf(text, sizeof text, "table %d %d %.9g;", i, factors[i]->rank, (double)factors[i]->scale);
+        if (factors[i]->rank) lk_sha256_update(&hash, text, (size_t)n);
+    }
+    if (a->whole.n_tokens) lk_sha256_update(&hash, a->token_ids, (size_t)a->n_tokens * sizeof *a->token_ids); /* trained: the host's */
     lk_sha256_update(&hash, values, lk_adapter_bytes(a));
     lk_sha256_update(&hash, a->values_digest, strlen(a->values_digest));
     lk_sha256_final(&hash, a->digest);
@@ -399,7 +467,12 @@ void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t
             const lk_adapter_site *site = &a->sites[s];
             lk_lora *entry = &table[(int64_t)s * n_adapters + i];
             *entry = (lk_lora){.type = a->type, .rank = site->rank, .scale = site->scale};
-            if (site->own_bias) entry->bias = a->extra + site->bias;
+            if (site->own_bias)
+                entry->bias = a->extra + site->bias;
+            else if (site->trains_bias)
+                entry->bias = (const float *)a->weights + site->bias_at;
+            if (grad && site->trains_bias) entry->dbias = grad + site->bias_at;
+            if (grad && site->trains_lora_bias) entry->dlora_bias = grad + site->lora_bias_at;
             if (!site->rank) continue;
             if (site->dora) {
                 entry->gain = a->extra + site->gain;

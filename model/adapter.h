@@ -24,16 +24,36 @@ typedef struct lk_adapter_site {
     bool stacked;  /* of stacked experts: one of as many slices of a parameter's factors (adapter_stacked.c) */
     bool shares_a; /* its A is the site's before it: up's, gate's */
     bool dora;
-    bool own_bias;                    /* in place of the base's, which may have none */
-    int64_t m;                        /* with dora: of the magnitude [N] in the flat vector */
-    int64_t gain, inverse_norm, bias; /* offsets in `extra`: m/norm, 1/norm and the bias, [N] each */
+    bool own_bias;                      /* in place of the base's, which may have none; computed: in `extra` */
+    bool trains_bias, trains_lora_bias; /* in training: the layer's bias [N] itself, and the one behind B [N] */
+    int64_t bias_at, lora_bias_at;      /* of those two in the flat vector */
+    int64_t m;                          /* with dora: of the magnitude [N] in the flat vector */
+    int64_t gain, inverse_norm, bias;   /* offsets in `extra`: m/norm, 1/norm and the bias, [N] each */
 } lk_adapter_site;
+
+/* Factors on the embedding or the head; rank 0: none. */
+typedef struct lk_table_factors {
+    int32_t rank;
+    float alpha, scale;
+    int64_t a, b; /* in the flat vector: A[R,C] and B[V,R] of the head; A^T[V,R] and B[C,R] of the embedding */
+} lk_table_factors;
+
+/* What an adapter that is trained here has beside the factors of its sites and their biases (adapter_whole.c). */
+typedef struct lk_adapter_whole {
+    bool embedding, head; /* modules_to_save: whole new tables [V,C] */
+    bool tied;            /* and the two are one */
+    int64_t embedding_at, head_at;
+    lk_table_factors embedding_factors, head_factors;
+    int32_t n_tokens;  /* trainable_token_indices: rows [n_tokens,C] of the embedding, and of a tied head */
+    int64_t tokens_at; /* in the flat vector, like all these */
+} lk_adapter_whole;
 
 typedef struct lk_adapter {
     const lk_model *model; /* borrowed */
     int32_t n_sites;       /* lk_sites of the model */
     lk_adapter_site *sites;
     int64_t n_params;
+    int64_t n_decayed; /* of a trained one: the first so many take weight decay; behind them are biases */
     int32_t max_rank;
     lk_dtype type;   /* of the weights: F32, or BF16 for serving in BF16 compute */
     void *weights;   /* [n_params], backend memory; every A and B starts at a multiple of LK_ADAMW8_BLOCK elements */
@@ -41,12 +61,15 @@ typedef struct lk_adapter {
     bool lent;       /* the weights' memory is not the adapter's own: lk_adapter_read */
     bool use_rslora;
     double dropout;
-    /* What is more than factors, only on backends that have lk_gain: in memory of a loader of the adapter's own. */
+    lk_adapter_whole whole;
+    /* What is more than factors, only on backends that have lk_gain: in memory of a loader of the adapter's own. Of an adapter that is
+     * trained: of the model's backend, and computed from the flat vector (lk_adapter_refresh). */
     lk_backend *own;
     bool folded; /* what follows lies behind the factors instead, and there is no loader (lk_adapter_fold) */
     float *extra;
     int64_t n_extra;
     lk_matrix *embedding, *head, *embed_a, *embed_b, *token_rows; /* as lk_adapter_tables; NULL: none */
+    lk_table_factors head_read; /* factors on the head of one that was read, its values in extra; rank 0: none */
     int32_t *token_ids;
     int32_t n_tokens;
     char values_digest[65]; /* of biases and tables; "" without */
@@ -66,6 +89,9 @@ typedef struct lk_adapter_pattern {
  * base. */
 typedef enum lk_adapter_init { LK_INIT_DEFAULT, LK_INIT_GAUSSIAN, LK_INIT_PISSA } lk_adapter_init;
 
+typedef enum lk_bias_training { LK_BIAS_NONE, LK_BIAS_ALL, LK_BIAS_LORA_ONLY } lk_bias_training;
+
+/* The last two groups as PEFT's LoraConfig has them, and with its meaning. */
 typedef struct lk_adapter_spec {
     int32_t rank;
     double alpha;
@@ -83,6 +109,13 @@ typedef struct lk_adapter_spec {
     int n_layers;
     const char *const *exclude; /* names or ends of paths that are left out */
     int n_exclude;
+    lk_bias_training bias; /* the base's own biases */
+    bool lora_bias;
+    bool target_embedding, target_head; /* factors on embed_tokens and lm_head */
+    bool save_embedding, save_head;     /* modules_to_save: trained as a whole */
+    bool tie_tables;                    /* ensure_weight_tying: a tied head stays tied */
+    const int32_t *tokens;              /* trainable_token_indices */
+    int n_tokens;
 } lk_adapter_spec;
 
 /* Parses "all-linear", or a list of module names, into targets; an unknown name is refused with the known ones. */
@@ -90,9 +123,17 @@ lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *name
 
 /* Values that one factor of rank x width takes, padding included. */
 int64_t lk_adapter_factor(int64_t rank, int64_t width);
-/* Number of parameters (padding included) a spec gives, for the plan. */
-lk_status lk_adapter_params(const lk_config *config, const lk_adapter_spec *spec, int64_t *n_params, int64_t *n_trainable,
-                            int32_t *max_rank, lk_error *err);
+/* What a spec gives, for the plan. Refuses what lk_adapter_create would refuse for this model. */
+typedef struct lk_adapter_sizes {
+    int64_t n_params, n_trainable; /* with padding, and without */
+    int32_t max_rank;
+    size_t derived; /* bytes that lk_adapter_create takes from this backend beside the parameters */
+    size_t scratch; /* and of its scratch, which the pass uses too: the larger of the two counts */
+    bool gains;     /* a DoRA */
+    bool head;      /* the head is trained, or has factors */
+} lk_adapter_sizes;
+lk_status lk_adapter_sizes_of(lk_adapter_sizes *sizes, const lk_backend *be, const lk_config *config, const lk_adapter_spec *spec,
+                              lk_error *err);
 
 /* Random numbers are drawn by Philox from the seed. */
 lk_status lk_adapter_create(lk_adapter **a, const lk_model *model, const lk_adapter_spec *spec, uint64_t seed, lk_error *err);
@@ -118,6 +159,7 @@ lk_status lk_adapter_fits(const struct lk_peft *peft, const char *path, const ch
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err); /* a PEFT folder, stamped; F32 adapters only */
 void lk_adapter_destroy(lk_adapter *a);                                            /* NULL is fine */
 size_t lk_adapter_bytes(const lk_adapter *a);                                      /* of the factors */
+int32_t lk_adapter_head_rank(const lk_adapter *a);                                 /* of factors on the head, 0: none */
 
 /* An adapter as one piece of memory that may be copied about, for who keeps many of them (serving): factors, gains, biases and tables, one
  * behind the other.
@@ -131,7 +173,8 @@ size_t lk_adapter_bytes(const lk_adapter *a);                                   
 size_t lk_adapter_image_bytes(const lk_adapter *a);
 lk_status lk_adapter_fold(lk_adapter *a, void *image, lk_error *err);
 void lk_adapter_attach(lk_adapter *a, void *place);
-/* After the weights of a DoRA changed: its gains, computed by the model's backend. Does nothing for others. */
+/* After the flat vector of an adapter that is trained changed: a DoRA's gains, biases, and the kernels' copies of tables, computed by the
+ * model's backend. Does nothing for others. */
 lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
 /* Gradients, in the flat layout, of what is frozen become zero. Does nothing where nothing is. */
 lk_status lk_adapter_mask(const lk_adapter *a, float *grads, lk_error *err);
@@ -143,5 +186,7 @@ void lk_adapter_table(lk_lora *table, const lk_adapter *const *adapters, int32_t
 
 /* tables[i] of adapters[i], as lk_batch.tables wants them. Returns NULL when none has any, else tables. */
 const lk_adapter_tables *lk_adapter_fill_tables(lk_adapter_tables *tables, const lk_adapter *const *adapters, int32_t n_adapters);
+/* The same of one adapter, with the places of its gradients in grads, a vector of the flat layout. */
+const lk_adapter_tables *lk_adapter_train_tables(lk_adapter_tables *table, const lk_adapter *adapter, float *grads);
 
 #endif

@@ -1,8 +1,9 @@
 /* What an adapter has beside factors: DoRA's gains, biases of its own, and its own embedding and head.
  *
- * All of it lies in memory of a loader of the adapter's own (lk_loader_open): adapters are loaded beside a running forward, and one thread
- * drives a backend at a time. What is computed for it, norms and rows of the base's tables, is computed there, or, while training, by the
- * model's backend. The loader's scratch is a second one's, which goes when the adapter is there. */
+ * Of an adapter that was read, all of it lies in memory of a loader of the adapter's own (lk_loader_open): adapters are loaded beside a
+ * running forward, and one thread drives a backend at a time. What is computed for it, norms and rows of the base's tables, is computed
+ * there. The loader's scratch is a second one's, which goes when the adapter is there. Of an adapter that is trained it is the model's
+ * backend's, which counts and computes it, and follows from the flat vector (adapter_whole.c). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,21 +17,32 @@ enum { PIECE = 64 }; /* rows of a matrix read at a time */
 
 /* ---- memory ---- */
 
-/* Offsets in the extra vector, in site order, and the vector. */
-static lk_status place_extra(lk_adapter *a, lk_error *err)
+static int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
+
+int64_t lk_adapter_place_extra(lk_adapter *a)
 {
     int64_t at = 0;
-    void *memory = NULL;
     for (int32_t s = 0; s < a->n_sites; s++) {
         lk_adapter_site *site = &a->sites[s];
         int64_t *const offsets[] = {&site->gain, &site->inverse_norm, &site->bias};
         for (int i = 0; i < 3; i++) {
             *offsets[i] = at;
-            if (i < 2 ? site->dora : site->own_bias) at += (site->n + 15) / 16 * 16;
+            if (i < 2 ? site->dora : site->own_bias) at += rounded(site->n);
         }
     }
-    a->n_extra = at;
-    lk_status status = lk_alloc(a->own, (size_t)(at ? at : 1) * sizeof *a->extra, &memory);
+    lk_table_factors *head = &a->head_read;
+    if (!head->rank) return at;
+    head->a = at;
+    head->b = at + rounded(head->rank * a->model->config.hidden);
+    return head->b + rounded(head->rank * a->model->config.vocab);
+}
+
+static lk_status place_extra(lk_adapter *a, lk_error *err)
+{
+    void *memory = NULL;
+    a->n_extra = lk_adapter_place_extra(a);
+    if (!a->n_extra) return LK_OK;
+    lk_status status = lk_alloc(a->own, (size_t)a->n_extra * sizeof *a->extra, &memory);
     a->extra = memory;
     return status ? lk_backend_fail(a->own, status, err) : LK_OK;
 }
@@ -39,13 +51,14 @@ void lk_adapter_extras_free(lk_adapter *a)
 {
     if (!a->own && !a->folded) return;
     lk_backend *be = a->folded ? a->model->be : a->own; /* folded: handles alone, no memory */
-    lk_matrix *const tables[] = {a->embedding, a->head, a->embed_a, a->embed_b, a->token_rows};
-    if (a->own) (void)lk_backend_use(a->own); /* who ends an adapter need not be who made it */
+    lk_matrix *const tables[] = {a->embedding, a->head == a->embedding ? NULL : a->head, a->embed_a, a->embed_b, a->token_rows};
+    bool trained = a->own == a->model->be;
+    if (a->own && !trained) (void)lk_backend_use(a->own); /* who ends an adapter need not be who made it */
     for (int i = 0; i < 5; i++) lk_matrix_destroy(be, tables[i]);
     if (!a->own) return;
     lk_free(a->own, a->extra);
     lk_free(a->own, a->token_ids);
-    lk_backend_close(a->own);
+    if (!trained) lk_backend_close(a->own);
 }
 
 /* Rows [first, first + n) of a table, n at most PIECE, as they are computed with. */
@@ -80,10 +93,20 @@ static lk_status site_gains(const lk_adapter *a, lk_backend *be, int32_t number,
     return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
 
+static lk_limits norm_limits(const lk_config *c)
+{
+    return (lk_limits){.tokens = PIECE, .width = lk_config_widest(c), .serving = true, .gains = true};
+}
+
+size_t lk_adapter_norm_scratch(const lk_backend *be, const lk_config *config)
+{
+    lk_limits limits = norm_limits(config);
+    return lk_scratch_bytes(be, &limits);
+}
+
 static lk_status reserve(const lk_adapter *a, lk_backend *be, lk_error *err)
 {
-    const lk_config *c = &a->model->config;
-    lk_limits limits = {.tokens = PIECE, .width = lk_config_widest(c), .serving = true, .gains = true};
+    lk_limits limits = norm_limits(&a->model->config);
     lk_status status = lk_reserve(be, &limits);
     return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
@@ -96,7 +119,7 @@ lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err)
         const lk_adapter_site *site = &a->sites[s];
         if (site->dora) LK_TRY(site_gains(a, a->model->be, s, w + site->a, w + site->b, w + site->m, err));
     }
-    return LK_OK;
+    return lk_adapter_whole_refresh(a, err);
 }
 
 /* A fresh DoRA's magnitude: the norms of the base's own rows. */
@@ -116,21 +139,29 @@ static lk_status first_magnitude(lk_adapter *a, int32_t number, lk_error *err)
     return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
 
-lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err)
+static lk_status first_magnitudes(lk_adapter *a, lk_error *err)
 {
     const lk_config *c = &a->model->config;
-    for (int32_t s = 0; s < a->n_sites; s++)
-        if (a->sites[s].dora && (lk_site_at(c, s).expert >= 0 || lk_site_at(c, s).module == LK_ROUTER))
+    bool reserved = false;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        if (!a->sites[s].dora) continue;
+        if (lk_site_at(c, s).expert >= 0 || lk_site_at(c, s).module == LK_ROUTER)
             return lk_fail(err, LK_ERR_UNSUPPORTED,
                            "dora on the experts of a mixture is not trained; leave gate_proj, up_proj, down_proj and the router, gate, "
                            "out of the targets");
-    LK_TRY(lk_loader_open(&a->own, a->model->be, err));
+        if (!reserved) LK_TRY(reserve(a, a->model->be, err));
+        reserved = true;
+        LK_TRY(first_magnitude(a, s, err));
+    }
+    return LK_OK;
+}
+
+lk_status lk_adapter_extras_create(lk_adapter *a, lk_error *err)
+{
+    a->own = a->model->be;
     LK_TRY(place_extra(a, err));
-    lk_status status = lk_sync(a->own); /* its memory is zeroed before another backend writes there */
-    if (status) return lk_backend_fail(a->own, status, err);
-    LK_TRY(reserve(a, a->model->be, err));
-    for (int32_t s = 0; s < a->n_sites; s++)
-        if (a->sites[s].dora) LK_TRY(first_magnitude(a, s, err));
+    LK_TRY(lk_adapter_whole_create(a, err));
+    LK_TRY(first_magnitudes(a, err));
     LK_TRY(lk_adapter_refresh(a, err));
     return lk_adapter_update_digest(a, err);
 }
@@ -203,6 +234,8 @@ static lk_status load_table(lk_adapter *a, lk_matrix **out, const lk_st_tensor *
 static lk_status load_head(lk_adapter *a, lk_backend *work, const lk_adapter_parts *parts, lk_error *err)
 {
     const lk_config *c = &a->model->config;
+    lk_adapter_parts rest = *parts; /* factors come on top, each time */
+    rest.head_lora = NULL;
     float *values = malloc((size_t)(c->vocab * c->hidden) * sizeof *values);
     if (!values) return lk_fail(err, LK_ERR_MEMORY, "no memory for a head of %lld tokens", (long long)c->vocab);
     lk_status status = LK_OK;
@@ -210,15 +243,16 @@ static lk_status load_head(lk_adapter *a, lk_backend *work, const lk_adapter_par
         int64_t n = c->vocab - v < PIECE ? c->vocab - v : PIECE;
         float *rows = values + v * c->hidden;
         if ((status = rows_of(work, a->model->head, v, n, rows))) lk_backend_fail(work, status, err);
-        if (!status) status = lk_adapter_head_rows(parts, c, v, n, rows, err);
+        if (!status) status = lk_adapter_head_rows(&rest, c, v, n, rows, err);
     }
     if (!status) status = make_matrix(a, &a->head, LK_F32, values, c->vocab, c->hidden, err);
     free(values);
     return status;
 }
 
-/* PEFT saves the base's embedding beside an adapted one. Usually it is the base's. */
-static lk_status same_as_base(const lk_adapter *a, lk_backend *work, const lk_st_tensor *t, bool *same, lk_error *err)
+/* PEFT saves the base's table beside an adapted one. Usually it is the base's. */
+static lk_status same_as_base(const lk_adapter *a, lk_backend *work, const lk_matrix *table, const lk_st_tensor *t, bool *same,
+                              lk_error *err)
 {
     const lk_config *c = &a->model->config;
     size_t size = (size_t)(PIECE * c->hidden);
@@ -229,7 +263,7 @@ static lk_status same_as_base(const lk_adapter *a, lk_backend *work, const lk_st
     *same = true;
     for (int64_t v = 0; v < c->vocab && *same && !status; v += PIECE) {
         int64_t n = c->vocab - v < PIECE ? c->vocab - v : PIECE;
-        if ((status = rows_of(work, a->model->embedding, v, n, rows))) lk_backend_fail(work, status, err);
+        if ((status = rows_of(work, table, v, n, rows))) lk_backend_fail(work, status, err);
         if (!status) status = lk_st_read_f32(t, v * c->hidden, n * c->hidden, saved, err);
         for (int64_t i = 0; i < n * c->hidden && !status; i++) {
             bool rounded = lk_backend_compute(a->own) == LK_BF16;
@@ -299,16 +333,40 @@ static lk_status load_tokens(lk_adapter *a, const lk_peft_value *tokens, lk_erro
     return status;
 }
 
+static lk_status load_head_lora(lk_adapter *a, const lk_peft_module *m, lk_error *err)
+{
+    const lk_config *c = &a->model->config;
+    LK_TRY(bring(a->own, a->extra + a->head_read.a, m->a, m->rank * c->hidden, err));
+    return bring(a->own, a->extra + a->head_read.b, m->b, m->rank * c->vocab, err);
+}
+
 static lk_status load_tables(lk_adapter *a, lk_backend *work, const lk_adapter_parts *parts, lk_error *err)
 {
-    bool same = true;
+    bool same = true, same_head = true;
+    const lk_model *model = a->model;
     if (parts->embedding) LK_TRY(load_table(a, &a->embedding, parts->embedding, err));
-    if (parts->embedding_base) LK_TRY(same_as_base(a, work, parts->embedding_base, &same, err));
+    if (parts->embedding_base) LK_TRY(same_as_base(a, work, model->embedding, parts->embedding_base, &same, err));
+    if (parts->head_base) LK_TRY(same_as_base(a, work, model->head, parts->head_base, &same_head, err));
     if (!same && !a->embedding) LK_TRY(load_table(a, &a->embedding, parts->embedding_base, err));
     if (parts->embedding_lora) LK_TRY(load_embedding_lora(a, parts->embedding_lora, err));
     if (parts->embedding_tokens) LK_TRY(load_tokens(a, parts->embedding_tokens, err));
-    if (parts->head_tokens || (a->model->config.tied && !same)) return load_head(a, work, parts, err);
-    return parts->head ? load_table(a, &a->head, parts->head, err) : LK_OK;
+    if (parts->head_lora) LK_TRY(load_head_lora(a, parts->head_lora, err));
+    if (parts->head_tokens || (model->config.tied && !same && !parts->head_base)) return load_head(a, work, parts, err);
+    const lk_st_tensor *head = parts->head ? parts->head : same_head ? NULL : parts->head_base;
+    if (head && head == parts->embedding) a->head = a->embedding;
+    return head && !a->head ? load_table(a, &a->head, head, err) : LK_OK;
+}
+
+/* What there will be of factors on the head, before the extra vector is made. */
+static lk_status note_head_lora(lk_adapter *a, const lk_peft_module *m, const char *path, lk_error *err)
+{
+    if (!m) return LK_OK;
+    if (m->rank > LK_ADAPTER_MAX_RANK)
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: rank %d of %s is above the largest supported, %d", path, m->rank, m->name,
+                       LK_ADAPTER_MAX_RANK);
+    a->head_read = (lk_table_factors){.rank = m->rank, .alpha = (float)m->alpha, .scale = (float)m->scale};
+    if (m->rank > a->max_rank) a->max_rank = m->rank;
+    return LK_OK;
 }
 
 /* The first thing that is more than factors, for a message; NULL: nothing. */
@@ -320,6 +378,7 @@ static const char *first_extra(const lk_adapter *a, const lk_adapter_parts *p)
     }
     if (p->embedding || p->head) return "modules_to_save";
     if (p->embedding_lora || p->embedding_base) return "an adapted embedding";
+    if (p->head_lora || p->head_base) return "an adapted head";
     return p->embedding_tokens || p->head_tokens ? "trainable_token_indices" : NULL;
 }
 
@@ -344,9 +403,13 @@ lk_status lk_adapter_extras_load(lk_adapter *a, const lk_adapter_parts *parts, c
     if (!lk_backend_gains(be))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: adapters with %s are not computed on %s; use --device cpu, or merge it", path,
                        what, lk_backend_name(be));
+    if (parts->head_lora && !lk_backend_trains_weights(be))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "adapter %s: factors on the head are not computed on %s; use --device cpu, or merge it",
+                       path, lk_backend_name(be));
     LK_TRY(lk_loader_open(&a->own, be, err));
     lk_status status = lk_backend_use(a->own);
     if (status) return lk_backend_fail(a->own, status, err);
+    LK_TRY(note_head_lora(a, parts->head_lora, path, err));
     LK_TRY(place_extra(a, err));
     if ((status = lk_sync(a->own))) return lk_backend_fail(a->own, status, err); /* its memory is zeroed before `work` writes there */
     memcpy(a->values_digest, lk_peft_digest(parts->peft), sizeof a->values_digest);
@@ -356,13 +419,25 @@ lk_status lk_adapter_extras_load(lk_adapter *a, const lk_adapter_parts *parts, c
     return status;
 }
 
+int32_t lk_adapter_head_rank(const lk_adapter *a) { return a->head_read.rank ? a->head_read.rank : a->whole.head_factors.rank; }
+
+/* Of one that was read they lie in extra, of one that is trained in the flat vector. */
+static lk_lora head_factors(const lk_adapter *a)
+{
+    const lk_table_factors *f = a->head_read.rank ? &a->head_read : &a->whole.head_factors;
+    const float *values = a->head_read.rank ? a->extra : a->weights;
+    if (!f->rank) return (lk_lora){.type = LK_F32};
+    return (lk_lora){.a = values + f->a, .b = values + f->b, .type = LK_F32, .rank = f->rank, .scale = f->scale};
+}
+
 const lk_adapter_tables *lk_adapter_fill_tables(lk_adapter_tables *tables, const lk_adapter *const *adapters, int32_t n_adapters)
 {
     bool any = false;
     for (int32_t i = 0; i < n_adapters; i++) {
         const lk_adapter *a = adapters[i];
-        tables[i] = (lk_adapter_tables){a->embedding, a->head, a->embed_a, a->embed_b, a->token_rows, a->token_ids, a->n_tokens};
-        any = any || a->embedding || a->head || a->embed_a || a->token_rows;
+        tables[i] =
+            (lk_adapter_tables){a->embedding, a->head, a->embed_a, a->embed_b, a->token_rows, a->token_ids, a->n_tokens, head_factors(a)};
+        any = any || a->embedding || a->head || a->embed_a || a->token_rows || lk_adapter_head_rank(a);
     }
     return any ? tables : NULL;
 }

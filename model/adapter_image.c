@@ -11,7 +11,7 @@ static size_t aligned(size_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN
 
 static void list_tables(const lk_adapter *a, lk_matrix *tables[N_TABLES])
 {
-    lk_matrix *const all[N_TABLES] = {a->embedding, a->head, a->embed_a, a->embed_b, a->token_rows};
+    lk_matrix *const all[N_TABLES] = {a->embedding, a->head == a->embedding ? NULL : a->head, a->embed_a, a->embed_b, a->token_rows};
     memcpy(tables, all, sizeof all);
 }
 

@@ -108,6 +108,7 @@ lk_status lk_adapter_read(lk_adapter **out, void **values, const lk_model *model
     a->lent = true;
     if ((status = place_sites(a, &parts, path, err))) goto out;
     lk_adapter_place(a->sites, a->n_sites, &a->n_params, &a->max_rank);
+    a->n_decayed = a->n_params;
     if ((status = lk_adapter_extras_load(a, &parts, path, err))) goto out;
     if (!(*values = memory->take(memory->context, lk_adapter_image_bytes(a)))) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory for the %lld parameters of adapter %s", (long long)a->n_params, path);
@@ -159,35 +160,110 @@ out:
     return status;
 }
 
-/* What is adapted, as PEFT names it. Who stacks experts has transformers 5, which calls Mixtral's router by another name. */
-static lk_status list_modules(const lk_adapter *a, const float *host, lk_peft_write_module *modules, char (*names)[200], float **stacks,
-                              int64_t *n, lk_error *err)
+/* What is written, with the values in host memory. */
+typedef struct writing {
+    const lk_adapter *a;
+    const float *host;
+    lk_peft_write_module *modules;
+    lk_peft_write_value *values;
+    char (*names)[200]; /* of modules and values */
+    float **stacks;     /* memory of stacked factors */
+    int64_t n_modules, n_values, n_names;
+} writing;
+
+static void add_value(writing *w, const char *path, const char *part, int n_dims, int64_t rows, int64_t columns, int64_t at)
 {
+    char *name = w->names[w->n_names++];
+    snprintf(name, sizeof *w->names, "%s.%s", path, part);
+    w->values[w->n_values++] = (lk_peft_write_value){name, n_dims, {rows, columns}, w->host + at};
+}
+
+static void add_site(writing *w, int32_t s, bool stacked)
+{
+    const lk_adapter_site *site = &w->a->sites[s];
+    lk_site where = lk_site_at(&w->a->model->config, s);
+    char path[160], *name = w->names[w->n_names++];
+    lk_site_path(path, sizeof path, &w->a->model->config, s);
+    if (stacked && where.module == LK_ROUTER) snprintf(path, sizeof path, "model.layers.%lld.mlp.gate", (long long)where.layer);
+    memcpy(name, path, sizeof path);
+    w->modules[w->n_modules++] = (lk_peft_write_module){.name = name,
+                                                        .rank = site->rank,
+                                                        .alpha = (double)site->alpha,
+                                                        .in = site->k,
+                                                        .out = site->n,
+                                                        .a = w->host + site->a,
+                                                        .b = w->host + site->b,
+                                                        .magnitude = site->dora ? w->host + site->m : NULL,
+                                                        .bias = site->trains_lora_bias ? w->host + site->lora_bias_at : NULL};
+    if (site->trains_bias) add_value(w, path, "base_layer.bias", 1, site->n, 0, site->bias_at);
+}
+
+/* What is adapted, as PEFT names it. Who stacks experts has transformers 5, which calls Mixtral's router by another name. */
+static lk_status add_sites(writing *w, lk_error *err)
+{
+    const lk_adapter *a = w->a;
     bool stacked = false;
     for (int32_t s = 0; s < a->n_sites; s++) stacked = stacked || a->sites[s].stacked;
     for (int32_t s = 0; s < a->n_sites; s++) {
         const lk_adapter_site *site = &a->sites[s];
         lk_site where = lk_site_at(&a->model->config, s);
-        if (!site->rank || (site->stacked && (where.expert > 0 || where.module == LK_UP))) continue;
-        lk_peft_write_module *m = &modules[*n];
-        if (site->stacked) {
-            LK_TRY(lk_adapter_stack(a, host, s, m, &stacks[*n], err));
-            lk_stacked_path(names[*n], sizeof names[0], where.layer, where.module == LK_GATE);
-        } else {
-            *m = (lk_peft_write_module){.rank = site->rank,
-                                        .alpha = (double)site->alpha,
-                                        .in = site->k,
-                                        .out = site->n,
-                                        .a = host + site->a,
-                                        .b = host + site->b,
-                                        .magnitude = site->dora ? host + site->m : NULL};
-            lk_site_path(names[*n], sizeof names[0], &a->model->config, s);
-            if (stacked && where.module == LK_ROUTER)
-                snprintf(names[*n], sizeof names[0], "model.layers.%lld.mlp.gate", (long long)where.layer);
+        char path[160];
+        if (!site->rank && site->trains_bias) {
+            lk_site_path(path, sizeof path, &a->model->config, s);
+            add_value(w, path, "bias", 1, site->n, 0, site->bias_at);
         }
-        m->name = names[(*n)++];
+        if (!site->rank || (site->stacked && (where.expert > 0 || where.module == LK_UP))) continue;
+        if (!site->stacked) {
+            add_site(w, s, stacked);
+            continue;
+        }
+        lk_peft_write_module *m = &w->modules[w->n_modules];
+        char *name = w->names[w->n_names++];
+        LK_TRY(lk_adapter_stack(a, w->host, s, m, &w->stacks[w->n_modules], err));
+        lk_stacked_path(name, sizeof *w->names, where.layer, where.module == LK_GATE);
+        m->name = name;
+        w->n_modules++;
     }
     return LK_OK;
+}
+
+static void add_factors(writing *w, const lk_table_factors *f, const char *path, bool embedding)
+{
+    const lk_config *c = &w->a->model->config;
+    if (!f->rank) return;
+    w->modules[w->n_modules++] = (lk_peft_write_module){.name = path,
+                                                        .rank = f->rank,
+                                                        .alpha = (double)f->alpha,
+                                                        .in = embedding ? c->vocab : c->hidden,
+                                                        .out = embedding ? c->hidden : c->vocab,
+                                                        .a = w->host + f->a,
+                                                        .b = w->host + f->b,
+                                                        .embedding = embedding};
+}
+
+/* What PEFT's base_layer.weight would say of tables under factors is the base's: it is left out, as with save_embedding_layers=False. */
+static void add_tables(writing *w)
+{
+    const lk_adapter_whole *whole = &w->a->whole;
+    const lk_config *c = &w->a->model->config;
+    add_factors(w, &whole->embedding_factors, "model.embed_tokens", true);
+    add_factors(w, &whole->head_factors, "lm_head", false);
+    if (whole->embedding) add_value(w, "model.embed_tokens", "weight", 2, c->vocab, c->hidden, whole->embedding_at);
+    if (whole->head) add_value(w, "lm_head", "weight", 2, c->vocab, c->hidden, whole->head_at); /* of a tied pair too: PEFT asks for both */
+    if (whole->n_tokens)
+        add_value(w, "model.embed_tokens", "token_adapter.trainable_tokens_delta", 2, whole->n_tokens, c->hidden, whole->tokens_at);
+}
+
+/* The config's word for the biases that are trained. */
+static const char *bias_kind(const lk_adapter *a)
+{
+    const char *kind = NULL;
+    for (int32_t s = 0; s < a->n_sites; s++) {
+        if (!a->sites[s].trains_bias) continue;
+        if (!a->sites[s].rank) return "all";
+        kind = "lora_only";
+    }
+    return kind;
 }
 
 lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err)
@@ -196,11 +272,15 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
     if (a->values_digest[0]) return lk_fail(err, LK_ERR_UNSUPPORTED, "only adapters that were made here are saved");
     lk_backend *be = a->model->be;
     float *host = malloc(lk_adapter_bytes(a) + 1);
-    lk_peft_write_module *modules = calloc((size_t)a->n_sites, sizeof *modules);
-    char(*names)[200] = calloc((size_t)a->n_sites, sizeof *names);
-    float **stacks = calloc((size_t)a->n_sites, sizeof *stacks);
+    size_t most = (size_t)a->n_sites + 8;
+    writing w = {.a = a,
+                 .host = host,
+                 .modules = calloc(most, sizeof *w.modules),
+                 .values = calloc(most, sizeof *w.values),
+                 .names = calloc(2 * most, sizeof *w.names),
+                 .stacks = calloc(most, sizeof *w.stacks)};
     lk_status status = LK_OK;
-    if (!host || !modules || !names || !stacks) {
+    if (!host || !w.modules || !w.values || !w.names || !w.stacks) {
         status = lk_fail(err, LK_ERR_MEMORY, "no memory to save the adapter");
         goto out;
     }
@@ -208,20 +288,33 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
         lk_backend_fail(be, status, err);
         goto out;
     }
-    int64_t n = 0;
-    if ((status = list_modules(a, host, modules, names, stacks, &n, err))) goto out;
+    if ((status = add_sites(&w, err))) goto out;
+    add_tables(&w);
+    const char *saved[2];
+    int n_saved = 0;
+    if (a->whole.embedding) saved[n_saved++] = "embed_tokens";
+    if (a->whole.head && !a->whole.tied) saved[n_saved++] = "lm_head";
     lk_peft_write_options options = {.base = a->model->path,
                                      .base_identity = a->model->identity,
                                      .base_digest = a->model->digest,
                                      .quantization = a->model->quant == LK_QUANT_NF4 ? "nf4" : "none",
                                      .use_rslora = a->use_rslora,
-                                     .dropout = a->dropout};
-    status = lk_peft_write(folder, modules, n, &options, err);
+                                     .dropout = a->dropout,
+                                     .values = w.values,
+                                     .n_values = w.n_values,
+                                     .bias = bias_kind(a),
+                                     .modules_to_save = saved,
+                                     .n_modules_to_save = n_saved,
+                                     .tie_tables = a->whole.tied,
+                                     .tokens = a->token_ids,
+                                     .n_tokens = a->whole.n_tokens};
+    status = lk_peft_write(folder, w.modules, w.n_modules, &options, err);
 out:
     free(host);
-    free(modules);
-    free(names);
-    for (int32_t s = 0; stacks && s < a->n_sites; s++) free(stacks[s]);
-    free(stacks);
+    for (size_t i = 0; w.stacks && i < most; i++) free(w.stacks[i]);
+    free(w.modules);
+    free(w.values);
+    free(w.names);
+    free(w.stacks);
     return status;
 }

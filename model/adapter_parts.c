@@ -59,6 +59,19 @@ static lk_status put_site(const finder *f, const lk_peft_module *m, int32_t site
     return LK_OK;
 }
 
+static lk_status place_head_lora(const finder *f, const lk_peft_module *m)
+{
+    if (m->magnitude || m->bias)
+        return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: %s on the head (%s) is not supported; leave it out of target_modules",
+                       f->where, m->magnitude ? "use_dora" : "lora_bias", m->name);
+    if (m->a->shape[1] != f->config->hidden || m->b->shape[0] != f->config->vocab)
+        return lk_fail(f->err, LK_ERR_MISMATCH,
+                       "adapter %s: %s adapts a [%" PRId64 ",%" PRId64 "] head, but %s has [%" PRId64 ",%" PRId64 "]: another base model",
+                       f->where, m->name, m->b->shape[0], m->a->shape[1], f->base, f->config->vocab, f->config->hidden);
+    f->parts->head_lora = m;
+    return LK_OK;
+}
+
 /* Factors on a parameter in which transformers stacks a layer's experts: gate over up, or down. */
 static lk_status place_stacked(const finder *f, const lk_peft_module *m)
 {
@@ -89,10 +102,7 @@ static lk_status place_module(const finder *f, const lk_peft_module *m)
 {
     if (m->experts) return place_stacked(f, m);
     if (m->embedding) return place_embedding_lora(f, m);
-    if (!strcmp(m->name, head_name))
-        return lk_fail(f->err, LK_ERR_UNSUPPORTED,
-                       "adapter %s: target_modules names lm_head; factors on the head are not supported (modules_to_save: lm_head is)",
-                       f->where);
+    if (!strcmp(m->name, head_name)) return place_head_lora(f, m);
     int32_t number = lk_site_find(f->config, m->name);
     if (number < 0)
         return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%" PRId64 " layers)", f->where,
@@ -144,8 +154,8 @@ static lk_status place_weight(const finder *f, const lk_peft_value *v)
         return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: modules_to_save holds %s; only embed_tokens and lm_head can be replaced",
                        f->where, v->name);
     LK_TRY(expect_table(f, v->name, v->tensor));
-    if (v->kind == LK_PEFT_BASE && embedding)
-        f->parts->embedding_base = v->tensor;
+    if (v->kind == LK_PEFT_BASE)
+        *(embedding ? &f->parts->embedding_base : &f->parts->head_base) = v->tensor;
     else
         *(embedding ? &f->parts->embedding : &f->parts->head) = v->tensor;
     return LK_OK;
@@ -168,11 +178,11 @@ static lk_status settle_tie(const finder *f)
     bool tie = lk_peft_ties_tables(p->peft);
     if (!f->config->tied) return LK_OK;
     if (p->embedding_tokens && !p->head_tokens) p->head_tokens = p->embedding_tokens;
-    if (tie && p->embedding && !p->head) p->head = p->embedding;
-    if (tie && p->embedding_lora)
+    if (tie && p->embedding) p->head = p->embedding; /* PEFT writes the one table under both names */
+    if (tie && (p->embedding_lora || p->head_lora))
         return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: ensure_weight_tying with factors on a tied embedding is not supported",
                        f->where);
-    p->unties = p->embedding != p->head || p->embedding_lora || p->embedding_tokens != p->head_tokens;
+    p->unties = p->embedding != p->head || p->embedding_lora || p->head_lora || p->embedding_tokens != p->head_tokens;
     return LK_OK;
 }
 
@@ -232,6 +242,24 @@ static lk_status add_embedding_lora(const lk_peft_module *m, const lk_config *co
     return status;
 }
 
+/* rows[v] += scale * B[v] A. */
+static lk_status add_head_lora(const lk_peft_module *m, const lk_config *config, int64_t first, int64_t n, float *rows, lk_error *err)
+{
+    int64_t hidden = config->hidden;
+    float *a = malloc((size_t)(m->rank * hidden) * 4), *b = malloc((size_t)(m->rank * n) * 4);
+    lk_status status = a && b ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "no memory for the factors of %s", m->name);
+    if (!status) status = lk_st_read_f32(m->a, 0, m->rank * hidden, a, err);
+    if (!status) status = lk_st_read_f32(m->b, first * m->rank, n * m->rank, b, err);
+    for (int64_t v = 0; v < n && !status; v++)
+        for (int32_t r = 0; r < m->rank; r++) {
+            float by = (float)m->scale * b[v * m->rank + r];
+            for (int64_t c = 0; c < hidden; c++) rows[v * hidden + c] += by * a[r * hidden + c];
+        }
+    free(a);
+    free(b);
+    return status;
+}
+
 lk_status lk_adapter_embedding_rows(const lk_adapter_parts *p, const lk_config *config, int64_t first, int64_t n, float *rows,
                                     lk_error *err)
 {
@@ -243,8 +271,9 @@ lk_status lk_adapter_embedding_rows(const lk_adapter_parts *p, const lk_config *
 
 lk_status lk_adapter_head_rows(const lk_adapter_parts *p, const lk_config *config, int64_t first, int64_t n, float *rows, lk_error *err)
 {
-    const lk_st_tensor *whole = p->head ? p->head : config->tied ? p->embedding_base : NULL;
+    const lk_st_tensor *whole = p->head ? p->head : p->head_base ? p->head_base : config->tied ? p->embedding_base : NULL;
     if (whole) LK_TRY(lk_st_read_f32(whole, first * config->hidden, n * config->hidden, rows, err));
+    if (p->head_lora) LK_TRY(add_head_lora(p->head_lora, config, first, n, rows, err));
     return put_tokens(p->head_tokens, config->hidden, first, n, rows, err);
 }
 

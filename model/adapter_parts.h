@@ -18,11 +18,11 @@ typedef struct lk_adapter_parts {
     const lk_peft_module **sites; /* [lk_sites]: NULL where nothing is adapted */
     lk_adapter_slice *slices;     /* [lk_sites] */
     const lk_st_tensor **biases;  /* [lk_sites]: values in place of the base's; NULL: its own */
-    const lk_peft_module *embedding_lora;
+    const lk_peft_module *embedding_lora, *head_lora;
     const lk_st_tensor *embedding, *head; /* whole new values; NULL: the base's */
     const lk_peft_value *embedding_tokens, *head_tokens;
-    const lk_st_tensor *embedding_base; /* the base's embedding as the adapter knew it, when it says so */
-    bool unties;                        /* the base ties its head to its embedding, and this adapter gives the two different values */
+    const lk_st_tensor *embedding_base, *head_base; /* the base's own, as the adapter knew them, when it says so */
+    bool unties; /* the base ties its head to its embedding, and this adapter gives the two different values */
 } lk_adapter_parts;
 
 /* Everything the adapter holds has a place, or it is refused: LK_ERR_MISMATCH for what does not fit this model, LK_ERR_UNSUPPORTED, naming

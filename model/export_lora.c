@@ -30,11 +30,12 @@ static const char *kind_of(const lk_peft_value *v)
 /* Everything that the format has no place for, by name. */
 static lk_status check_module(const exporter *e, const lk_peft_module *m, lk_gguf_place *place)
 {
-    const char *what = m->experts     ? "target_parameters"
-                       : m->magnitude ? "use_dora"
-                       : m->bias      ? "lora_bias"
-                       : m->embedding ? "an adapted embedding"
-                                      : NULL;
+    const char *what = m->experts                    ? "target_parameters"
+                       : m->magnitude                ? "use_dora"
+                       : m->bias                     ? "lora_bias"
+                       : m->embedding                ? "an adapted embedding"
+                       : !strcmp(m->name, "lm_head") ? "an adapted head"
+                                                     : NULL;
     if (what)
         return lk_fail(e->err, LK_ERR_UNSUPPORTED, "%s: %s has no place in a GGUF adapter; merge the adapter into its base instead",
                        m->name, what);

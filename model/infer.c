@@ -170,7 +170,7 @@ static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv)
     if (R == 0) return LK_OK;
     LK_TRY(lk_gather_rows(be, &last, &b.x_out, batch->rows));
     LK_TRY(lk_rmsnorm(be, &last, NULL, &last, model->final_norm, model->config.rms_eps));
-    LK_TRY(lk_adapted_head(model, batch, &logits, &last, batch->rows, 0));
+    LK_TRY(lk_adapted_head(model, batch, &logits, &last, batch->rows, 0, &b.h[LK_O]));
     return model->config.logit_cap != 0.0 ? lk_cap(be, &logits, (float)model->config.logit_cap) : LK_OK;
 }
 

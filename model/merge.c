@@ -123,7 +123,7 @@ static lk_status write_table(const merger *g, const lk_st_tensor *t, bool head)
         if (!status) status = write_as(g, rows, n * hidden);
     }
     free(rows);
-    bool changed = head ? p->head || p->head_tokens : p->embedding || p->embedding_lora || p->embedding_tokens;
+    bool changed = head ? p->head || p->head_lora || p->head_tokens : p->embedding || p->embedding_lora || p->embedding_tokens;
     *(changed ? &g->result->merged : &g->result->copied) += 1;
     return status;
 }

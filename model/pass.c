@@ -140,7 +140,8 @@ static lk_limits pass_limits(const lk_config *m, const lk_pass_options *o)
                        .head_dim = m->head_dim,
                        .context = o->max_tokens,
                        .training = o->training,
-                       .gains = o->gains};
+                       .gains = o->gains,
+                       .head = o->head};
 }
 
 static lk_status make_arrays(lk_pass *p, const lk_backend *be, const lk_config *m, const lk_pass_options *o)
@@ -337,6 +338,7 @@ static lk_status forward(lk_pass *p, const lk_block_context *c, lk_tensor *x_fin
 static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor *dx)
 {
     int64_t T = c->batch->n_tokens;
+    bool embedding = lk_adapted_trains_embedding(c->batch);
     lk_block_grads g = p->grads;
     lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch, &g.spare};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
@@ -354,20 +356,24 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
             b.x_out = front(&p->x_final, T); /* dead, and the output is not wanted: the layer above is done */
             LK_TRY(lk_block_forward(c, layer, &b, true));
         }
-        LK_TRY(lk_block_backward(c, layer, &b, &g, dx, layer > 0));
+        LK_TRY(lk_block_backward(c, layer, &b, &g, dx, layer > 0 || embedding));
         if (layer <= p->first_kept) LK_TRY(fetch_back(p, layer - RING, T));
     }
-    return LK_OK;
+    if (!embedding) return LK_OK;
+    const lk_model *model = p->model;
+    lk_tensor inner = front(embedding_inner(p), T);
+    if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(model->be, dx, dx, (float)model->config.embedding_scale));
+    return lk_adapted_embed_backward(model, c->batch, dx, &g.dnormed, &inner);
 }
 
 /* Final norm, head and loss; dnormed NULL for evaluation. */
-static lk_status loss(lk_pass *p, const lk_batch *batch, const lk_tensor *x_final, const lk_tensor *dnormed, const int32_t *labels,
+static lk_status loss(lk_pass *p, const lk_block_context *c, const lk_tensor *x_final, const lk_tensor *dnormed, const int32_t *labels,
                       float grad_scale, bool hits)
 {
     const lk_model *model = p->model;
     lk_tensor normed = front(&p->normed, x_final->rows);
     LK_TRY(lk_rmsnorm(model->be, &normed, p->final_rstd, x_final, model->final_norm, model->config.rms_eps));
-    return lk_adapted_loss(model, batch, p->nll, hits ? p->hits : NULL, dnormed, &normed, labels, grad_scale);
+    return lk_adapted_loss(model, c->batch, p->nll, hits ? p->hits : NULL, dnormed, &normed, labels, grad_scale, c->dropout);
 }
 
 static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *labels, float grad_scale, float *nll)
@@ -376,7 +382,7 @@ static lk_status gradient(lk_pass *p, const lk_block_context *c, const int32_t *
     int64_t T = c->batch->n_tokens;
     lk_tensor x_final, dnormed = front(&p->grads.dnormed, T), dx = front(&p->dx, T);
     LK_TRY(forward(p, c, &x_final, true));
-    LK_TRY(loss(p, c->batch, &x_final, &dnormed, labels, grad_scale, false));
+    LK_TRY(loss(p, c, &x_final, &dnormed, labels, grad_scale, false));
     LK_TRY(lk_rmsnorm_backward(model->be, &dx, &dnormed, &x_final, model->final_norm, p->final_rstd, false));
     LK_TRY(backward(p, c, &dx));
     return lk_download(model->be, nll, p->nll, (size_t)T * 4);
@@ -403,7 +409,7 @@ lk_status lk_pass_loss(lk_pass *p, const lk_batch *batch, const int32_t *labels,
     lk_tensor x_final;
     lk_block_context c = {.model = p->model, .batch = batch, .positions = &p->positions, .routing = &p->routing};
     lk_status status = forward(p, &c, &x_final, false);
-    if (!status) status = loss(p, batch, &x_final, NULL, labels, 0.0f, hits != NULL);
+    if (!status) status = loss(p, &c, &x_final, NULL, labels, 0.0f, hits != NULL);
     if (!status) status = lk_download(be, nll, p->nll, (size_t)batch->n_tokens * 4);
     if (!status && hits) status = lk_download(be, hits, p->hits, (size_t)batch->n_tokens);
     return status ? lk_backend_fail(be, status, err) : LK_OK;
@@ -425,7 +431,7 @@ lk_status lk_pass_logits(lk_pass *p, const lk_batch *batch, float *out, lk_error
     for (int64_t t = 0; !status && t < batch->n_tokens; t += PIECE) {
         int64_t n = batch->n_tokens - t < PIECE ? batch->n_tokens - t : PIECE;
         lk_tensor x = lk_tensor_rows(&normed, t, n), y = lk_tensor_make(memory, LK_F32, n, model->config.vocab);
-        status = lk_adapted_head(model, batch, &y, &x, NULL, t);
+        status = lk_adapted_head(model, batch, &y, &x, NULL, t, embedding_inner(p));
         if (!status && model->config.logit_cap != 0.0) status = lk_cap(be, &y, (float)model->config.logit_cap);
         if (!status) status = lk_download(be, out + t * model->config.vocab, memory, (size_t)(n * model->config.vocab) * 4);
     }

@@ -31,6 +31,7 @@ typedef struct lk_pass_options {
     bool offload;        /* training: those inputs wait in host memory, copied beside the computing, instead of on the device */
     bool training;       /* false: lk_pass_loss only */
     bool gains;          /* training: the adapter is a DoRA */
+    bool head;           /* the head is trained, or an adapter has factors on it */
 } lk_pass_options;
 
 typedef struct lk_pass_plan {
@@ -47,7 +48,7 @@ void lk_pass_destroy(lk_pass *pass);
 
 /* Forward, loss and backward of one micro-batch. labels[t] is the token that row t must predict (already shifted), -1 = ignored.
  * grad_scale multiplies the gradient of the summed NLL (1 / supervised tokens of the whole step). Gradients accumulate into the batch's
- * lora table. dropout NULL: none. nll[n_tokens] (host, 0 where ignored) is filled. Of dropout, the counter must differ for every
+ * lora table and tables. dropout NULL: none. nll[n_tokens] (host, 0 where ignored) is filled. Of dropout, the counter must differ for every
  * micro-batch. */
 lk_status lk_pass_gradient(lk_pass *pass, const lk_batch *batch, const int32_t *labels, float grad_scale, const lk_dropout *dropout,
                            float *nll, lk_error *err);

@@ -58,11 +58,24 @@ void lk_adamw_state_free(lk_adamw_state *state)
     *state = (lk_adamw_state){0};
 }
 
-lk_status lk_adamw_state_update(lk_adamw_state *state, float *params, const float *grads, const lk_adamw_step *step, lk_error *err)
+lk_status lk_adamw_state_update_part(lk_adamw_state *state, float *params, const float *grads, int64_t first, int64_t n,
+                                     const lk_adamw_step *step, lk_error *err)
 {
     const lk_adamw_part *p = state->parts;
-    lk_status status = state->kind == LK_ADAMW_8BIT
-                           ? lk_adamw8(state->be, params, grads, p[0].data, p[1].data, p[2].data, p[3].data, state->n, step)
-                           : lk_adamw(state->be, params, grads, p[0].data, p[1].data, state->n, step);
+    params += first;
+    grads += first;
+    lk_status status;
+    if (state->kind == LK_ADAMW_8BIT) {
+        int64_t block = first / LK_ADAMW8_BLOCK;
+        status = lk_adamw8(state->be, params, grads, (uint8_t *)p[0].data + first, (uint8_t *)p[1].data + first, (float *)p[2].data + block,
+                           (float *)p[3].data + block, n, step);
+    } else {
+        status = lk_adamw(state->be, params, grads, (float *)p[0].data + first, (float *)p[1].data + first, n, step);
+    }
     return status ? lk_backend_fail(state->be, status, err) : LK_OK;
+}
+
+lk_status lk_adamw_state_update(lk_adamw_state *state, float *params, const float *grads, const lk_adamw_step *step, lk_error *err)
+{
+    return lk_adamw_state_update_part(state, params, grads, 0, state->n, step, err);
 }

@@ -44,6 +44,9 @@ static inline size_t lk_adamw_part_bytes(const lk_adamw_part *part) { return (si
 lk_status lk_adamw_state_init(lk_adamw_state *state, lk_backend *be, lk_adamw_kind kind, int64_t n, lk_error *err);
 void lk_adamw_state_free(lk_adamw_state *state); /* safe on a zeroed struct */
 lk_status lk_adamw_state_update(lk_adamw_state *state, float *params, const float *grads, const lk_adamw_step *step, lk_error *err);
+/* The same of elements [first, first + n) alone; first a multiple of LK_ADAMW8_BLOCK. params and grads are those of the whole vector. */
+lk_status lk_adamw_state_update_part(lk_adamw_state *state, float *params, const float *grads, int64_t first, int64_t n,
+                                     const lk_adamw_step *step, lk_error *err);
 size_t lk_adamw_state_bytes(lk_adamw_kind kind, int64_t n); /* for the plan */
 
 #endif

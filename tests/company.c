@@ -74,11 +74,10 @@ static size_t pool_bytes(const lk_model *model, const check_crowd *c, const chec
     lk_adapter_spec spec = {.alpha = 1, .targets = {true, true, true, true, true, true, true}};
     size_t pages = (size_t)s->n_pages;
     for (int a = ADAPTERS - s->n_adapters; a < ADAPTERS; a++) {
-        int64_t n_params, n_trainable;
-        int32_t rank;
+        lk_adapter_sizes sizes;
         spec.rank = rank_of(c, a);
-        CHECK_OK(lk_adapter_params(&model->config, &spec, &n_params, &n_trainable, &rank, &err), &err);
-        pages += ((size_t)n_params * (size_t)lk_dtype_size(lk_backend_compute(model->be)) + page - 1) / page;
+        CHECK_OK(lk_adapter_sizes_of(&sizes, model->be, &model->config, &spec, &err), &err);
+        pages += ((size_t)sizes.n_params * (size_t)lk_dtype_size(lk_backend_compute(model->be)) + page - 1) / page;
     }
     return pages * page;
 }

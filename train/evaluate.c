@@ -144,7 +144,9 @@ static lk_status run_alone(alone *a, lk_eval_result *result)
     LK_TRY(open_data(a, &config));
     LK_TRY(lk_model_open(&a->model, a->be, o->base, &(lk_model_options){.quant = o->quant}, a->err));
     if (o->adapter) LK_TRY(lk_adapter_load(&a->adapter, a->model, o->adapter, LK_F32, a->err));
-    lk_pass_options pass = {.max_tokens = o->rows * o->max_length, .max_rank = a->adapter ? a->adapter->max_rank : 0};
+    lk_pass_options pass = {.max_tokens = o->rows * o->max_length,
+                            .max_rank = a->adapter ? a->adapter->max_rank : 0,
+                            .head = a->adapter && lk_adapter_head_rank(a->adapter) > 0};
     LK_TRY(lk_pass_create(&a->pass, a->model, &pass, a->err));
     return lk_evaluate(result, a->pass, a->model, a->adapter, a->data.store, o->rows, o->max_length, o->stop, a->err);
 }

@@ -126,25 +126,29 @@ static void add_host(lk_plan *plan, const lk_plan_request *r)
 static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int64_t kept, lk_error *err)
 {
     const lk_config *c = &r->facts->config;
-    int32_t max_rank = 0;
+    lk_adapter_sizes adapter;
     if (kept > c->layers) kept = c->layers;
     *plan = (lk_plan){
         .kept_layers = kept, .micro_batch_tokens = r->rows * r->max_length, .layers = c->layers, .own_memory = lk_device_memory(r->be) > 0};
     snprintf(plan->device, sizeof plan->device, "%.40s, %d threads", lk_backend_name(r->be), lk_backend_threads(r->be));
-    LK_TRY(lk_adapter_params(c, r->adapter, &plan->n_params, &plan->n_trainable, &max_rank, err));
+    LK_TRY(lk_adapter_sizes_of(&adapter, r->be, c, r->adapter, err));
+    plan->n_params = adapter.n_params;
+    plan->n_trainable = adapter.n_trainable;
     size_t params = (size_t)plan->n_params * 4;
     lk_pass_plan pass;
     lk_pass_options options = {.max_tokens = plan->micro_batch_tokens,
-                               .max_rank = max_rank,
+                               .max_rank = adapter.max_rank,
                                .kept_layers = kept,
                                .offload = r->offload,
                                .training = true,
-                               .gains = r->adapter->use_dora};
+                               .gains = adapter.gains,
+                               .head = adapter.head};
     lk_pass_plan_bytes(r->be, c, &options, &pass);
     bool nf4 = r->quant == LK_QUANT_NF4 || r->facts->prequantized;
     add(plan, "base weights", lk_model_bytes(r->be, r->facts, r->quant), BACKEND | LOADING | TRAINING, "%s, %lld layers, %.4g M parameters",
         nf4 ? "NF4" : lk_dtype_name(r->facts->linear), (long long)c->layers, (double)lk_config_params(c) / 1e6);
     add(plan, "adapter", params, BACKEND | TRAINING, "%.4g M parameters, fp32", (double)plan->n_trainable / 1e6);
+    add(plan, "adapter's derived values", adapter.derived, BACKEND | TRAINING, "gains, biases, copies of tables for the kernels");
     add(plan, "gradients", params, BACKEND | TRAINING, "fp32");
     add(plan, "AdamW moments", lk_adamw_state_bytes(r->optim, plan->n_params), BACKEND | TRAINING, "%s, two of them",
         r->optim == LK_ADAMW_8BIT ? "8 bits" : "fp32");
@@ -152,7 +156,8 @@ static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int64_t kep
         (long long)r->max_length);
     add(plan, "activations", pass.activations, BACKEND | TRAINING, "of %lld of %lld layers", (long long)kept, (long long)c->layers);
     add(plan, "activation gradients, losses", pass.transient, BACKEND | TRAINING, "shared by all layers");
-    add(plan, "scratch of the kernels", pass.scratch, BACKEND | TRAINING, "shared by all operations");
+    add(plan, "scratch of the kernels", pass.scratch > adapter.scratch ? pass.scratch : adapter.scratch, BACKEND | TRAINING,
+        "shared by all operations");
     add(plan, "offloaded layer inputs", pass.host, TRAINING, "in host memory");
     add_host(plan, r);
     return LK_OK;

@@ -302,6 +302,28 @@ static lk_status read_choice(lk_recipe *r, const cJSON *a, lk_error *err)
     return LK_OK;
 }
 
+/* What is trained beside factors. Whether the model has it is for lk_adapter_sizes_of to say. */
+static lk_status read_whole(lk_recipe *r, const cJSON *a, lk_error *err)
+{
+    const cJSON *tokens = lk_json_get(a, "trainable_token_indices"), *item;
+    const char *bias = lk_json_get(a, "bias")->valuestring;
+    lk_adapter_spec *s = &r->adapter;
+    s->bias = !strcmp(bias, "all") ? LK_BIAS_ALL : !strcmp(bias, "lora_only") ? LK_BIAS_LORA_ONLY : LK_BIAS_NONE;
+    s->lora_bias = cJSON_IsTrue(lk_json_get(a, "lora_bias"));
+    s->tie_tables = cJSON_IsTrue(lk_json_get(a, "ensure_weight_tying"));
+    cJSON_ArrayForEach(item, lk_json_get(a, "modules_to_save"))
+    {
+        bool head = !strcmp(item->valuestring, "lm_head");
+        *(head ? &s->save_head : &s->save_embedding) = true;
+    }
+    if (cJSON_IsObject(tokens)) tokens = lk_json_get(tokens, "embed_tokens");
+    r->tokens = calloc((size_t)cJSON_GetArraySize(tokens) + 1, sizeof *r->tokens);
+    if (!r->tokens) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
+    s->tokens = r->tokens;
+    cJSON_ArrayForEach(item, tokens) r->tokens[s->n_tokens++] = (int32_t)item->valuedouble;
+    return LK_OK;
+}
+
 static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
 {
     const cJSON *a = lk_json_get(r->resolved, "adapter"), *targets = lk_json_get(a, "targets"), *item;
@@ -319,7 +341,12 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     if (cJSON_IsString(targets)) names[n++] = targets->valuestring;
     cJSON_ArrayForEach(item, targets)
     {
-        if (n < 64) names[n++] = item->valuestring;
+        if (!strcmp(item->valuestring, "embed_tokens"))
+            s->target_embedding = true;
+        else if (!strcmp(item->valuestring, "lm_head"))
+            s->target_head = true;
+        else if (n < 64)
+            names[n++] = item->valuestring;
     }
     char place[300];
     snprintf(place, sizeof place, "%.200s: adapter.targets", where);
@@ -334,6 +361,7 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     cJSON_ArrayForEach(item, alphas) r->patterns[s->n_patterns++] =
         (lk_adapter_pattern){.pattern = item->string, .alpha = item->valuedouble};
     LK_TRY(read_choice(r, a, err));
+    LK_TRY(read_whole(r, a, err));
     if (s->use_dora && s->dropout > 0)
         return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.dora: a DoRA is trained without dropout; set adapter.dropout to 0", where);
     if (s->init != LK_INIT_PISSA) return LK_OK;
@@ -505,6 +533,7 @@ void lk_recipe_free(lk_recipe *r)
     free(r->layers);
     free(r->exclude);
     free(r->parameters);
+    free(r->tokens);
     free(r->train);
     free(r->eval);
     free(r);

@@ -30,6 +30,7 @@ typedef struct lk_recipe {
     int32_t *layers;         /* of adapter.layers_to_transform */
     const char **exclude;    /* of adapter.exclude */
     const char **parameters; /* of adapter.target_parameters */
+    int32_t *tokens;         /* of adapter.trainable_token_indices */
     lk_source *train, *eval;
     int n_train, n_eval;
     int64_t max_length;

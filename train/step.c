@@ -12,6 +12,8 @@ static bool is_dora(const lk_adapter *a)
     return false;
 }
 
+static bool trains_head(const lk_adapter_tables *t) { return t->dhead || t->dhead_tokens || t->head_factors.rank; }
+
 static lk_status take_memory(lk_trainer *t, lk_error *err)
 {
     lk_backend *be = t->model->be;
@@ -25,12 +27,14 @@ static lk_status take_memory(lk_trainer *t, lk_error *err)
     if (!t->table || !t->nll) return lk_fail(err, LK_ERR_MEMORY, "no memory for a trainer");
     const lk_adapter *adapters[1] = {t->adapter};
     lk_adapter_table(t->table, adapters, 1, &t->grads);
+    t->has_tables = lk_adapter_train_tables(&t->tables, t->adapter, t->grads) != NULL;
     lk_pass_options pass = {.max_tokens = t->options.max_tokens,
                             .max_rank = t->adapter->max_rank,
                             .kept_layers = t->options.kept_layers,
                             .offload = t->options.offload,
                             .training = true,
-                            .gains = is_dora(t->adapter)};
+                            .gains = is_dora(t->adapter),
+                            .head = t->has_tables && trains_head(&t->tables)};
     return lk_pass_create(&t->pass, t->model, &pass, err);
 }
 
@@ -63,6 +67,7 @@ static lk_status accumulate(lk_trainer *t, const lk_micro_batch *m, const lk_dro
     batch.n_sites = t->adapter->n_sites;
     batch.n_adapters = 1;
     batch.lora = t->table;
+    batch.tables = t->has_tables ? &t->tables : NULL;
     LK_TRY(lk_pass_gradient(t->pass, &batch, m->labels, scale, dropout, t->nll, err));
     for (int64_t i = 0; i < batch.n_tokens; i++) *total += (double)t->nll[i];
     return LK_OK;
@@ -104,6 +109,9 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
                             .weight_decay = (float)o->weight_decay,
                             .step = step + 1,
                             .grad_scale = scale};
-    LK_TRY(lk_adamw_state_update(&t->optim, t->adapter->weights, t->grads, &update, err));
+    int64_t decayed = t->adapter->n_decayed;
+    LK_TRY(lk_adamw_state_update_part(&t->optim, t->adapter->weights, t->grads, 0, decayed, &update, err));
+    update.weight_decay = 0.0f; /* biases, as in transformers' Trainer */
+    LK_TRY(lk_adamw_state_update_part(&t->optim, t->adapter->weights, t->grads, decayed, t->adapter->n_params - decayed, &update, err));
     return lk_adapter_refresh(t->adapter, err);
 }

@@ -36,6 +36,8 @@ typedef struct lk_trainer {
     lk_adamw_state optim;
     float *grads; /* [n_params] backend memory */
     lk_lora *table;
+    lk_adapter_tables tables; /* what the adapter has of them, with their gradients */
+    bool has_tables;
     float *nll; /* [max_tokens] host */
 } lk_trainer;
 

@@ -6,9 +6,10 @@
 
 static size_t scratch_bytes(const lk_backend *be, const lk_limits *limits)
 {
-    const size_t each[] = {lk_cpu_linear_scratch(be, limits),    lk_cpu_loss_scratch(be, limits),  lk_cpu_lora_scratch(be, limits),
-                           lk_cpu_attention_scratch(be, limits), lk_cpu_paged_scratch(be, limits), lk_cpu_sample_scratch(be, limits),
-                           lk_cpu_gain_scratch(be, limits),      lk_cpu_weight_gradient_scratch(be, limits)};
+    const size_t each[] = {lk_cpu_linear_scratch(be, limits), lk_cpu_loss_scratch(be, limits),
+                           lk_cpu_lora_scratch(be, limits),   lk_cpu_attention_scratch(be, limits),
+                           lk_cpu_paged_scratch(be, limits),  lk_cpu_sample_scratch(be, limits),
+                           lk_cpu_gain_scratch(be, limits),   lk_cpu_weight_gradient_scratch(be, limits)};
     size_t most = 0;
     for (size_t i = 0; i < sizeof each / sizeof *each; i++)
         if (each[i] > most) most = each[i];

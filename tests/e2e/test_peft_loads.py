@@ -75,6 +75,21 @@ def mixture(folder, case):
     return folder
 
 
+def with_biases(folder):
+    """A Qwen2 of random weights, biases included, with chat-tiny's tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(Qwen2Config(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=424,
+                                         max_position_embeddings=256, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False))
+    for name, p in model.named_parameters():
+        p.data = torch.randn(p.shape) * (0.3 if name.endswith("bias") else 0.2 if p.dim() > 1 else 0) + (0 if p.dim() > 1 or name.endswith("bias") else 1)
+    model.bfloat16().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((MODELS / "chat-tiny" / name).read_bytes())
+    return folder
+
+
 def trained(lorikeet, folder, name, base=MODELS / "chat-tiny", quant="nf4", **options):
     """A short run of the program with these options of the recipe's adapter; returns the adapter's folder."""
     turn = lambda u, a: {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
@@ -125,15 +140,23 @@ def main():
         compare(report, "llama-tiny-bnb4 + r8_all", ours, peft_logits(bnb, GOLDEN / "adapters" / "r8_all", None, ids))
 
         ids = random_ids(400, 40, 7)
-        base = MODELS / "chat-tiny"
+        ids[4], ids[9] = 9, 100
+        tied, untied = MODELS / "chat-tiny", with_biases(tmp / "qwen2")
         variants = {"plain": {}, "dora": {"dora": True}, "dora_rslora": {"dora": True, "rslora": True}, "gaussian": {"init": "gaussian"}, "pissa": {"init": "pissa"},
                     "pissa_rslora": {"init": "pissa", "rslora": True, "rank_pattern": {"q_proj": 2}},
-                    "some": {"layers_to_transform": [1], "exclude": ["k_proj"], "alpha_pattern": {"up_proj": 3}}}
+                    "some": {"layers_to_transform": [1], "exclude": ["k_proj"], "alpha_pattern": {"up_proj": 3}},
+                    "lora_bias": {"lora_bias": True}, "bias_all": {"base": untied, "bias": "all", "targets": ["q_proj", "o_proj"]},
+                    "bias_lora_only": {"base": untied, "bias": "lora_only", "lora_bias": True, "targets": ["v_proj", "up_proj"]},
+                    "saved": {"base": untied, "modules_to_save": ["lm_head", "embed_tokens"]}, "saved_tied": {"modules_to_save": ["lm_head"]},
+                    "embedding_saved_tied": {"modules_to_save": ["embed_tokens"]}, "tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+                    "factors": {"base": untied, "targets": ["q_proj", "embed_tokens", "lm_head"]}, "factors_tied": {"targets": ["v_proj", "embed_tokens", "lm_head"], "rslora": True},
+                    "tokens": {"base": untied, "trainable_token_indices": [100, 9, 3]}, "tokens_tied": {"trainable_token_indices": {"embed_tokens": [100, 9]}}}
         for name, options in variants.items():
+            base = options.get("base", tied)
             adapter = trained(a.lorikeet, tmp, name, **options)
             moved = (peft_logits(base, adapter, "nf4", ids) - peft_logits(base, None, "nf4", ids)).abs().max()
             report.check(moved > 1e-3, f"the adapter trained as {name} does something: moves PEFT's logits by {moved:.3f}", moved)
-            compare(report, f"chat-tiny + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
+            compare(report, f"{base.name} + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
                     peft_logits(base, adapter, "nf4", ids))
         stacked = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         for case in ("mixtral", "qwen3_moe"):

@@ -87,7 +87,7 @@ static void test_logits(void **state)
 
 /* ---- in mixed batches ---- */
 
-enum { N_MIXED = 7, T_EACH = 5, PAGE = 16 };
+enum { N_MIXED = 8, T_EACH = 5, PAGE = 16 };
 
 /* Logits of each sequence's last row; order[i] is the adapter of sequence i (N_MIXED - 1: the base). */
 static void serve(const check_model *m, lk_adapter *const *adapters, const int *order, int n, float *out)
@@ -147,7 +147,7 @@ static void test_company(void **state)
 {
     (void)state;
     lk_error err = {0};
-    static const char *const names[] = {"dora", "lora_bias", "saved", "embedding", "tokens", "layers"};
+    static const char *const names[] = {"dora", "lora_bias", "saved", "embedding", "tokens", "layers", "head"};
     char *base = base_folder("llama-tiny");
     for (int compute = 0; compute < 2; compute++) {
         lk_dtype type = compute ? LK_BF16 : LK_F32;
@@ -160,7 +160,7 @@ static void test_company(void **state)
         }
         int64_t vocab = m.model->config.vocab;
         float *together = malloc((size_t)(N_MIXED * vocab) * 4), *alone = malloc((size_t)vocab * 4);
-        static const int order[N_MIXED] = {4, 0, 6, 2, 1, 5, 3};
+        static const int order[N_MIXED] = {4, 0, 7, 2, 1, 5, 3, 6};
         serve(&m, adapters, order, N_MIXED, together);
         for (int i = 0; i < N_MIXED; i++) {
             serve(&m, adapters, &order[i], 1, alone);
@@ -275,9 +275,19 @@ static void test_refused(void **state)
     } refused[] = {
         {"", {Q_PAIR}, LK_OK, NULL, NULL},
         {"",
-         {{P "lm_head.lora_A.weight", {2, 64}}, {P "lm_head.lora_B.weight", {163, 2}}},
+         {{P "lm_head.lora_A.weight", {2, 64}}, {P "lm_head.lora_B.weight", {170, 2}}},
+         LK_ERR_MISMATCH,
+         "lm_head adapts a [170,64] head, but llama-tiny has [163,64]",
+         NULL},
+        {"\"lora_bias\":true",
+         {{P "lm_head.lora_A.weight", {2, 64}}, {P "lm_head.lora_B.weight", {163, 2}}, {P "lm_head.lora_B.bias", {163, 0}}},
          LK_ERR_UNSUPPORTED,
-         "target_modules names lm_head",
+         "lora_bias on the head (lm_head)",
+         NULL},
+        {"\"use_dora\":true",
+         {{P "lm_head.lora_A.weight", {2, 64}}, {P "lm_head.lora_B.weight", {163, 2}}, {P "lm_head.lora_magnitude_vector", {163, 0}}},
+         LK_ERR_UNSUPPORTED,
+         "use_dora on the head (lm_head)",
          NULL},
         {"",
          {{P "model.layers.9.self_attn.q_proj.lora_A.weight", {2, 64}}, {P "model.layers.9.self_attn.q_proj.lora_B.weight", {64, 2}}},

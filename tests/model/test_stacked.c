@@ -376,11 +376,11 @@ static void test_creates(void **state)
     lk_adapter_spec spec = {
         .rank = 3, .alpha = 5, .use_rslora = true, .parameters = both, .n_parameters = 2, .patterns = patterns, .n_patterns = 2};
     spec.targets[LK_Q] = true;
-    int64_t n_params, n_trainable, stored = 0;
-    int32_t max_rank;
-    CHECK_OK(lk_adapter_params(&m.model->config, &spec, &n_params, &n_trainable, &max_rank, &err), &err);
+    int64_t stored = 0;
+    lk_adapter_sizes sizes;
+    CHECK_OK(lk_adapter_sizes_of(&sizes, m.be, &m.model->config, &spec, &err), &err);
     CHECK_OK(lk_adapter_create(&a, m.model, &spec, 1, &err), &err);
-    assert_int_equal(a->n_params, n_params);
+    assert_int_equal(a->n_params, sizes.n_params);
     /* Saved, it has the names, shapes, ranks and scales of the one that PEFT made of the same description. */
     char *folder = check_temporary("stacked_made");
     CHECK_OK(lk_adapter_save(a, folder, &err), &err);
@@ -396,7 +396,7 @@ static void test_creates(void **state)
         assert_true(fabs(x->scale - y->scale) < 1e-6);
         stored += x->a->n_elements + x->b->n_elements;
     }
-    assert_int_equal(stored, n_trainable);
+    assert_int_equal(stored, sizes.n_trainable);
     lk_peft_close(ours);
     lk_peft_close(theirs);
     lk_adapter_destroy(a);

@@ -101,17 +101,17 @@ static void copy_store(const char *from, const char *to)
 }
 
 /* What a run leaves; then the same run stopped after every single step and resumed with changing thread counts. */
-static void resume_is_exact(const char *optimizer)
+static void resume_is_exact(const char *optimizer, const char *adapter)
 {
     lk_error err = {0};
     char *folder = prepare("run"), whole[4200], parts[4200], want[65], got[65], path[4300];
     char *recipe = strdup(write_recipe(folder, "r.json", ""));
     snprintf(whole, sizeof whole, "%s/whole", folder);
     snprintf(parts, sizeof parts, "%s/parts", folder);
-    const char *sets[] = {optimizer, "data.eval=[]"};
+    const char *sets[] = {optimizer, adapter, "data.eval=[]"};
     lk_train_options o = options_for(recipe, whole);
     o.sets = sets;
-    o.n_sets = 1;
+    o.n_sets = 2;
     lk_train_result r;
     CHECK_OK(lk_train_run(&r, &o, &err), &err);
     assert_true(r.steps >= 6 && r.first_step == 0 && r.evaluated && r.tokens > 0);
@@ -137,7 +137,7 @@ static void resume_is_exact(const char *optimizer)
     copy_store(whole, parts);
     o.out = parts;
     o.stop = &stop;
-    o.n_sets = 2;
+    o.n_sets = 3;
     for (int64_t i = 0; i < steps; i++) {
         o.threads = i % 2 ? 1 : 2;
         o.resume = i > 0;
@@ -162,7 +162,8 @@ static void resume_is_exact(const char *optimizer)
     /* The folder is taken; another recipe does not fit; afresh is the same again, checkpointing or not. */
     o.resume = false;
     CHECK_FAILS(lk_train_run(&r, &o, &err), LK_ERR_CONFLICT, "--resume", &err);
-    const char *other[] = {optimizer, "optim.lr=2e-2"}, *leaner[] = {optimizer, "memory.checkpointing=full", "memory.offload=true"};
+    const char *other[] = {optimizer, adapter, "optim.lr=2e-2"},
+               *leaner[] = {optimizer, adapter, "memory.checkpointing=full", "memory.offload=true"};
     o.stop = NULL;
     o.resume = true;
     o.sets = other;
@@ -170,7 +171,7 @@ static void resume_is_exact(const char *optimizer)
     o.resume = false;
     o.fresh = true;
     o.sets = leaner;
-    o.n_sets = 3;
+    o.n_sets = 4;
     CHECK_OK(lk_train_run(&r, &o, &err), &err);
     assert_int_equal(r.plan.kept_layers, 1);
     digest_of(parts, "adapter/adapter_model.safetensors", got);
@@ -186,8 +187,11 @@ static void resume_is_exact(const char *optimizer)
     free(folder);
 }
 
-static void test_resume_is_exact(void **state) { (void)state, resume_is_exact("optim.name=adamw"); }
-static void test_resume_is_exact_8bit(void **state) { (void)state, resume_is_exact("optim.name=adamw8bit"); }
+/* Factors on the embedding and the head too, with dropout and moments in 8 bits. */
+#define WHOLE "adapter={\"r\":4,\"alpha\":8,\"dropout\":0.1,\"targets\":[\"q_proj\",\"down_proj\",\"embed_tokens\",\"lm_head\"]}"
+
+static void test_resume_is_exact(void **state) { (void)state, resume_is_exact("optim.name=adamw", "adapter.rslora=false"); }
+static void test_resume_is_exact_8bit(void **state) { (void)state, resume_is_exact("optim.name=adamw8bit", WHOLE); }
 
 /* The newest checkpoint is damaged: the one before it is taken, and the end is the same. */
 static void test_damaged_checkpoint(void **state)
