@@ -11,6 +11,7 @@
 #include "model/bnb.h"
 #include "model/config.h"
 #include "model/fits.h"
+#include "model/names.h"
 #include "model/weights.h"
 
 void cli_inspect_config(cJSON *out, const lk_config *c)
@@ -60,7 +61,8 @@ static lk_status inspect_model(cJSON *out, const char *path, const char *base, l
     lk_config c;
     LK_TRY(lk_config_read(&c, path, err));
     lk_safetensors *st;
-    LK_TRY(lk_safetensors_open(&st, path, err));
+    int64_t left_out;
+    LK_TRY(lk_names_open(&st, path, &c, &left_out, err));
     lk_pool *pool = NULL;
     char identity[65];
     lk_status status = lk_pool_create(&pool, 0, err);
@@ -68,6 +70,10 @@ static lk_status inspect_model(cJSON *out, const char *path, const char *base, l
     if (!status) {
         cJSON_AddStringToObject(out, "kind", "model");
         cli_inspect_config(out, &c);
+        if (*c.part_of) {
+            cJSON_AddStringToObject(out, "text_part_of", c.part_of);
+            cJSON_AddNumberToObject(out, "left_out", (double)left_out); /* tensors of images */
+        }
         cJSON_AddStringToObject(out, "quantization", lk_bnb_any(st) ? "nf4" : "none");
         cJSON_AddStringToObject(out, "identity", identity);
         if (base) cli_add_model_fit(out, path, base);

@@ -108,6 +108,7 @@ typedef struct lk_peft_write_options {
     const char *base_identity; /* stamped into the metadata as lorikeet.base_identity; NULL: not stamped */
     const char *base_digest;   /* likewise lorikeet.base_digest */
     const char *quantization;  /* "nf4" or "none", stamped likewise */
+    bool whole_paths;          /* target_modules names whole paths: the model has others of the same leaf that are not adapted */
     bool use_rslora;
     double dropout;
     const lk_peft_write_value *values;

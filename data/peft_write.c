@@ -96,11 +96,11 @@ static bool leaf_everywhere(const lk_peft_write_module *modules, int64_t n, int6
 }
 
 /* stacked: of target_parameters, whose names are matched like those of modules. */
-static bool add_targets(cJSON *root, const char *field, const lk_peft_write_module *modules, int64_t n, bool stacked)
+static bool add_targets(cJSON *root, const char *field, const lk_peft_write_module *modules, int64_t n, bool stacked, bool whole_paths)
 {
     cJSON *targets = cJSON_AddArrayToObject(root, field);
     int64_t n_layers = 0;
-    bool everywhere = true;
+    bool everywhere = !whole_paths;
     for (int64_t i = 0; i < n; i++)
         if (layer_of(modules[i].name) >= n_layers) n_layers = layer_of(modules[i].name) + 1;
     for (int64_t i = 0; i < n && everywhere; i++) everywhere = leaf_everywhere(modules, n, i, n_layers);
@@ -111,11 +111,11 @@ static bool add_targets(cJSON *root, const char *field, const lk_peft_write_modu
     return true;
 }
 
-static bool add_parameters(cJSON *root, const lk_peft_write_module *modules, int64_t n)
+static bool add_parameters(cJSON *root, const lk_peft_write_module *modules, int64_t n, bool whole_paths)
 {
     bool any = false;
     for (int64_t i = 0; i < n; i++) any = any || modules[i].experts;
-    return !any || add_targets(root, "target_parameters", modules, n, true);
+    return !any || add_targets(root, "target_parameters", modules, n, true, whole_paths);
 }
 
 static bool any_bias(const lk_peft_write_module *modules, int64_t n)
@@ -148,19 +148,20 @@ static cJSON *make_config(const lk_peft_write_module *modules, int64_t n, const 
 {
     double r = commonest(modules, n, rank_value), alpha = commonest(modules, n, alpha_value);
     cJSON *root = cJSON_CreateObject();
-    bool complete = cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
-                    cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") &&
-                    lk_json_add_number(root, "r", r) && lk_json_add_number(root, "lora_alpha", alpha) &&
-                    lk_json_add_number(root, "lora_dropout", options->dropout) && add_targets(root, "target_modules", modules, n, false) &&
-                    add_parameters(root, modules, n) && add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
-                    add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
-                    cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
-                    cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) &&
-                    cJSON_AddBoolToObject(root, "lora_bias", any_bias(modules, n)) &&
-                    cJSON_AddStringToObject(root, "bias", options->bias ? options->bias : "none") && add_saved(root, options) &&
-                    add_tokens(root, options) && cJSON_AddBoolToObject(root, "ensure_weight_tying", options->tie_tables) &&
-                    cJSON_AddFalseToObject(root, "fan_in_fan_out") && cJSON_AddTrueToObject(root, "init_lora_weights") &&
-                    cJSON_AddTrueToObject(root, "inference_mode");
+    bool complete =
+        cJSON_AddStringToObject(root, "peft_type", "LORA") && cJSON_AddStringToObject(root, "task_type", "CAUSAL_LM") &&
+        cJSON_AddStringToObject(root, "base_model_name_or_path", options->base ? options->base : "") && lk_json_add_number(root, "r", r) &&
+        lk_json_add_number(root, "lora_alpha", alpha) && lk_json_add_number(root, "lora_dropout", options->dropout) &&
+        add_targets(root, "target_modules", modules, n, false, options->whole_paths) &&
+        add_parameters(root, modules, n, options->whole_paths) && add_patterns(root, "rank_pattern", modules, n, r, rank_value) &&
+        add_patterns(root, "alpha_pattern", modules, n, alpha, alpha_value) &&
+        cJSON_AddBoolToObject(root, "use_rslora", options->use_rslora) &&
+        cJSON_AddBoolToObject(root, "use_dora", modules[0].magnitude != NULL) &&
+        cJSON_AddBoolToObject(root, "lora_bias", any_bias(modules, n)) &&
+        cJSON_AddStringToObject(root, "bias", options->bias ? options->bias : "none") && add_saved(root, options) &&
+        add_tokens(root, options) && cJSON_AddBoolToObject(root, "ensure_weight_tying", options->tie_tables) &&
+        cJSON_AddFalseToObject(root, "fan_in_fan_out") && cJSON_AddTrueToObject(root, "init_lora_weights") &&
+        cJSON_AddTrueToObject(root, "inference_mode");
     if (complete) return root;
     cJSON_Delete(root);
     return NULL;

@@ -7,6 +7,7 @@
 #include "data/bundle.h"
 #include "data/peft.h"
 #include "model/adapter_internal.h"
+#include "model/names.h"
 
 static lk_status check_base(const lk_peft *peft, const lk_model *model, const char *folder, lk_error *err)
 {
@@ -254,6 +255,21 @@ static void add_tables(writing *w)
         add_value(w, "model.embed_tokens", "token_adapter.trainable_tokens_delta", 2, whole->n_tokens, c->hidden, whole->tokens_at);
 }
 
+/* As the whole model calls it that this one is the text part of. */
+static const char *whole_name(writing *w, const char *name)
+{
+    char *out = w->names[w->n_names];
+    if (lk_whole_name(&w->a->model->config, name, out, sizeof *w->names) == name) return name;
+    w->n_names++;
+    return out;
+}
+
+static void rename_all(writing *w)
+{
+    for (int64_t i = 0; i < w->n_modules; i++) w->modules[i].name = whole_name(w, w->modules[i].name);
+    for (int64_t i = 0; i < w->n_values; i++) w->values[i].name = whole_name(w, w->values[i].name);
+}
+
 /* The config's word for the biases that are trained. */
 static const char *bias_kind(const lk_adapter *a)
 {
@@ -277,7 +293,7 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
                  .host = host,
                  .modules = calloc(most, sizeof *w.modules),
                  .values = calloc(most, sizeof *w.values),
-                 .names = calloc(2 * most, sizeof *w.names),
+                 .names = calloc(4 * most, sizeof *w.names), /* each once more where the model is part of another */
                  .stacks = calloc(most, sizeof *w.stacks)};
     lk_status status = LK_OK;
     if (!host || !w.modules || !w.values || !w.names || !w.stacks) {
@@ -290,6 +306,7 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
     }
     if ((status = add_sites(&w, err))) goto out;
     add_tables(&w);
+    rename_all(&w);
     const char *saved[2];
     int n_saved = 0;
     if (a->whole.embedding) saved[n_saved++] = "embed_tokens";
@@ -298,6 +315,7 @@ lk_status lk_adapter_save(const lk_adapter *a, const char *folder, lk_error *err
                                      .base_identity = a->model->identity,
                                      .base_digest = a->model->digest,
                                      .quantization = a->model->quant == LK_QUANT_NF4 ? "nf4" : "none",
+                                     .whole_paths = *a->model->config.part_of != 0,
                                      .use_rslora = a->use_rslora,
                                      .dropout = a->dropout,
                                      .values = w.values,

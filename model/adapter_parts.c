@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/pool.h"
 #include "model/adapter.h"
+#include "model/names.h"
 #include "model/sites.h"
 #include "model/weights.h"
 
@@ -31,9 +33,9 @@ static lk_status expect_table(const finder *f, const char *name, const lk_st_ten
                    f->where, name, t->shape[0], t->shape[1], f->base, f->config->vocab, f->config->hidden);
 }
 
-static lk_status place_embedding_lora(const finder *f, const lk_peft_module *m)
+static lk_status place_embedding_lora(const finder *f, const lk_peft_module *m, const char *name)
 {
-    if (strcmp(m->name, embedding_name))
+    if (strcmp(name, embedding_name))
         return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts the embedding %s, which %s does not have", f->where, m->name, f->base);
     if (m->magnitude)
         return lk_fail(f->err, LK_ERR_UNSUPPORTED,
@@ -73,11 +75,11 @@ static lk_status place_head_lora(const finder *f, const lk_peft_module *m)
 }
 
 /* Factors on a parameter in which transformers stacks a layer's experts: gate over up, or down. */
-static lk_status place_stacked(const finder *f, const lk_peft_module *m)
+static lk_status place_stacked(const finder *f, const lk_peft_module *m, const char *name)
 {
     const lk_config *c = f->config;
     bool gate_up;
-    int64_t layer = lk_stacked_find(c, m->name, &gate_up);
+    int64_t layer = lk_stacked_find(c, name, &gate_up);
     if (layer < 0)
         return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts %s (target_parameters), which %s does not have", f->where, m->name,
                        f->base);
@@ -98,12 +100,13 @@ static lk_status place_stacked(const finder *f, const lk_peft_module *m)
     return LK_OK;
 }
 
-static lk_status place_module(const finder *f, const lk_peft_module *m)
+/* name: as a text model has it (model/names.h). */
+static lk_status place_module(const finder *f, const lk_peft_module *m, const char *name)
 {
-    if (m->experts) return place_stacked(f, m);
-    if (m->embedding) return place_embedding_lora(f, m);
-    if (!strcmp(m->name, head_name)) return place_head_lora(f, m);
-    int32_t number = lk_site_find(f->config, m->name);
+    if (m->experts) return place_stacked(f, m, name);
+    if (m->embedding) return place_embedding_lora(f, m, name);
+    if (!strcmp(name, head_name)) return place_head_lora(f, m);
+    int32_t number = lk_site_find(f->config, name);
     if (number < 0)
         return lk_fail(f->err, LK_ERR_MISMATCH, "adapter %s adapts %s, which is not a linear layer of %s (%" PRId64 " layers)", f->where,
                        m->name, f->base, f->config->layers);
@@ -116,9 +119,9 @@ static lk_status place_module(const finder *f, const lk_peft_module *m)
     return put_site(f, m, number, (lk_adapter_slice){.expert = -1});
 }
 
-static lk_status place_bias(const finder *f, const lk_peft_value *v)
+static lk_status place_bias(const finder *f, const lk_peft_value *v, const char *name)
 {
-    int32_t number = lk_site_find(f->config, v->name);
+    int32_t number = lk_site_find(f->config, name);
     lk_site site = {0};
     if (number >= 0) site = lk_site_at(f->config, number);
     if (number < 0 || !site.bias)
@@ -130,10 +133,10 @@ static lk_status place_bias(const finder *f, const lk_peft_value *v)
     return LK_OK;
 }
 
-static lk_status place_tokens(const finder *f, const lk_peft_value *v)
+static lk_status place_tokens(const finder *f, const lk_peft_value *v, const char *name)
 {
-    bool embedding = !strcmp(v->name, embedding_name);
-    if (!embedding && strcmp(v->name, head_name))
+    bool embedding = !strcmp(name, embedding_name);
+    if (!embedding && strcmp(name, head_name))
         return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: trainable_token_indices of %s; only %s and %s have trained tokens",
                        f->where, v->name, embedding_name, head_name);
     if (v->tensor->shape[1] != f->config->hidden)
@@ -147,10 +150,10 @@ static lk_status place_tokens(const finder *f, const lk_peft_value *v)
     return LK_OK;
 }
 
-static lk_status place_weight(const finder *f, const lk_peft_value *v)
+static lk_status place_weight(const finder *f, const lk_peft_value *v, const char *name)
 {
-    bool embedding = !strcmp(v->name, embedding_name);
-    if (!embedding && strcmp(v->name, head_name))
+    bool embedding = !strcmp(name, embedding_name);
+    if (!embedding && strcmp(name, head_name))
         return lk_fail(f->err, LK_ERR_UNSUPPORTED, "adapter %s: modules_to_save holds %s; only embed_tokens and lm_head can be replaced",
                        f->where, v->name);
     LK_TRY(expect_table(f, v->name, v->tensor));
@@ -161,13 +164,40 @@ static lk_status place_weight(const finder *f, const lk_peft_value *v)
     return LK_OK;
 }
 
-static lk_status place_value(const finder *f, const lk_peft_value *v)
+static lk_status place_value(const finder *f, const lk_peft_value *v, const char *name)
 {
     switch (v->kind) {
-    case LK_PEFT_BIAS: return place_bias(f, v);
-    case LK_PEFT_TOKENS: return place_tokens(f, v);
-    default: return place_weight(f, v);
+    case LK_PEFT_BIAS: return place_bias(f, v, name);
+    case LK_PEFT_TOKENS: return place_tokens(f, v, name);
+    default: return place_weight(f, v, name);
     }
+}
+
+/* Everything, but what an adapter of a model of images and text has in its images: a text never comes there. */
+static lk_status place_all(const finder *f)
+{
+    const lk_peft *peft = f->parts->peft;
+    const char *name;
+    char text[600];
+    int64_t left_out = 0;
+    for (int64_t i = 0; i < lk_peft_count(peft); i++) {
+        const lk_peft_module *m = lk_peft_at(peft, i);
+        if ((name = lk_text_name(f->config, m->name, text, sizeof text)))
+            LK_TRY(place_module(f, m, name));
+        else
+            left_out++;
+    }
+    for (int64_t i = 0; i < lk_peft_n_values(peft); i++) {
+        const lk_peft_value *v = lk_peft_value_at(peft, i);
+        if ((name = lk_text_name(f->config, v->name, text, sizeof text)))
+            LK_TRY(place_value(f, v, name));
+        else
+            left_out++;
+    }
+    if (left_out)
+        lk_log(LK_LOG_INFO, "adapter %s: what it adapts of the images of a %s model (%" PRId64 " modules) is left out", f->where,
+               f->config->part_of, left_out);
+    return LK_OK;
 }
 
 /* What a tied head does when the embedding changes (PEFT: trained tokens follow; copies and factors stay the embedding's alone unless
@@ -196,8 +226,7 @@ lk_status lk_adapter_parts_find(lk_adapter_parts *parts, const lk_peft *peft, co
     parts->slices = calloc(n, sizeof *parts->slices);
     parts->biases = calloc(n, sizeof *parts->biases);
     lk_status status = parts->sites && parts->slices && parts->biases ? LK_OK : lk_fail(err, LK_ERR_MEMORY, "adapter %s: no memory", where);
-    for (int64_t i = 0; i < lk_peft_count(peft) && !status; i++) status = place_module(&f, lk_peft_at(peft, i));
-    for (int64_t i = 0; i < lk_peft_n_values(peft) && !status; i++) status = place_value(&f, lk_peft_value_at(peft, i));
+    if (!status) status = place_all(&f);
     if (!status) status = settle_tie(&f);
     if (status) lk_adapter_parts_free(parts);
     return status;

@@ -283,7 +283,9 @@ static lk_status shared_stamp(const combiner *c, const char *key, bool must, con
 
 static lk_status write_result(const combiner *c, const char *out, lk_error *err)
 {
-    lk_peft_write_options options = {.base = lk_peft_base(c->peft[0])};
+    /* In a model of images and text the same leaves are in the images. */
+    bool part = strstr(c->modules[0].name, "language_model.") != NULL;
+    lk_peft_write_options options = {.base = lk_peft_base(c->peft[0]), .whole_paths = part};
     LK_TRY(shared_stamp(c, "lorikeet.base_identity", true, &options.base_identity, err));
     LK_TRY(shared_stamp(c, "lorikeet.base_digest", false, &options.base_digest, err));
     LK_TRY(shared_stamp(c, "lorikeet.quantization", false, &options.quantization, err));

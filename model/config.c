@@ -28,6 +28,7 @@ lk_status lk_config_family(lk_config *c, const char *model_type, const char *whe
         c->kv_heads = f->defaults->kv_heads;
         c->head_dim = f->defaults->head_dim;
         c->max_positions = f->defaults->positions;
+        c->vocab = f->defaults->vocab;
     }
     c->window = f->sliding;
     c->tied = f->tied;
@@ -323,7 +324,10 @@ static lk_status parse_sizes(lk_config *c, const lk_family *f, const cJSON *json
     LK_TRY(lk_json_int(json, "hidden_size", 1, most, &c->hidden, where, err));
     LK_TRY(lk_json_int(json, "intermediate_size", 1, most, &c->intermediate, where, err));
     LK_TRY(lk_json_int(json, "num_hidden_layers", 1, LK_MAX_LAYERS, &c->layers, where, err));
-    LK_TRY(lk_json_int(json, "vocab_size", 1, most, &c->vocab, where, err));
+    if (c->vocab)
+        LK_TRY(lk_json_opt_int(json, "vocab_size", 1, most, &c->vocab, where, err));
+    else
+        LK_TRY(lk_json_int(json, "vocab_size", 1, most, &c->vocab, where, err));
     if (f->defaults)
         LK_TRY(lk_json_opt_int(json, "num_attention_heads", 1, 65536, &c->heads, where, err));
     else
@@ -339,12 +343,9 @@ static lk_status parse_sizes(lk_config *c, const lk_family *f, const cJSON *json
     return lk_json_opt_bool(json, "tie_word_embeddings", &c->tied, where, err);
 }
 
-lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk_error *err)
+static lk_status parse_text(lk_config *c, const cJSON *json, const char *model_type, const char *where, lk_error *err)
 {
-    const char *model_type;
     const lk_family *f;
-    if (!cJSON_IsObject(json)) return lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", where);
-    LK_TRY(lk_json_string(json, "model_type", &model_type, where, err));
     LK_TRY(lk_config_family(c, model_type, where, err));
     LK_TRY(lk_family_find(&f, model_type, where, err));
     LK_TRY(parse_sizes(c, f, json, where, err));
@@ -360,6 +361,52 @@ lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk
     if (cJSON_IsNumber(bos_item)) LK_TRY(lk_json_int(json, "bos_token_id", 0, c->vocab - 1, &bos, where, err));
     c->bos = (int32_t)bos;
     return parse_eos(c, json, where, err);
+}
+
+cJSON *lk_config_text(const cJSON *json)
+{
+    static const char *const shared[] = {"eos_token_id", "bos_token_id", "pad_token_id", "tie_word_embeddings", "dtype", "torch_dtype"};
+    const cJSON *type = lk_json_get(json, "model_type"), *part = lk_json_get(json, "text_config");
+    const lk_family_whole *whole = cJSON_IsString(type) ? lk_family_whole_of(type->valuestring) : NULL;
+    cJSON *text = whole && cJSON_IsObject(part) ? cJSON_Duplicate(part, true) : NULL;
+    if (!text) return NULL;
+    for (size_t i = 0; i < sizeof shared / sizeof *shared; i++) {
+        const cJSON *above = lk_json_get(json, shared[i]), *own = lk_json_get(text, shared[i]);
+        if (!above || (own && !cJSON_IsNull(own))) continue;
+        cJSON_DeleteItemFromObjectCaseSensitive(text, shared[i]);
+        cJSON_AddItemToObject(text, shared[i], cJSON_Duplicate(above, true));
+    }
+    if (!lk_json_get(text, "model_type")) cJSON_AddStringToObject(text, "model_type", whole->text);
+    cJSON_DeleteItemFromObjectCaseSensitive(text, "architectures");
+    cJSON *architectures = cJSON_AddArrayToObject(text, "architectures");
+    cJSON_AddItemToArray(architectures, cJSON_CreateString(whole->architecture));
+    return text;
+}
+
+/* A model of images and text: what its text part is, and that it is the one whose names are known. */
+static lk_status parse_whole(lk_config *c, const cJSON *json, const lk_family_whole *whole, const char *where, lk_error *err)
+{
+    const char *model_type;
+    cJSON *text = lk_config_text(json);
+    if (!text)
+        return lk_fail(err, LK_ERR_FORMAT, "%s: a %s model has its text part in text_config, which is missing", where, whole->model_type);
+    lk_status status = lk_json_string(text, "model_type", &model_type, where, err);
+    if (!status && strcmp(model_type, whole->text))
+        status = lk_fail(err, LK_ERR_UNSUPPORTED, "%s: the text part of this %s model is '%.60s'; supported is %s", where,
+                         whole->model_type, model_type, whole->text);
+    if (!status) status = parse_text(c, text, model_type, where, err);
+    snprintf(c->part_of, sizeof c->part_of, "%s", whole->model_type);
+    cJSON_Delete(text);
+    return status;
+}
+
+lk_status lk_config_parse(lk_config *c, const cJSON *json, const char *where, lk_error *err)
+{
+    const char *model_type;
+    if (!cJSON_IsObject(json)) return lk_fail(err, LK_ERR_FORMAT, "%s: must be an object", where);
+    LK_TRY(lk_json_string(json, "model_type", &model_type, where, err));
+    const lk_family_whole *whole = lk_family_whole_of(model_type);
+    return whole ? parse_whole(c, json, whole, where, err) : parse_text(c, json, model_type, where, err);
 }
 
 static lk_status read_gguf(lk_config *c, const char *file, lk_error *err)

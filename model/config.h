@@ -31,6 +31,7 @@ enum { LK_LAYER_SLIDES = 1, LK_LAYER_NO_ROPE = 2, LK_LAYER_LOCAL_ROPE = 4, LK_LA
 
 typedef struct lk_config {
     char model_type[32]; /* "llama", "gemma2", ... */
+    char part_of[32];    /* "gemma3": the text part of a model of images and text, which has other names for it (model/names.h); else "" */
     int64_t hidden, layers, heads, kv_heads, head_dim, vocab;
     int64_t intermediate;       /* of the MLP, or of each expert */
     int64_t dense_intermediate; /* of the MLP in layers with LK_LAYER_DENSE */
@@ -67,6 +68,9 @@ typedef struct lk_config {
 /* Of a model folder, or of a GGUF file (model/gguf_config.h). */
 lk_status lk_config_read(lk_config *config, const char *base, lk_error *err);
 lk_status lk_config_parse(lk_config *config, const cJSON *json, const char *where, lk_error *err);
+
+/* The config.json of the text part of a model of images and text, by itself; the caller's. NULL: json is none. */
+cJSON *lk_config_text(const cJSON *json);
 
 /* What this model_type means where nothing else is said, everything else zero. Refuses one that is not known, with the list of those that
  * are; `where` names the file. */

@@ -5,6 +5,7 @@
 
 #include "data/gguf.h"
 #include "data/peft.h"
+#include "model/names.h"
 #include "model/export_gguf.h"
 #include "model/gguf_config.h"
 #include "model/gguf_map.h"
@@ -17,6 +18,7 @@ typedef struct exporter {
     lk_gguf_writer *w;
     double alpha;
     lk_error *err;
+    int64_t n_modules;
 } exporter;
 
 static const char *kind_of(const lk_peft_value *v)
@@ -39,9 +41,10 @@ static lk_status check_module(const exporter *e, const lk_peft_module *m, lk_ggu
     if (what)
         return lk_fail(e->err, LK_ERR_UNSUPPORTED, "%s: %s has no place in a GGUF adapter; merge the adapter into its base instead",
                        m->name, what);
-    int32_t number = lk_site_find(&e->config, m->name);
-    char tensor[300];
-    snprintf(tensor, sizeof tensor, "%s.weight", m->name);
+    char text[600], tensor[300];
+    const char *name = lk_text_name(&e->config, m->name, text, sizeof text);
+    int32_t number = name ? lk_site_find(&e->config, name) : -1;
+    snprintf(tensor, sizeof tensor, "%s.weight", name ? name : "");
     if (number < 0 || !lk_gguf_place_of(place, e->family, tensor))
         return lk_fail(e->err, LK_ERR_MISMATCH, "the adapter adapts %s, which is not a linear layer of this %s model", m->name,
                        e->config.model_type);
@@ -55,8 +58,16 @@ static lk_status check_module(const exporter *e, const lk_peft_module *m, lk_ggu
     return LK_OK;
 }
 
+/* What an adapter of a model of images and text has in its images is left out, as the images are. */
+static bool of_text(const exporter *e, const lk_peft_module *m)
+{
+    char text[600];
+    return lk_text_name(&e->config, m->name, text, sizeof text) != NULL;
+}
+
 static lk_status check(exporter *e)
 {
+    const lk_peft_module *first = NULL;
     if (lk_peft_n_values(e->peft) > 0) {
         const lk_peft_value *v = lk_peft_value_at(e->peft, 0);
         return lk_fail(e->err, LK_ERR_UNSUPPORTED, "%s: %s has no place in a GGUF adapter; merge the adapter into its base instead",
@@ -64,9 +75,13 @@ static lk_status check(exporter *e)
     }
     for (int64_t i = 0; i < lk_peft_count(e->peft); i++) {
         lk_gguf_place place;
-        LK_TRY(check_module(e, lk_peft_at(e->peft, i), &place));
+        const lk_peft_module *m = lk_peft_at(e->peft, i);
+        if (!of_text(e, m)) continue;
+        LK_TRY(check_module(e, m, &place));
+        if (!first) first = m;
+        e->n_modules++;
     }
-    const lk_peft_module *first = lk_peft_at(e->peft, 0);
+    if (!first) return lk_fail(e->err, LK_ERR_ARGUMENT, "the adapter adapts nothing of the text part of a %s model", e->config.part_of);
     e->alpha = first->scale * first->rank;
     if (e->alpha == 0) e->alpha = 1; /* alpha 0 would mean "no scale" to llama.cpp: B becomes 0 instead */
     return LK_OK;
@@ -117,8 +132,9 @@ static lk_status write_file(exporter *e, const char *out, lk_gguf_export_result 
     LK_TRY(lk_gguf_add_string(e->w, "adapter.type", "lora", e->err));
     LK_TRY(lk_gguf_add_f32(e->w, "adapter.lora.alpha", e->alpha, e->err));
     for (int pass = 0; pass < 2; pass++)
-        for (int64_t i = 0; i < lk_peft_count(e->peft); i++) LK_TRY(write_module(e, lk_peft_at(e->peft, i), pass == 0));
-    result->tensors = 2 * lk_peft_count(e->peft);
+        for (int64_t i = 0; i < lk_peft_count(e->peft); i++)
+            if (of_text(e, lk_peft_at(e->peft, i))) LK_TRY(write_module(e, lk_peft_at(e->peft, i), pass == 0));
+    result->tensors = 2 * e->n_modules;
     result->bytes = lk_gguf_written(e->w);
     LK_TRY(lk_gguf_commit(e->w, e->err));
     e->w = NULL;

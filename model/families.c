@@ -24,7 +24,7 @@ static const lk_family families[] = {
      .pattern = 2},
     {.model_type = "gemma3_text",
      .reads = LK_READS_ATTENTION_BIAS | LK_READS_LOGIT_CAP | LK_READS_SCALAR,
-     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 131072},
+     .defaults = &(lk_family_shape){.heads = 8, .kv_heads = 4, .head_dim = 256, .positions = 131072, .vocab = 262208},
      .tied = true,
      .norms = LK_NORMS_BOTH,
      .norm_plus_one = true,
@@ -55,15 +55,29 @@ static const lk_family families[] = {
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
-/* Known by name, so that the refusal can say that they are on the list: attention sinks and MXFP4, blocks that are not attention, text
- * models inside models of images (gemma3; its text alone is gemma3_text). */
-static const char *const later[] = {"gpt_oss",    "qwen3_next", "jamba", "falcon_h1", "granitemoehybrid", "bamba",  "zamba2",
-                                    "nemotron_h", "lfm2",       "mamba", "mamba2",    "gemma3",           "gemma3n"};
+static const lk_family_whole wholes[] = {
+    {"gemma3", "gemma3_text", "Gemma3ForCausalLM"},
+    {"mistral3", "mistral", "MistralForCausalLM"},
+};
+
+/* Known by name, so that the refusal can say that they are on the list: attention sinks and MXFP4, blocks that are not attention, layers
+ * that share keys. */
+static const char *const later[] = {"gpt_oss", "qwen3_next", "jamba", "falcon_h1", "granitemoehybrid", "bamba",
+                                    "zamba2",  "nemotron_h", "lfm2",  "mamba",     "mamba2",           "gemma3n"};
 
 static void list(char *out, size_t size)
 {
     *out = 0;
     for (int i = 0; i < N_FAMILIES; i++) snprintf(out + strlen(out), size - strlen(out), "%s%s", i ? ", " : "", families[i].model_type);
+    for (size_t i = 0; i < sizeof wholes / sizeof *wholes; i++)
+        snprintf(out + strlen(out), size - strlen(out), ", the text of %s", wholes[i].model_type);
+}
+
+const lk_family_whole *lk_family_whole_of(const char *model_type)
+{
+    for (size_t i = 0; i < sizeof wholes / sizeof *wholes; i++)
+        if (!strcmp(wholes[i].model_type, model_type)) return &wholes[i];
+    return NULL;
 }
 
 lk_status lk_family_find(const lk_family **out, const char *model_type, const char *where, lk_error *err)

@@ -27,9 +27,9 @@ typedef enum lk_window_rule {
     LK_WINDOW_PATTERN, /* all but each `pattern`-th */
 } lk_window_rule;
 
-/* Gemma's published files leave these out when they are the default. */
+/* Gemma's published files leave these out when they are the default. vocab 0: it must be there. */
 typedef struct lk_family_shape {
-    int64_t heads, kv_heads, head_dim, positions;
+    int64_t heads, kv_heads, head_dim, positions, vocab;
 } lk_family_shape;
 
 typedef struct lk_family_experts {
@@ -56,6 +56,14 @@ typedef struct lk_family {
     bool only_long;           /* lk_rotary_context.only_long */
     int64_t original;         /* original_max_position_embeddings where the file gives none; 0: max_position_embeddings */
 } lk_family;
+
+/* A model of images and text whose text part, its text_config, is one of the families. */
+typedef struct lk_family_whole {
+    const char *model_type, *text, *architecture; /* architecture: of the text part alone */
+} lk_family_whole;
+
+/* NULL: not one of them. */
+const lk_family_whole *lk_family_whole_of(const char *model_type);
 
 lk_status lk_family_find(const lk_family **family, const char *model_type, const char *where, lk_error *err);
 

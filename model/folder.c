@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "data/gguf_tokenizer.h"
+#include "model/config.h"
 #include "model/config_write.h"
 
 enum { MAX_COPY_BYTES = 256 << 20, MAX_CONFIG_BYTES = 4 << 20 };
@@ -78,6 +79,11 @@ lk_status lk_folder_write_config(const char *from, const char *to, const char *d
     char *text = NULL;
     lk_status status;
     if ((status = read_config(&json, from, err))) goto out;
+    cJSON *part = lk_config_text(json); /* what is written holds a text part alone */
+    if (part) {
+        cJSON_Delete(json);
+        json = part;
+    }
     cJSON_DeleteItemFromObjectCaseSensitive(json, "quantization_config");
     if (quantization) {
         cJSON_AddItemToObject(json, "quantization_config", quantization);

@@ -204,6 +204,8 @@ lk_status lk_model_open(lk_model **out, lk_backend *be, const char *folder, cons
         goto out;
     }
     if ((status = lk_weights_open(&l.st, folder, &model->config, err))) goto out;
+    if (*model->config.part_of)
+        lk_log(LK_LOG_INFO, "%s: the text part of a %s model; what is for images is left out", folder, model->config.part_of);
     if ((status = lk_pool_create(&l.pool, lk_backend_threads(be), err))) goto out;
     bool four_bit = lk_bnb_any(l.st);
     model->quant = four_bit ? LK_QUANT_NF4 : options->quant;

@@ -8,10 +8,11 @@
 #include "data/gguf.h"
 #include "kernels/nf4.h"
 #include "model/bnb.h"
+#include "model/names.h"
 
 lk_status lk_weights_open(lk_safetensors **st, const char *base, const lk_config *config, lk_error *err)
 {
-    return lk_gguf_is_file(base) ? lk_gguf_open_weights(st, base, config, err) : lk_safetensors_open(st, base, err);
+    return lk_gguf_is_file(base) ? lk_gguf_open_weights(st, base, config, err) : lk_names_open(st, base, config, NULL, err);
 }
 
 typedef struct compute_job {

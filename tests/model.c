@@ -161,7 +161,7 @@ void check_rule(const char *name, float *out, int64_t n, float base, float sprea
 static void write_family_tensor(lk_st_writer *w, const cJSON *t, bool write, lk_error *err)
 {
     const cJSON *sizes = cJSON_GetArrayItem(t, 0);
-    int64_t shape[2] = {1, 1}, n = 1;
+    int64_t shape[LK_ST_MAX_DIMS] = {1}, n = 1;
     int dims = cJSON_GetArraySize(sizes);
     for (int i = 0; i < dims; i++) n *= shape[i] = cJSON_GetArrayItem(sizes, i)->valueint;
     if (!write) {

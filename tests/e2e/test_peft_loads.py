@@ -63,13 +63,16 @@ def compare(report, what, ours, theirs):
     report.check(diff <= TOLERANCE * max(1.0, float(theirs.abs().max())), f"{what}: largest difference {diff:.2e}", diff)
 
 
-def mixture(folder, case):
-    """One of the families' mixtures of experts with chat-tiny's tokenizer."""
+def tiny(folder, case):
+    """One of the families' models with chat-tiny's tokenizer."""
     folder = folder / case
     folder.mkdir()
     chat = json.loads((MODELS / "chat-tiny" / "config.json").read_text())
     config = next(config for name, config, _, _ in make_families.CASES if name == case)
-    make_families.build(folder, config | {k: chat[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if k in chat})
+    more = {k: chat[k] for k in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id") if k in chat}
+    if "text_config" in config:
+        more = {"text_config": config["text_config"] | more, "eos_token_id": chat["eos_token_id"]}
+    make_families.build(folder, config | more)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODELS / "chat-tiny" / name, folder / name)
     return folder
@@ -159,11 +162,13 @@ def main():
             compare(report, f"{base.name} + an adapter trained here as {name}", our_logits(a.lorikeet, base, adapter, "nf4", ids, tmp),
                     peft_logits(base, adapter, "nf4", ids))
         stacked = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-        for case in ("mixtral", "qwen3_moe"):
-            base = mixture(tmp, case)
+        for case in ("mixtral", "qwen3_moe", "gemma3_whole"):
+            base = tiny(tmp, case)
             plain = peft_logits(base, None, "none", ids)
             for name, options in {"linear": {}, "stacked": {"targets": ["q_proj", "gate"], "target_parameters": stacked},
                                   "down": {"targets": [], "target_parameters": stacked[1:]}}.items():
+                if case == "gemma3_whole" and options:
+                    continue
                 adapter = trained(a.lorikeet, tmp, f"{case}_{name}", base, "none", **options)
                 theirs = peft_logits(base, adapter, "none", ids)
                 report.check((theirs - plain).abs().max() > 1e-3, f"{case}: the adapter trained as {name} does something")

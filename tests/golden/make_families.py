@@ -63,7 +63,7 @@ def rule(name, config):
     if name.endswith(".bias"):
         return 0.0, 0.6
     if "embed_tokens" in name:
-        return 0.0, 0.4 if config.get("tie_word_embeddings") else 0.8
+        return 0.0, 0.4 if config.get("tie_word_embeddings", config["model_type"] == "gemma3") else 0.8
     if name.endswith("mlp.gate.weight") or name.endswith("block_sparse_moe.gate.weight"):
         return 0.0, 1.0  # the router's choices must not hang on a rounding
     return 0.0, 0.3
@@ -73,6 +73,13 @@ BASE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_atten
             max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, hidden_act="silu", tie_word_embeddings=False)
 GEMMA = {k: v for k, v in BASE.items() if k not in ("hidden_act",)} | dict(head_dim=16, hidden_activation="gelu_pytorch_tanh",
             tie_word_embeddings=True, sliding_window=8, query_pre_attn_scalar=24, rms_norm_eps=1e-6)
+
+
+def whole(name, model_type, architecture, text, **more):
+    """A model of images and text with this text part, as published: what is its family's default is left out."""
+    vision = dict(model_type="siglip_vision_model" if model_type == "gemma3" else "pixtral", hidden_size=16, intermediate_size=8, num_hidden_layers=1,
+                  num_attention_heads=2, image_size=8, patch_size=4, head_dim=8)
+    return name, dict(model_type=model_type, architectures=[architecture], eos_token_id=[1, 2], text_config=text, vision_config=vision) | more, [40], RANK
 
 
 def case(name, model_type, architecture, runs=(40,), adapter=RANK, base=BASE, **more):
@@ -122,12 +129,34 @@ CASES = [
          head_dim=8, num_hidden_layers=3, mlp_only_layers=[], decoder_sparse_step=2, rope_theta=1000000.0),
     case("mixtral_window", "mixtral", "MixtralForCausalLM", num_local_experts=2, num_experts_per_tok=2, sliding_window=8, rope_theta=10000.0,
          intermediate_size=16, num_hidden_layers=1, head_dim=16),
+    whole("gemma3_whole", "gemma3", "Gemma3ForConditionalGeneration", dict(model_type="gemma3_text", hidden_size=32, intermediate_size=48,
+          num_hidden_layers=7, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=67, sliding_window=8,
+          rope_scaling=dict(factor=8.0, rope_type="linear")), mm_tokens_per_image=4, image_token_index=66, boi_token_index=65, eoi_token_index=64),
+    whole("mistral3_whole", "mistral3", "Mistral3ForConditionalGeneration", dict(model_type="mistral", hidden_size=32, intermediate_size=48,
+          num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16, vocab_size=67, sliding_window=None, rope_theta=1000000.0,
+          max_position_embeddings=128, rms_norm_eps=1e-5, hidden_act="silu"), image_token_index=66, spatial_merge_size=2, vision_feature_layer=-1,
+          tie_word_embeddings=False),
 ]
 
 
+def load(folder):
+    """load_fp32, also of models of images and text that are not causal language models to transformers."""
+    from transformers import AutoModelForImageTextToText
+
+    if "text_config" not in json.loads((folder / "config.json").read_text()):
+        return load_fp32(folder)
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def text_of(path):
+    """The name of a layer in the text part by itself."""
+    return path.replace("model.language_model.", "model.")
+
+
 def linear_layers(model):
-    """{path: shape} of the linear layers of the blocks."""
-    return {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n}
+    """{path: shape} of the linear layers of the blocks, without those of images."""
+    return {n: tuple(m.weight.shape) for n, m in model.named_modules()
+            if isinstance(m, torch.nn.Linear) and ".layers." in n and "vision_tower" not in n}
 
 
 def factors(path, shape, rank):
@@ -145,16 +174,17 @@ def loss_of(logits, ids):
 def gradients(folder, name, ids, rank, out, targets=None):
     from peft import LoraConfig, get_peft_model
 
-    model = load_fp32(folder)
+    model = load(folder)
     layers = linear_layers(model)
-    targets = targets or sorted({n.rsplit(".", 1)[-1] for n in layers})
+    images = any("vision_tower" in n for n, _ in model.named_modules())
+    targets = targets or sorted({n if images else n.rsplit(".", 1)[-1] for n in layers})
     model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")).eval()
     leaves = {}
     with torch.no_grad():
         for n, m in model.named_modules():
             if hasattr(m, "lora_A") and "default" in m.lora_A:
                 path = n.removeprefix("base_model.model.")
-                a, b = factors(path, layers[path], rank)
+                a, b = factors(text_of(path), layers[path], rank)
                 m.lora_A["default"].weight.copy_(a)
                 m.lora_B["default"].weight.copy_(b)
                 leaves[path] = m.lora_A["default"].weight, m.lora_B["default"].weight
@@ -163,16 +193,17 @@ def gradients(folder, name, ids, rank, out, targets=None):
     loss.backward()
     out[f"{name}.loss"] = loss.reshape(1)
     for path, (a, b) in leaves.items():
+        path = text_of(path)
         assert a.grad.abs().max() > 0 and b.grad.abs().max() > 0, (name, path)
         out[f"{name}.grad.{path}.A"], out[f"{name}.grad.{path}.B"] = a.grad, b.grad
 
 
 def build(folder, config):
     """The folder of a case; returns its tensors as families.json lists them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     (folder / "config.json").write_text(json.dumps(config))
-    empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    empty = (AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM).from_config(AutoConfig.from_pretrained(folder))
     with tempfile.TemporaryDirectory() as spare:
         empty.save_pretrained(spare)  # for the names that files have
         with safe_open(pathlib.Path(spare) / "model.safetensors", "pt") as st:
@@ -190,8 +221,8 @@ def main():
             folder = pathlib.Path(spare)
             tensors = build(folder, config)
             for n in runs:
-                ids = ids_of(name, n, config["vocab_size"])
-                model = load_fp32(folder)  # anew: a dynamic RoPE remembers
+                ids = ids_of(name, n, (config.get("text_config") or config)["vocab_size"] - (3 if "text_config" in config else 0))
+                model = load(folder)  # anew: a dynamic RoPE remembers
                 with torch.no_grad():
                     logits = model(input_ids=ids[None], use_cache=False).logits[0]
                 print(f"{name} {n}: logits std {logits.std():.3f}, mean max prob {logits.softmax(-1).max(-1).values.mean():.3f}")

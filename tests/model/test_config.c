@@ -17,7 +17,10 @@ static void test_refusals(void **state)
     } cases[] = {
         {"{\"model_type\":\"gpt_oss\"," BASE "}", LK_ERR_UNSUPPORTED, "'gpt_oss' is not yet supported; supported are: llama"},
         {"{\"model_type\":\"qwen3_next\"," BASE "}", LK_ERR_UNSUPPORTED, "'qwen3_next' is not yet supported"},
-        {"{\"model_type\":\"gemma3\"," BASE "}", LK_ERR_UNSUPPORTED, "'gemma3' is not yet supported"},
+        {"{\"model_type\":\"gemma3\"," BASE "}", LK_ERR_FORMAT, "has its text part in text_config, which is missing"},
+        {"{\"model_type\":\"gemma3\",\"text_config\":{\"model_type\":\"llama\"," BASE "}}", LK_ERR_UNSUPPORTED,
+         "the text part of this gemma3 model is 'llama'; supported is gemma3_text"},
+        {"{\"model_type\":\"gemma3\",\"text_config\":{\"hidden_size\":0}}", LK_ERR_FORMAT, "hidden_size"},
         {"{\"model_type\":\"bloom\"," BASE "}", LK_ERR_UNSUPPORTED,
          "'bloom' is not supported; supported are: llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, granite, smollm3, "
          "mixtral, qwen3_moe"},
