@@ -98,6 +98,16 @@ typedef struct lk_ops {
     lk_status (*moe_combine_backward)(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy,
                                       const lk_tensor *x, const int32_t *slots, const lk_tensor *weights);
 
+    /* All of these or none. places begin with the slots. */
+    size_t (*experts_bytes)(const lk_backend *be, int64_t experts);
+    lk_status (*experts_fill)(lk_backend *be, void *table, const lk_matrix *const *w, int64_t experts);
+    size_t (*moe_placing_bytes)(const lk_backend *be, int64_t slots, int64_t experts);
+    lk_status (*moe_place)(lk_backend *be, int32_t *places, const int32_t *ids, int64_t tokens, int64_t k, int64_t experts);
+    lk_status (*experts_linear)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_experts *w, int32_t *places,
+                                bool by_token);
+    lk_status (*moe_combine_placed)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                                    const lk_tensor *residual);
+
     lk_status (*attention)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o, float *lse,
                            const lk_tensor *q, const lk_tensor *k, const lk_tensor *v);
     lk_status (*attention_backward)(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *dq,

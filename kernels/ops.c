@@ -541,6 +541,54 @@ lk_status lk_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
     return be->ops->moe_combine(be, y, x, slots, weights, residual);
 }
 
+bool lk_backend_groups(const lk_backend *be) { return be->ops->experts_linear != NULL; }
+
+size_t lk_experts_bytes(const lk_backend *be, int64_t experts) { return lk_backend_groups(be) ? be->ops->experts_bytes(be, experts) : 0; }
+
+size_t lk_moe_placing_bytes(const lk_backend *be, int64_t slots, int64_t experts)
+{
+    return lk_backend_groups(be) ? be->ops->moe_placing_bytes(be, slots, experts) : 0;
+}
+
+lk_status lk_experts_fill(lk_backend *be, const lk_experts *w)
+{
+    NEED(experts_fill);
+    if (!w || !w->table || w->count < 1) return bad(be, "experts_fill", "no table, or no experts");
+    for (int64_t e = 0; e < w->count; e++)
+        if (w->w[e]->n != w->w[0]->n || w->w[e]->k != w->w[0]->k || w->w[e]->type != w->w[0]->type || w->w[e]->k % 8)
+            return bad(be, "experts_fill", "experts of different shapes or types, or of a width that is no multiple of 8");
+    return be->ops->experts_fill(be, w->table, w->w, w->count);
+}
+
+lk_status lk_moe_place(lk_backend *be, int32_t *places, const int32_t *ids, int64_t tokens, int64_t k, int64_t experts)
+{
+    NEED(moe_place);
+    if (!places || !ids || tokens < 0 || k < 1 || experts < k) return bad(be, "moe_place", "an argument is missing");
+    return be->ops->moe_place(be, places, ids, tokens, k, experts);
+}
+
+lk_status lk_experts_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_experts *w, int32_t *places, bool by_token)
+{
+    NEED(experts_linear);
+    if (!y || !x || !w || !places) return bad(be, "experts_linear", "an argument is missing");
+    LK_TRY(check(be, "experts_linear", "y", y, false, y->rows, w->w[0]->n));
+    LK_TRY(check(be, "experts_linear", "x", x, false, x->rows, w->w[0]->k));
+    if (by_token ? x->rows < 1 || y->rows % x->rows : y->rows != x->rows) return bad(be, "experts_linear", "slots do not divide into rows");
+    return be->ops->experts_linear(be, y, x, w, places, by_token);
+}
+
+lk_status lk_moe_combine_placed(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *places, const lk_tensor *weights,
+                                const lk_tensor *residual)
+{
+    NEED(moe_combine_placed);
+    if (!y || !x || !places || !weights) return bad(be, "moe_combine_placed", "an argument is missing");
+    LK_TRY(check(be, "moe_combine_placed", "x", x, false, y->rows * weights->cols, y->cols));
+    LK_TRY(check(be, "moe_combine_placed", "y", y, false, y->rows, y->cols));
+    LK_TRY(check_f32(be, "moe_combine_placed", "weights", weights, y->rows, weights->cols));
+    if (residual) LK_TRY(check(be, "moe_combine_placed", "residual", residual, false, y->rows, y->cols));
+    return be->ops->moe_combine_placed(be, y, x, places, weights, residual);
+}
+
 lk_status lk_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy, const lk_tensor *x,
                                   const int32_t *slots, const lk_tensor *weights)
 {

@@ -421,6 +421,30 @@ lk_status lk_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x,
 lk_status lk_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy, const lk_tensor *x,
                                   const int32_t *slots, const lk_tensor *weights);
 
+/* The same without the host, for a serving batch, where lk_backend_groups: who goes where stays in backend memory, and one call is a layer
+ * of all experts. Slots are in the order of experts and, of one expert, of tokens.
+ *
+ *     lk_experts up = {.w = matrices, .count = E, .table = memory};     -- memory: lk_experts_bytes
+ *     LK_TRY(lk_experts_fill(be, &up));                                   -- once
+ *     LK_TRY(lk_moe_place(be, places, ids, T, K, E));                     -- places: lk_moe_placing_bytes(be, T*K, E)
+ *     LK_TRY(lk_experts_linear(be, &y, &x, &up, places, true)); */
+typedef struct lk_experts {
+    const lk_matrix *const *w; /* of one shape and type, K a multiple of 8; borrowed */
+    int64_t count;
+    void *table; /* memory of the backend */
+} lk_experts;
+
+bool lk_backend_groups(const lk_backend *be);
+size_t lk_experts_bytes(const lk_backend *be, int64_t experts); /* 0 where the backend has none of this; so lk_moe_placing_bytes */
+lk_status lk_experts_fill(lk_backend *be, const lk_experts *w);
+size_t lk_moe_placing_bytes(const lk_backend *be, int64_t slots, int64_t experts);
+lk_status lk_moe_place(lk_backend *be, int32_t *places, const int32_t *ids, int64_t tokens, int64_t k, int64_t experts);
+/* y[T*K,N] = each slot's row of x times its expert's matrix: row s of x[T*K,K'] or, by_token, the row of its token in x[T,K']. */
+lk_status lk_experts_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_experts *w, int32_t *places, bool by_token);
+/* lk_moe_combine with the slots of these places. */
+lk_status lk_moe_combine_placed(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *places, const lk_tensor *weights,
+                                const lk_tensor *residual);
+
 /* ---------------------------------------------------------------------------------------------- attention */
 
 typedef struct lk_attention_shape {

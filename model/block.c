@@ -171,7 +171,13 @@ static lk_status attention_forward(const lk_block_context *c, int64_t layer, con
 
 static lk_experts_call experts_call(const lk_block_context *c, int64_t layer)
 {
-    return (lk_experts_call){.model = c->model, .batch = c->batch, .dropout = c->dropout, .routing = c->routing, .layer = layer};
+    return (lk_experts_call){.model = c->model,
+                             .batch = c->batch,
+                             .dropout = c->dropout,
+                             .routing = c->routing,
+                             .layer = layer,
+                             .groups = c->groups,
+                             .adapted = c->experts_adapted};
 }
 
 static lk_status mlp_forward(const lk_block_context *c, int64_t layer, const lk_block *b, bool skip_output)

@@ -46,7 +46,9 @@ typedef struct lk_block_context {
     const lk_positions *positions;
     const lk_dropout *dropout; /* NULL: none */
     lk_kv *kv;
-    lk_routing *routing; /* where there are experts */
+    lk_routing *routing;            /* where there are experts */
+    const lk_expert_groups *groups; /* as lk_experts_call */
+    bool experts_adapted;
 } lk_block_context;
 
 /* skip_output: x_out is not wanted (recomputation before backward), which saves the last product where no norm stands behind it. */

@@ -141,16 +141,57 @@ static lk_status linear_backward(const turn *t, const lk_experts_block *b, int p
 
 /* ---------------------------------------------------------------------------------------------- forward and backward */
 
+/* What adapters add to a part of all experts, whose products are there. */
+static lk_status add_adapters(const lk_experts_call *call, const lk_experts_block *b, int part, const lk_tensor *y, const lk_tensor *x)
+{
+    lk_backend *be = call->model->be;
+    const lk_config *config = &call->model->config;
+    for (int64_t e = 0; e < config->experts; e++) {
+        turn t = {.call = call, .batch = batch_of(call, e), .first = call->routing->first[e], .expert = (int32_t)e};
+        if (!t.batch.n_tokens || !t.batch.n_segments) continue;
+        int32_t site = lk_site_of(config, call->layer, modules[part], t.expert);
+        lk_tensor ye = slots_of(&t, y), xe = slots_of(&t, x), h = slots_of(&t, &b->h[part]);
+        LK_TRY(lk_batch_begin(be, &t.batch));
+        LK_TRY(lk_lora_forward(be, &t.batch, site, &ye, &xe, &h, call->dropout));
+        LK_TRY(lk_lora_gain(be, &t.batch, site, &ye, NULL, NULL));
+    }
+    return lk_batch_begin(be, call->batch);
+}
+
+/* The choices stay on the device. Slots are in the same order as `place` has them. */
+static lk_status grouped(const lk_experts_call *call, const lk_experts *w, const lk_experts_block *b, const lk_tensor *out,
+                         const lk_tensor *x, const lk_tensor *residual)
+{
+    const lk_config *config = &call->model->config;
+    lk_backend *be = call->model->be;
+    int32_t *places = call->groups->places;
+    LK_TRY(lk_moe_place(be, places, b->ids, x->rows, config->experts_used, config->experts));
+    LK_TRY(lk_experts_linear(be, &b->gate, x, &w[0], places, true));
+    LK_TRY(lk_experts_linear(be, &b->up, x, &w[1], places, true));
+    if (call->adapted) {
+        LK_TRY(place(call, b->ids, x->rows));
+        LK_TRY(lk_gather_rows(be, &b->rows, x, call->routing->rows));
+        LK_TRY(add_adapters(call, b, 0, &b->gate, &b->rows));
+        LK_TRY(add_adapters(call, b, 1, &b->up, &b->rows));
+    }
+    LK_TRY(lk_glu(be, &b->act, &b->gate, &b->up, config->activation));
+    LK_TRY(lk_experts_linear(be, &b->out, &b->act, &w[2], places, false));
+    if (call->adapted) LK_TRY(add_adapters(call, b, 2, &b->out, &b->act));
+    return out ? lk_moe_combine_placed(be, out, &b->out, places, &b->weights, residual) : LK_OK;
+}
+
 lk_status lk_experts_forward(const lk_experts_call *call, const lk_experts_block *b, const lk_tensor *out, const lk_tensor *x,
                              const lk_tensor *residual)
 {
     const lk_config *config = &call->model->config;
     lk_backend *be = call->model->be;
     const lk_routing *r = call->routing;
+    const lk_experts *groups = lk_expert_groups_at(call->groups, call->layer);
     turn t;
     int32_t router = lk_site_of(config, call->layer, LK_ROUTER, -1);
     LK_TRY(lk_adapted_linear(call->model, call->batch, router, &b->logits, x, NULL, &b->h_router, call->dropout));
     LK_TRY(lk_moe_route(be, b->ids, &b->weights, &b->logits, !config->experts_as_is));
+    if (groups) return grouped(call, groups, b, out, x, residual);
     LK_TRY(place(call, b->ids, x->rows));
     LK_TRY(lk_gather_rows(be, &b->rows, x, r->rows));
     for (int64_t e = 0; e < config->experts; e++) {

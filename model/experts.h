@@ -3,11 +3,13 @@
  * A router gives each of the T tokens K experts. Tokens are brought together by expert, in their own order, into T*K slots; each expert's
  * layers then are ordinary linear layers with adapters over its slots, as a small batch of its own. What a token gets is a sum over its
  * choices in the order of the router, so it does not depend on the others. Which slots are whose is the host's to say: the choices come
- * down once a layer. Internal to model/. */
+ * down once a layer. A server with the means for it leaves them on the device instead (model/expert_groups.h), where no adapter of the
+ * batch touches experts; where one does, its factors alone go by turns. Internal to model/. */
 #ifndef LK_MODEL_EXPERTS_H
 #define LK_MODEL_EXPERTS_H
 
 #include "model/carve.h"
+#include "model/expert_groups.h"
 #include "model/model.h"
 
 /* Activations of a layer; (b): what backward needs. */
@@ -52,6 +54,8 @@ typedef struct lk_experts_call {
     const lk_dropout *dropout; /* or NULL */
     lk_routing *routing;
     int64_t layer;
+    const lk_expert_groups *groups; /* serving; or NULL */
+    bool adapted;                   /* with groups: an adapter touches experts */
 } lk_experts_call;
 
 /* out[T,C] = residual + the mixture of x[T,C]; out NULL: not wanted, only what backward needs. */

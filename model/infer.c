@@ -19,6 +19,7 @@ struct lk_infer {
     lk_block block;
     lk_positions positions;
     lk_routing routing;
+    lk_expert_groups groups;
     lk_tensor rows, logits;
     int32_t *padded_ids, *padded_positions, *padded_wanted; /* host, [padded_rows(most)] of a padded step */
     int64_t recorded;
@@ -39,8 +40,9 @@ static int64_t padded_rows(const lk_infer *f, int64_t n)
 int64_t lk_infer_padded(const lk_infer *f, int64_t n) { return padded_rows(f, n); }
 int64_t lk_infer_recorded(const lk_infer *f) { return f->recorded; }
 
-static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
+static void carve(lk_infer *f, lk_carve *c, const lk_backend *be, const lk_config *m)
 {
+    lk_dtype act = lk_backend_act(be);
     int64_t T = f->options.max_tokens, R = f->options.max_rows;
     int64_t q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
     lk_block *b = &f->block;
@@ -65,6 +67,7 @@ static void carve(lk_infer *f, lk_carve *c, const lk_config *m, lk_dtype act)
         if (lk_mlp_width(m)) b->up = lk_carve_tensor(c, act, T, lk_mlp_width(m));
     }
     lk_experts_carve(&b->experts, c, m, act, T, f->options.max_rank, false);
+    lk_expert_groups_carve(&f->groups, c, be, m, T);
     b->q_raw = b->q;
     b->k_raw = b->k;
     b->act = b->gate;
@@ -97,7 +100,7 @@ size_t lk_infer_bytes(const lk_backend *be, const lk_config *config, const lk_in
 {
     lk_infer f = {.options = *options};
     lk_carve count = {0};
-    carve(&f, &count, config, lk_backend_act(be));
+    carve(&f, &count, be, config);
     lk_limits limits = infer_limits(config, options);
     return count.used + lk_scratch_bytes(be, &limits);
 }
@@ -113,15 +116,17 @@ lk_status lk_infer_create(lk_infer **out, const lk_model *model, const lk_infer_
     f->model = model;
     f->options = *options;
     lk_carve count = {0};
-    carve(f, &count, &model->config, lk_backend_act(be));
+    carve(f, &count, be, &model->config);
     lk_limits limits = infer_limits(&model->config, options);
     lk_status status = lk_alloc(be, count.used, &f->memory);
     if (!status) {
-        carve(f, &(lk_carve){.base = f->memory}, &model->config, lk_backend_act(be));
+        carve(f, &(lk_carve){.base = f->memory}, be, &model->config);
         status = lk_reserve(be, &limits);
-        if (!status && (status = lk_routing_init(&f->routing, &model->config, options->max_tokens, err))) {
+        lk_status made = status ? LK_OK : lk_routing_init(&f->routing, &model->config, options->max_tokens, err);
+        if (!status && !made) made = lk_expert_groups_prepare(&f->groups, model, err);
+        if (made) {
             lk_infer_destroy(f);
-            return status;
+            return made;
         }
         if (!status) status = lk_positions_prepare(&f->positions, model, longest(options));
     }
@@ -148,6 +153,7 @@ void lk_infer_destroy(lk_infer *f)
     lk_step_forget(f->model->be);
     lk_free(f->model->be, f->memory);
     lk_routing_free(&f->routing);
+    lk_expert_groups_free(&f->groups);
     free(f->padded_ids);
     free(f->padded_positions);
     free(f->padded_wanted);
@@ -155,14 +161,20 @@ void lk_infer_destroy(lk_infer *f)
 }
 
 /* The operations of a step over the rows of the batch and its padding. */
-static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv)
+static lk_status operations(lk_infer *f, const lk_batch *batch, lk_kv *kv, bool experts_adapted)
 {
     const lk_model *model = f->model;
     lk_backend *be = model->be;
     int64_t R = batch->n_rows;
     lk_block b = lk_block_rows(&f->block, batch->n_tokens + batch->padding);
     lk_tensor last = lk_tensor_rows(&f->rows, 0, R), logits = lk_tensor_rows(&f->logits, 0, R);
-    lk_block_context c = {.model = model, .batch = batch, .positions = &f->positions, .kv = kv, .routing = &f->routing};
+    lk_block_context c = {.model = model,
+                          .batch = batch,
+                          .positions = &f->positions,
+                          .kv = kv,
+                          .routing = &f->routing,
+                          .groups = &f->groups,
+                          .experts_adapted = experts_adapted};
     LK_TRY(lk_positions_fill(&f->positions, model, batch, longest(&f->options)));
     LK_TRY(lk_adapted_embed(model, batch, &b.x_in, &b.normed, &b.h[LK_O]));
     if (model->config.embedding_scale != 0.0) LK_TRY(lk_scale(be, &b.x_in, &b.x_in, (float)model->config.embedding_scale));
@@ -204,7 +216,7 @@ static lk_status recorded_step(lk_infer *f, lk_batch *batch, lk_kv *kv)
     LK_TRY(lk_step_begin(be, step_key(f, kv, batch->n_segments > 0), &queued));
     if (queued) return LK_OK;
     f->recorded++;
-    lk_status status = operations(f, batch, kv), ended = lk_step_end(be);
+    lk_status status = operations(f, batch, kv, false), ended = lk_step_end(be);
     return status ? status : ended;
 }
 
@@ -215,11 +227,12 @@ static lk_status step(lk_infer *f, const lk_batch *given, lk_kv *kv, const int32
     batch.n_rows = n_rows;
     *logits = lk_tensor_rows(&f->logits, 0, n_rows);
     bool decoding = batch.n_sequences == batch.n_tokens && n_rows == batch.n_tokens;
+    bool adapted = lk_expert_groups_adapted(&f->groups, &batch);
     /* Else what a router answers, or an adapter's own bias or embedding, decides which operations follow. */
-    bool fixed = !f->model->config.experts && lk_adapted_plain(&batch);
+    bool fixed = (!f->model->config.experts || (lk_expert_groups_whole(&f->groups, f->model) && !adapted)) && lk_adapted_plain(&batch);
     if (decoding && fixed && !f->options.eager && lk_backend_records(f->model->be)) return recorded_step(f, &batch, kv);
     LK_TRY(lk_batch_begin(f->model->be, &batch));
-    return operations(f, &batch, kv);
+    return operations(f, &batch, kv, adapted);
 }
 
 lk_status lk_infer_forward(lk_infer *f, const lk_batch *batch, lk_kv *kv, const int32_t *rows, int64_t n_rows, lk_tensor *logits,

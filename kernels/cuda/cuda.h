@@ -205,6 +205,14 @@ lk_status lk_cuda_moe_route_backward(lk_backend *be, const lk_tensor *dlogits, c
                                      const lk_tensor *logits, bool normalise);
 lk_status lk_cuda_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
                               const lk_tensor *residual);
+lk_status lk_cuda_moe_combine_placed(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots, const lk_tensor *weights,
+                                     const lk_tensor *residual);
+size_t lk_cuda_experts_bytes(const lk_backend *be, int64_t experts);
+lk_status lk_cuda_experts_fill(lk_backend *be, void *table, const lk_matrix *const *w, int64_t experts);
+size_t lk_cuda_moe_placing_bytes(const lk_backend *be, int64_t slots, int64_t experts);
+lk_status lk_cuda_moe_place(lk_backend *be, int32_t *places, const int32_t *ids, int64_t tokens, int64_t k, int64_t experts);
+lk_status lk_cuda_experts_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_experts *w, int32_t *places,
+                                 bool by_token);
 lk_status lk_cuda_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy,
                                        const lk_tensor *x, const int32_t *slots, const lk_tensor *weights);
 

@@ -210,24 +210,32 @@ LK_KERNEL void moe_combine_back(slot_rows dx, float *dweights, int64_t dweights_
     }
 }
 
-extern "C" lk_status lk_cuda_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots,
-                                         const lk_tensor *weights, const lk_tensor *residual)
+/* slots are the device's. */
+extern "C" lk_status lk_cuda_moe_combine_placed(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots,
+                                                const lk_tensor *weights, const lk_tensor *residual)
 {
     if (y->rows == 0 || y->cols == 0) return LK_OK;
     bool eights = lk_cuda_eights(y) && lk_cuda_eights(x) && (!residual || lk_cuda_eights(residual));
     int64_t k = x->rows / y->rows, a_block = THREADS * (eights ? 8 : 1);
-    const int32_t *places;
-    LK_TRY(lk_cuda_array(be, &places, slots, x->rows));
     dim3 grid((unsigned)((y->cols + a_block - 1) / a_block), (unsigned)(y->rows < MOST_ROWS ? y->rows : MOST_ROWS));
     const float *w = weights ? (const float *)weights->data : NULL;
     int64_t stride = weights ? weights->stride : 0;
     if (eights)
         LK_LAUNCH("moe_combine", moe_combine<8>, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of(y), rows_of(x), rows_of(residual),
-                  places, w, stride, k, y->rows, y->cols);
+                  slots, w, stride, k, y->rows, y->cols);
     else
         LK_LAUNCH("moe_combine", moe_combine<1>, grid, dim3(THREADS), 0, lk_cuda_of(be)->stream, rows_of(y), rows_of(x), rows_of(residual),
-                  places, w, stride, k, y->rows, y->cols);
+                  slots, w, stride, k, y->rows, y->cols);
     return lk_rt_launched("moe_combine", &be->error);
+}
+
+extern "C" lk_status lk_cuda_moe_combine(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const int32_t *slots,
+                                         const lk_tensor *weights, const lk_tensor *residual)
+{
+    if (y->rows == 0) return LK_OK;
+    const int32_t *places;
+    LK_TRY(lk_cuda_array(be, &places, slots, x->rows));
+    return lk_cuda_moe_combine_placed(be, y, x, places, weights, residual);
 }
 
 extern "C" lk_status lk_cuda_moe_combine_backward(lk_backend *be, const lk_tensor *dx, const lk_tensor *dweights, const lk_tensor *dy,

@@ -284,6 +284,7 @@ lk_status lk_cuda_batch_begin(lk_backend *be, const lk_batch *batch)
     t->whole = false;
     cu->serving = batch->n_sequences > 0 || (batch->of && batch->of->n_sequences > 0);
     if (!cu->serving) return LK_OK;
+    if (batch->of && batch->n_segments == 0) return LK_OK; /* nothing asks for tables */
     if (batch->of) return send(be, batch, NULL, 0, false); /* the adapters are those of the batch it is of */
     return send(be, batch, cu->n_kvs == 1 ? cu->kv : NULL, 0, true);
 }
