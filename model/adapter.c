@@ -223,7 +223,6 @@ static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, l
                        spec->use_dora ? "dora"
                        : pissa        ? "init pissa"
                                       : "dropout");
-    if (spec->use_dora && pissa) return lk_fail(err, LK_ERR_UNSUPPORTED, "pissa together with dora is not supported; choose one");
     if ((spec->use_dora || pissa) && !lk_backend_gains(be))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "%s is not trained on %s; use --device cpu", pissa ? "init pissa" : "dora",
                        lk_backend_name(be));
@@ -438,6 +437,26 @@ lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err)
     lk_adapter_digest(a, host);
     free(host);
     return LK_OK;
+}
+
+lk_status lk_adapter_decay(lk_adapter *a, float by, lk_error *err)
+{
+    lk_backend *be = a->model->be;
+    float *w = a->weights;
+    int64_t tables = a->whole.embedding_at; /* the first behind the sites' factors */
+    lk_tensor rest = lk_tensor_make(w + tables, LK_F32, 1, a->n_decayed - tables);
+    lk_status status = rest.cols > 0 ? lk_scale(be, &rest, &rest, by) : LK_OK;
+    for (int32_t s = 0; s < a->n_sites && !status; s++) {
+        const lk_adapter_site *site = &a->sites[s];
+        int32_t trained = site->rank - site->frozen;
+        if (!site->rank) continue;
+        lk_tensor trained_a = lk_tensor_make(w + site->a, LK_F32, trained, site->k), m = lk_tensor_make(w + site->m, LK_F32, 1, site->n);
+        lk_tensor all_b = lk_tensor_make(w + site->b, LK_F32, site->n, site->rank), trained_b = lk_tensor_columns(&all_b, 0, trained);
+        status = lk_scale(be, &trained_a, &trained_a, by);
+        if (!status) status = lk_scale(be, &trained_b, &trained_b, by);
+        if (!status && site->dora) status = lk_scale(be, &m, &m, by);
+    }
+    return status ? lk_backend_fail(be, status, err) : LK_OK;
 }
 
 lk_status lk_adapter_mask(const lk_adapter *a, float *grads, lk_error *err)

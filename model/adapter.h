@@ -176,6 +176,9 @@ void lk_adapter_attach(lk_adapter *a, void *place);
 /* After the flat vector of an adapter that is trained changed: a DoRA's gains, biases, and the kernels' copies of tables, computed by the
  * model's backend. Does nothing for others. */
 lk_status lk_adapter_refresh(lk_adapter *a, lk_error *err);
+/* Weight decay by itself, of what takes any and is trained: times `by`. For adapters with frozen parts, which AdamW must leave alone; only
+ * where activations are F32, and for adapters that were made here. */
+lk_status lk_adapter_decay(lk_adapter *a, float by, lk_error *err);
 /* Gradients, in the flat layout, of what is frozen become zero. Does nothing where nothing is. */
 lk_status lk_adapter_mask(const lk_adapter *a, float *grads, lk_error *err);
 lk_status lk_adapter_update_digest(lk_adapter *a, lk_error *err); /* after training changed the weights */

@@ -364,11 +364,6 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     LK_TRY(read_whole(r, a, err));
     if (s->use_dora && s->dropout > 0)
         return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.dora: a DoRA is trained without dropout; set adapter.dropout to 0", where);
-    if (s->init != LK_INIT_PISSA) return LK_OK;
-    if (s->use_dora) return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.init: pissa together with dora is not supported", where);
-    if (number(r->resolved, "optim", "weight_decay") > 0)
-        return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.init: pissa wants optim.weight_decay 0: it would wear the frozen half away",
-                       where);
     return LK_OK;
 }
 

@@ -73,6 +73,29 @@ static lk_status accumulate(lk_trainer *t, const lk_micro_batch *m, const lk_dro
     return LK_OK;
 }
 
+static bool has_frozen(const lk_adapter *a)
+{
+    for (int32_t s = 0; s < a->n_sites; s++)
+        if (a->sites[s].frozen) return true;
+    return false;
+}
+
+/* Biases take no weight decay, as in transformers' Trainer. Where parts of factors are frozen decay comes by itself: before the update with
+ * moments in fp32, behind it in 8 bits, as the two do it. */
+static lk_status apply(lk_trainer *t, lk_adamw_step *update, lk_error *err)
+{
+    lk_adapter *a = t->adapter;
+    int64_t decayed = a->n_decayed;
+    float by = 1.0f - update->lr * update->weight_decay;
+    bool apart = update->weight_decay > 0.0f && has_frozen(a), behind = t->optim.kind == LK_ADAMW_8BIT;
+    if (apart) update->weight_decay = 0.0f;
+    if (apart && !behind) LK_TRY(lk_adapter_decay(a, by, err));
+    LK_TRY(lk_adamw_state_update_part(&t->optim, a->weights, t->grads, 0, decayed, update, err));
+    if (apart && behind) LK_TRY(lk_adapter_decay(a, by, err));
+    update->weight_decay = 0.0f;
+    return lk_adamw_state_update_part(&t->optim, a->weights, t->grads, decayed, a->n_params - decayed, update, err);
+}
+
 lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int n_micro, int64_t step, double lr, lk_step_result *result,
                           lk_error *err)
 {
@@ -109,9 +132,6 @@ lk_status lk_trainer_step(lk_trainer *t, const lk_micro_batch *const *micro, int
                             .weight_decay = (float)o->weight_decay,
                             .step = step + 1,
                             .grad_scale = scale};
-    int64_t decayed = t->adapter->n_decayed;
-    LK_TRY(lk_adamw_state_update_part(&t->optim, t->adapter->weights, t->grads, 0, decayed, &update, err));
-    update.weight_decay = 0.0f; /* biases, as in transformers' Trainer */
-    LK_TRY(lk_adamw_state_update_part(&t->optim, t->adapter->weights, t->grads, decayed, t->adapter->n_params - decayed, &update, err));
+    LK_TRY(apply(t, &update, err));
     return lk_adapter_refresh(t->adapter, err);
 }

@@ -50,7 +50,13 @@ static lk_status open_recipe(session *s)
         .device = o->device, .threads = o->threads, .compute = s->recipe->compute, .cpu_tier = o->cpu_tier, .ranks = s->ranks};
     LK_TRY(lk_backend_open(&s->be, &be, s->err));
     lk_status status = lk_model_probe(&s->facts, s->recipe->base_path, s->err);
-    return status ? lk_error_prefix(s->err, status, "%s: base.path", o->recipe) : LK_OK;
+    if (status) return lk_error_prefix(s->err, status, "%s: base.path", o->recipe);
+    if (s->recipe->adapter.init == LK_INIT_PISSA && s->recipe->weight_decay > 0 && lk_backend_act(s->be) != LK_F32)
+        return lk_fail(s->err, LK_ERR_ARGUMENT,
+                       "%s: adapter.init: pissa with optim.weight_decay is not trained on %s, which would wear its frozen half away: set "
+                       "optim.weight_decay to 0, or use --device cpu",
+                       o->recipe, lk_backend_name(s->be));
+    return LK_OK;
 }
 
 static lk_status open_own_folder(session *s)

@@ -302,6 +302,31 @@ static void run_and_resume(const char *optimizer)
     free(folder);
 }
 
+/* What only the CPU trains is refused here by name, before anything is loaded. */
+static void test_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *sets[2], *says;
+        lk_status status;
+    } rows[] = {
+        {{"adapter.lora_bias=true"}, "lora_bias: not trained on cuda", LK_ERR_UNSUPPORTED},
+        {{"adapter.modules_to_save=[\"lm_head\"]"}, "modules_to_save: not trained on cuda", LK_ERR_UNSUPPORTED},
+        {{"adapter.targets=[\"q_proj\",\"lm_head\"]"}, "factors on embed_tokens and lm_head: not trained on cuda", LK_ERR_UNSUPPORTED},
+        {{"adapter.trainable_token_indices=[5]"}, "trainable_token_indices: not trained on cuda", LK_ERR_UNSUPPORTED},
+        {{"adapter.init=pissa", "optim.weight_decay=0.1"}, "pissa with optim.weight_decay is not trained on cuda", LK_ERR_ARGUMENT}};
+    char *folder = check_temporary("cuda_refused");
+    const char *recipe = write_recipe(folder);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        lk_error err = {0};
+        lk_plan plan;
+        lk_train_options o = {
+            .recipe = recipe, .sets = rows[i].sets, .n_sets = rows[i].sets[1] ? 2 : 1, .device = "cuda", .threads = 1, .quiet = true};
+        CHECK_FAILS(lk_train_plan(&plan, &o, &err), rows[i].status, rows[i].says, &err);
+    }
+    free(folder);
+}
+
 static void test_run_adamw(void **state) { (void)state, run_and_resume("optim.name=adamw"); }
 static void test_run_adamw8(void **state) { (void)state, run_and_resume("optim.name=adamw8bit"); }
 
@@ -383,9 +408,9 @@ static void test_leaves_nothing(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_like_the_cpu),  cmocka_unit_test(test_same_bits),
-                                       cmocka_unit_test(test_plan),          cmocka_unit_test(test_run_adamw),
-                                       cmocka_unit_test(test_run_adamw8),    cmocka_unit_test(test_program),
-                                       cmocka_unit_test(test_leaves_nothing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_like_the_cpu), cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_plan),         cmocka_unit_test(test_run_adamw),
+                                       cmocka_unit_test(test_refused),      cmocka_unit_test(test_run_adamw8),
+                                       cmocka_unit_test(test_program),      cmocka_unit_test(test_leaves_nothing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

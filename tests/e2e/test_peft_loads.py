@@ -147,7 +147,7 @@ def main():
         tied, untied = MODELS / "chat-tiny", with_biases(tmp / "qwen2")
         variants = {"plain": {}, "dora": {"dora": True}, "dora_rslora": {"dora": True, "rslora": True}, "gaussian": {"init": "gaussian"}, "pissa": {"init": "pissa"},
                     "pissa_rslora": {"init": "pissa", "rslora": True, "rank_pattern": {"q_proj": 2}},
-                    "some": {"layers_to_transform": [1], "exclude": ["k_proj"], "alpha_pattern": {"up_proj": 3}},
+                    "pissa_dora": {"init": "pissa", "dora": True}, "some": {"layers_to_transform": [1], "exclude": ["k_proj"], "alpha_pattern": {"up_proj": 3}},
                     "lora_bias": {"lora_bias": True}, "bias_all": {"base": untied, "bias": "all", "targets": ["q_proj", "o_proj"]},
                     "bias_lora_only": {"base": untied, "bias": "lora_only", "lora_bias": True, "targets": ["v_proj", "up_proj"]},
                     "saved": {"base": untied, "modules_to_save": ["lm_head", "embed_tokens"]}, "saved_tied": {"modules_to_save": ["lm_head"]},

@@ -9,7 +9,7 @@ cases of families.json:
   <name>.norm             F32 [4], of its gradient
   <name>.logits           F32 [24,V], after the four steps, of ids[4,0]
   <name>.grad.<key>       F32, of the first micro-batch's mean loss alone, by the tensors of the first layer and by everything outside of layers
-The start is a rule: a tensor that PEFT begins as a copy of the base's gets spread * u(key) added, any other is that (SPREAD below; u is make_families.values).
+The start (but for pissa's) is a rule: a tensor that PEFT begins as a copy of the base's gets spread * u(key) added, any other is that (SPREAD below; u is make_families.values).
 AdamW as transformers' Trainer sets it up: no weight decay on what is called bias; clipping at 1. All in fp32 over NF4 (families: over the weights as stored).
 """
 
@@ -43,6 +43,8 @@ OPTIONS = [
     ("granite", "granite", dict(r=2, target_modules=QV, modules_to_save=["embed_tokens"], ensure_weight_tying=True)),
     ("gemma2_tokens", "gemma2", dict(r=2, target_modules=QV, trainable_token_indices=[3, 9, 30])),
 ]
+PISSA = [("pissa", dict(r=2, lora_alpha=3, target_modules=QV)),
+         ("pissa_dora", dict(r=3, lora_alpha=4, use_dora=True, target_modules=["q_proj", "o_proj", "down_proj"]))]
 STEPS, MICRO, LENGTH = 4, 2, 24
 LR, DECAY = 1e-2, 0.1
 
@@ -107,6 +109,12 @@ def make(name, base, options, seed, out):
             assert p.grad.abs().max() > 0, key
             out[f"{name}.grad.{key}"] = p.grad.clone()
     model.zero_grad()
+    run_steps(name, model, params, ids, labels, out)
+    if name in ("head", "head_tied"):
+        save_folder(model, name, base)
+
+
+def run_steps(name, model, params, ids, labels, out):
     groups = [dict(params=[p for k, p in params.items() if "bias" not in k], weight_decay=DECAY), dict(params=[p for k, p in params.items() if "bias" in k], weight_decay=0.0)]
     optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=LR)
     losses, norms = [], []
@@ -125,9 +133,15 @@ def make(name, base, options, seed, out):
         out[f"{name}.logits"] = model(input_ids=ids[STEPS, 0][None], use_cache=False).logits[0]
     out[f"{name}.ids"], out[f"{name}.labels"] = ids, labels
     out[f"{name}.loss"], out[f"{name}.norm"] = torch.tensor(losses), torch.tensor(norms)
-    if name in ("head", "head_tied"):
-        save_folder(model, name, base)
     print(f"{name}: {[f'{x:.3f}' for x in losses]}")
+
+
+def make_pissa(name, options, seed, out):
+    """From PiSSA's own start, over llama-tiny as stored. Components are only unique up to a sign, so nothing is kept but what does not depend on it."""
+    torch.manual_seed(seed)
+    model = get_peft_model(load_fp32(MODELS / "llama-tiny"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa", **options)).eval()
+    ids, labels = batches(model.config.vocab_size, seed)
+    run_steps(name, model, trainable(model), ids, labels, out)
 
 
 def save_folder(model, name, base):
@@ -146,6 +160,8 @@ def main():
     out = {}
     for i, (name, base, options) in enumerate(OPTIONS):
         make(name, base, options, i, out)
+    for i, (name, options) in enumerate(PISSA):
+        make_pissa(name, options, 40 + i, out)
     save(HERE / "trained.safetensors", out, "make_trained.py", ("transformers", "peft", "bitsandbytes"), bases={name: base for name, base, _ in OPTIONS})
 
 

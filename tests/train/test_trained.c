@@ -137,6 +137,49 @@ static void test_beside_peft(void **state)
     lk_safetensors_close(st);
 }
 
+/* From PiSSA's start, with weight decay, also as a DoRA: over the base as it is stored. The frozen half stays what it was. */
+static void test_pissa(void **state)
+{
+    (void)state;
+    static const trained_case cases[] = {
+        {"pissa", "llama-tiny", {.rank = 2, .alpha = 3, .targets = {[LK_Q] = true, [LK_V] = true}, .init = LK_INIT_PISSA}},
+        {"pissa_dora",
+         "llama-tiny",
+         {.rank = 3, .alpha = 4, .targets = {[LK_Q] = true, [LK_O] = true, [LK_DOWN] = true}, .init = LK_INIT_PISSA, .use_dora = true}}};
+    lk_error err = {0};
+    lk_safetensors *st = trained_golden();
+    char *folder = check_golden("models/llama-tiny");
+    check_model m = check_model_open(folder, LK_QUANT_NONE, LK_F32, 2, NULL);
+    for (int i = 0; i < 4; i++) {
+        const trained_case *c = &cases[i / 2];
+        lk_adapter *a;
+        lk_trainer t;
+        CHECK_OK(lk_adapter_create(&a, m.model, &c->spec, 5, &err), &err);
+        lk_trainer_options options = options_of(i % 2 ? LK_ADAMW_8BIT : LK_ADAMW_F32);
+        CHECK_OK(lk_trainer_init(&t, m.model, a, &options, &err), &err);
+        size_t bytes = (size_t)a->n_params * 4;
+        float *before = malloc(bytes), *weights = a->weights;
+        memcpy(before, weights, bytes);
+        double worst = four_steps(&t, c, st, i % 2 ? 0.1 : 1e-3);
+        print_message("%s, %s: losses differ by %.2e\n", c->name, i % 2 ? "8 bits" : "fp32", worst);
+        for (int32_t s = 0; s < a->n_sites; s++) {
+            const lk_adapter_site *site = &a->sites[s];
+            int32_t r = site->rank - site->frozen;
+            check_same_bits("frozen", weights + site->a + r * site->k, before + site->a + r * site->k,
+                            (size_t)(site->frozen * site->k) * 4);
+            for (int64_t n = 0; n < site->n && r; n++)
+                check_same_bits("frozen", weights + site->b + n * 2 * r + r, before + site->b + n * 2 * r + r, (size_t)r * 4);
+        }
+        if (i % 2 == 0) check_saved(&m, a, c, st);
+        free(before);
+        lk_trainer_free(&t);
+        lk_adapter_destroy(a);
+    }
+    check_model_close(&m);
+    lk_safetensors_close(st);
+    free(folder);
+}
+
 /* Biases take no weight decay, everything else does: with gradients of zero a step is nothing but decay. */
 static void test_decay(void **state)
 {
@@ -225,6 +268,7 @@ static void test_plan(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_beside_peft), cmocka_unit_test(test_decay), cmocka_unit_test(test_plan)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_beside_peft), cmocka_unit_test(test_pissa), cmocka_unit_test(test_decay),
+                                       cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
