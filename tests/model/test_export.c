@@ -296,11 +296,33 @@ static void test_modelfile(void **state)
     check_write_file(path, json, size);
     free(json);
     snprintf(path, sizeof path, "%s/chat_template.jinja", folder);
+    /* one that writes something where there is no system message, the day, and an end of text behind the last message */
+    static const char jinja[] =
+        "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nKind, ' + strftime_now('%Y') + '.<|im_end|>\\n' }}{% endif %}"
+        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% else %}{{ eos_token }}{% endif %}";
+    check_write_file(path, jinja, sizeof jinja - 1);
+    char config[4200];
+    snprintf(config, sizeof config, "%s/tokenizer_config.json", folder);
+    static const char ends[] = "{\"eos_token\": \"<|im_end|>\"}";
+    check_write_file(config, ends, sizeof ends - 1);
+    CHECK_OK(lk_tokenizer_open(&tk, folder, &err), &err);
+    CHECK_OK(lk_modelfile(&text, tk, NULL, 0, false, &err), &err);
+    static const char led[] =
+        "FROM ./model.gguf\n# The chat template writes the day of the conversation; here it stays that of the export.\n"
+        "TEMPLATE \"\"\"{{ if not .System }}<|im_start|>system\nKind, 20";
+    if (strncmp(text, led, sizeof led - 1)) fail_msg("%s", text);
+    assert_non_null(strstr(text, ".<|im_end|>\n{{ end }}{{ range .Messages }}{{ if eq .Role \"system\" }}<|im_start|>system\n{{ .Content "
+                                 "}}<|im_end|>\n{{ else if eq .Role \"user\" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n{{ else"));
+    free(text);
+    lk_tokenizer_close(tk);
     check_write_file(path, "{{ 'x' }}", 9);
     CHECK_OK(lk_tokenizer_open(&tk, folder, &err), &err);
     CHECK_OK(lk_modelfile(&text, tk, NULL, 0, false, &err), &err);
-    assert_string_equal(text, "FROM ./model.gguf\n# The chat template cannot be said in Ollama's language; it is in model.gguf, as "
-                              "tokenizer.chat_template.\n");
+    assert_string_equal(
+        text, "FROM ./model.gguf\n# The chat template (tokenizer.chat_template in model.gguf) cannot be said in Ollama's language. "
+              "Ollama has templates of its\n# own for some; where it knows none it sends texts without any marks: then write a "
+              "TEMPLATE here.\nPARAMETER stop \"<|im_end|>\"\n");
     free(text);
     lk_tokenizer_close(tk);
     free(base);
