@@ -57,6 +57,7 @@ static int run(const cli_command *self, int argc, char **argv)
     int64_t port = 8000, kv_memory = 0, max_resident = engine_options.max_resident_adapters, max_running = engine_options.max_running,
             max_waiting = engine_options.max_waiting, budget = engine_options.token_budget, max_rank = engine_options.max_rank;
     int n;
+    bool auto_tools = false;
     const cli_option options[] = {
         {"--adapter", CLI_LIST, &adapters, "NAME=PATH", "load an adapter; may be given several times"},
         {"--adapters-dir", CLI_STRING, &server_options.adapters_dir, "DIR",
@@ -77,12 +78,17 @@ static int run(const cli_command *self, int argc, char **argv)
         {"--max-running", CLI_INT, &max_running, "N", "requests in one batch"},
         {"--max-waiting", CLI_INT, &max_waiting, "N", "requests in the queue; more are refused with 429"},
         {"--token-budget", CLI_INT, &budget, "N", "tokens of one step: larger favours throughput, smaller latency"},
+        {"--tool-call-parser", CLI_STRING, &server_options.tool_call_parser, "hermes|llama3_json|mistral",
+         "take tool calls out of chat answers, written as Hermes and Qwen, Llama 3 or Mistral do"},
+        {"--enable-auto-tool-choice", CLI_FLAG, &auto_tools, NULL, "vLLM's; wants --tool-call-parser, which is enough here"},
         {"--enforce-eager", CLI_FLAG, &engine_options.eager, NULL,
          "compute every step of decoding operation by operation, without recordings (CUDA graphs): starts sooner, decodes slower"},
         {"--quant", CLI_STRING, &quant, "nf4|nf4-head|none", "quantise the linear layers (nf4), and the head"},
         {0}};
     int rc = cli_parse(self, options, &common, argc, argv, &base, 1, 1, &n);
     if (rc >= 0) return rc;
+    if (auto_tools && !server_options.tool_call_parser)
+        return cli_fail(self, CLI_USAGE, "--enable-auto-tool-choice wants --tool-call-parser: hermes, llama3_json or mistral");
     if (port < 0 || port > 65535) return cli_fail(self, CLI_USAGE, "--port is 0 to 65535");
     if (max_resident < 1 || max_running < 1 || max_waiting < 1 || budget < 1 || max_rank < 1 || max_resident > 1 << 20 ||
         max_running > 4096 || max_waiting > 1 << 20 || budget > 1 << 20 || max_rank > 512)

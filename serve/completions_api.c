@@ -21,6 +21,7 @@ typedef struct job {
     lk_generation *g;
     lk_reply_head head;
     char id[48];
+    lk_tool_parser **parsers; /* [choices], or NULL: what looks like a tool call is text */
     /* Streams only. */
     lk_writer out;
     size_t sent;
@@ -30,6 +31,8 @@ typedef struct job {
 static void job_free(void *context)
 {
     job *j = context;
+    for (int32_t i = 0; j->parsers && i < lk_generation_choices(j->g); i++) lk_tool_parser_destroy(j->parsers[i]);
+    free(j->parsers);
     lk_generation_destroy(j->g);
     lk_openai_request_free(&j->request);
     lk_writer_free(&j->out);
@@ -42,6 +45,30 @@ static void make_id(char *id, size_t size, lk_openai_kind kind)
     if (getrandom(random, sizeof random, 0) != sizeof random) snprintf((char *)random, sizeof random, "%.6f", lk_clock_seconds());
     int n = snprintf(id, size, "%s-", kind == LK_OPENAI_CHAT ? "chatcmpl" : "cmpl");
     for (size_t i = 0; i < sizeof random; i++) snprintf(id + n + 2 * i, size - (size_t)n - 2 * i, "%02x", random[i]);
+}
+
+/* Mistral's templates want nine letters and digits. */
+static void make_call_id(char id[32], lk_tool_format format)
+{
+    static const char digits[] = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    unsigned char random[24];
+    if (getrandom(random, sizeof random, 0) != sizeof random) snprintf((char *)random, sizeof random, "%.15f", lk_clock_seconds());
+    int n = format == LK_TOOLS_MISTRAL ? 0 : snprintf(id, 32, "call_"), length = format == LK_TOOLS_MISTRAL ? 9 : 24;
+    for (int i = 0; i < length; i++) id[n++] = digits[random[i] % (sizeof digits - 1)];
+    id[n] = 0;
+}
+
+/* Where the server was told how the model writes them, and the request has tools. */
+static lk_status make_parsers(job *j, lk_api_error *e)
+{
+    lk_tool_format format = j->x->server->tool_format;
+    if (format == LK_TOOLS_NONE || j->request.kind != LK_OPENAI_CHAT || !j->request.tools) return LK_OK;
+    lk_error err = {0};
+    j->parsers = calloc((size_t)lk_generation_choices(j->g), sizeof(lk_tool_parser *));
+    lk_status status = j->parsers ? LK_OK : LK_ERR_MEMORY;
+    for (int32_t i = 0; i < lk_generation_choices(j->g) && !status; i++)
+        status = lk_tool_parser_create(&j->parsers[i], format, j->request.one_tool_call, &err);
+    return status ? lk_api_fail(e, 503, NULL, "out of memory for the request") : LK_OK;
 }
 
 static void name_weights(job *j)
@@ -111,18 +138,86 @@ static lk_status run_whole(job *j, collected *all, lk_api_error *e)
     return LK_ERR_INTERRUPTED;
 }
 
+/* A choice's calls and what remains as text, from all it wrote. */
+typedef struct parsed {
+    lk_writer text, arguments; /* of all calls, behind one another, each with a zero; names as well */
+    lk_reply_call *calls;
+    int32_t n_calls;
+} parsed;
+
+static void parsed_free(parsed *p)
+{
+    lk_writer_free(&p->text);
+    lk_writer_free(&p->arguments);
+    free(p->calls);
+}
+
+static bool add_call(parsed *p, const lk_tool_event *event, lk_tool_format format)
+{
+    if (p->n_calls % 8 == 0) {
+        lk_reply_call *grown = realloc(p->calls, (size_t)(p->n_calls + 8) * sizeof *grown);
+        if (!grown) return false;
+        p->calls = grown;
+    }
+    lk_reply_call *call = &p->calls[p->n_calls++];
+    *call = (lk_reply_call){.size = event->size};
+    make_call_id(call->id, format);
+    lk_writer_add(&p->arguments, event->name, strlen(event->name) + 1);
+    lk_writer_add(&p->arguments, event->text, event->size);
+    lk_writer_add(&p->arguments, "", 1);
+    return !p->arguments.failed;
+}
+
+static bool parse_calls(parsed *p, lk_tool_parser *parser, const char *text, size_t size, lk_tool_format format)
+{
+    lk_tool_event event;
+    if (!lk_tool_parser_push(parser, text, size, true)) return false;
+    while (lk_tool_parser_next(parser, &event)) {
+        if (!event.call)
+            lk_writer_add(&p->text, event.text, event.size);
+        else if (!add_call(p, &event, format))
+            return false;
+    }
+    const char *at = p->arguments.data; /* it has stopped moving */
+    for (int32_t i = 0; i < p->n_calls; i++) {
+        p->calls[i].name = at;
+        p->calls[i].arguments = at += strlen(at) + 1;
+        at += p->calls[i].size + 1;
+    }
+    return !p->text.failed;
+}
+
+/* Writes the reply; false: no memory. */
+static bool write_whole(job *j, const collected *all, int32_t n, const lk_usage *usage, lk_writer *out)
+{
+    lk_reply_choice *choices = calloc((size_t)n, sizeof *choices);
+    parsed *calls = calloc((size_t)n, sizeof *calls);
+    bool good = choices && calls;
+    for (int32_t i = 0; i < n && good; i++) {
+        const char *text = all[i].text.data ? all[i].text.data : "";
+        choices[i] = (lk_reply_choice){
+            .text = text, .size = all[i].text.size, .logprobs = all[i].logprobs, .n_logprobs = all[i].n_logprobs, .finish = all[i].finish};
+        if (!j->parsers) continue;
+        parsed *p = &calls[i];
+        good = parse_calls(p, j->parsers[i], text, all[i].text.size, j->x->server->tool_format);
+        choices[i].text = p->text.data ? p->text.data : "";
+        choices[i].size = p->text.size;
+        choices[i].calls = p->calls;
+        choices[i].n_calls = p->n_calls;
+    }
+    if (good) lk_reply_whole(out, &j->head, choices, n, usage);
+    for (int32_t i = 0; i < n && calls; i++) parsed_free(&calls[i]);
+    free(calls);
+    free(choices);
+    return good;
+}
+
 static enum MHD_Result send_whole(job *j, const collected *all, int32_t n)
 {
     lk_exchange *x = j->x;
-    lk_reply_choice *choices = calloc((size_t)n, sizeof *choices);
     lk_writer out = {0};
-    out.failed = !choices;
-    for (int32_t i = 0; i < n && choices; i++)
-        choices[i] = (lk_reply_choice){all[i].text.data ? all[i].text.data : "", all[i].text.size, all[i].logprobs, all[i].n_logprobs,
-                                       all[i].finish};
     lk_usage usage = lk_generation_usage(j->g);
-    if (choices) lk_reply_whole(&out, &j->head, choices, n, &usage);
-    free(choices);
+    out.failed = !write_whole(j, all, n, &usage, &out);
     lk_request_facts facts;
     lk_generation_facts(j->g, &facts);
     lk_exchange_header(x, "x-generated-tokens", "%" PRId64, usage.completion);
@@ -171,12 +266,42 @@ static void finish_stream(job *j, const lk_api_error *e)
     j->finished = true;
 }
 
+/* A piece of a choice, its calls taken out of the text. */
+static void write_piece(job *j, const lk_piece *piece)
+{
+    lk_piece part = *piece;
+    lk_tool_event event;
+    if (!j->parsers) {
+        lk_reply_piece(&j->out, &j->head, piece);
+        return;
+    }
+    lk_tool_parser *parser = j->parsers[piece->choice];
+    j->out.failed |= !lk_tool_parser_push(parser, piece->text, piece->size, piece->finish != LK_FINISH_NONE);
+    part.finish = LK_FINISH_NONE;
+    while (!j->out.failed && lk_tool_parser_next(parser, &event)) {
+        if (event.call) {
+            lk_reply_call call = {.name = event.name, .arguments = event.text, .size = event.size};
+            make_call_id(call.id, j->x->server->tool_format);
+            lk_reply_call_event(&j->out, &j->head, piece->choice, event.index, &call);
+        } else {
+            part.text = event.text;
+            part.size = event.size;
+            lk_reply_piece(&j->out, &j->head, &part);
+            part.n_logprobs = 0;
+        }
+    }
+    part.size = 0; /* logprobs of text that is kept, and the end */
+    part.finish = piece->finish;
+    part.called = lk_tool_parser_calls(parser) > 0;
+    lk_reply_piece(&j->out, &j->head, &part);
+}
+
 /* Writes at least one event, or a heartbeat, into the empty j->out. false: the client is gone. */
 static bool produce(job *j)
 {
     lk_api_error e;
     lk_piece piece;
-    double begun = lk_clock_seconds();
+    double begun = lk_clock_seconds(), looked = begun;
     while (!j->finished && j->out.size < STREAM_BATCH) {
         if (aborting(j, &e)) {
             finish_stream(j, &e);
@@ -184,7 +309,12 @@ static bool produce(job *j)
         }
         /* Once there is something to send, only what is there already is added to it. */
         switch (lk_generation_next(j->g, j->out.size ? 0 : LOOK_MS, &piece, &e)) {
-        case LK_NEXT_PIECE: lk_reply_piece(&j->out, &j->head, &piece); break;
+        case LK_NEXT_PIECE:
+            write_piece(j, &piece);
+            if (j->out.size || lk_clock_seconds() - looked < LOOK_MS * 1e-3) break;
+            if (lk_exchange_abandoned(j->x)) return false; /* a long call is being written, and nothing is sent meanwhile */
+            looked = lk_clock_seconds();
+            break;
         case LK_NEXT_END: finish_stream(j, NULL); break;
         case LK_NEXT_FAILED: finish_stream(j, &e); break;
         case LK_NEXT_IDLE:
@@ -231,7 +361,10 @@ static lk_status prepare(job *j, lk_openai_kind kind, lk_api_error *e)
     lk_server *server = j->x->server;
     lk_openai_limits limits = lk_server_limits(server);
     lk_status status = lk_openai_parse(&j->request, kind, j->x->body.data, j->x->body.size, &limits, e);
+    /* The mark of Mistral's calls is a special token. */
+    if (!status && j->request.tools && server->tool_format == LK_TOOLS_MISTRAL) j->request.skip_special_tokens = false;
     if (!status) status = lk_generation_create(&j->g, &server->place, &j->request, e);
+    if (!status) status = make_parsers(j, e);
     if (!status) status = lk_adapters_submit(server, j->g, j->request.model, e);
     if (status) return status;
     make_id(j->id, sizeof j->id, kind);

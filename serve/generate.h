@@ -40,6 +40,7 @@ typedef struct lk_piece {
     const lk_token_logprob *logprobs;
     int64_t n_logprobs;
     lk_finish finish; /* STOP or LENGTH on the choice's last piece, else NONE */
+    bool called;      /* the choice has made tool calls; who parses them says so (tool_calls.h) */
 } lk_piece;
 
 typedef enum lk_next { LK_NEXT_END, LK_NEXT_PIECE, LK_NEXT_IDLE, LK_NEXT_FAILED } lk_next;

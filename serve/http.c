@@ -380,6 +380,8 @@ static lk_status copy_options(lk_server *server, const lk_server_options *o, lk_
     server->options.model_name = server->model_name;
     server->options.adapters_dir = server->adapters_dir;
     server->options.api_keys_file = NULL; /* read once, at the start */
+    server->options.tool_call_parser = NULL;
+    if (o->tool_call_parser) LK_TRY(lk_tool_format_find(&server->tool_format, o->tool_call_parser, err));
     snprintf(server->fingerprint, sizeof server->fingerprint, "lk-%.12s", base->digest);
     server->started_unix = lk_clock_unix();
     server->watched_since = lk_clock_seconds();

@@ -15,12 +15,13 @@
 typedef struct lk_server lk_server;
 
 typedef struct lk_server_options {
-    const char *host;          /* "127.0.0.1" */
-    int port;                  /* 0: any free one */
-    const char *model_name;    /* the base's id in the API */
-    const char *api_keys_file; /* one key a line, # comments; NULL: no authentication */
-    const char *adapters_dir;  /* folders here may be loaded by name; NULL: none */
-    int max_connections;       /* more are closed as they come */
+    const char *host;             /* "127.0.0.1" */
+    int port;                     /* 0: any free one */
+    const char *model_name;       /* the base's id in the API */
+    const char *api_keys_file;    /* one key a line, # comments; NULL: no authentication */
+    const char *adapters_dir;     /* folders here may be loaded by name; NULL: none */
+    const char *tool_call_parser; /* how the model writes tool calls (serve/tool_calls.h); NULL: they stay text */
+    int max_connections;          /* more are closed as they come */
     int drain_seconds;
     int64_t max_body_bytes;
     /* What ends a connection: silence while the server waits for the client; a request, headers and body, that takes longer than this

@@ -170,7 +170,7 @@ static lk_status refuse_list(reader *r, const cJSON *item)
     return lk_api_fail(r->e, 400, item->string, "%s is not supported; use tools", item->string);
 }
 
-/* The tools are shown to the model and what it writes comes back as text: nothing here could enforce a call. */
+/* The tools are shown to the model, and what it writes comes back as text or as calls (tool_calls.h): nothing here could enforce a call. */
 static lk_status take_tool_choice(reader *r, const cJSON *item)
 {
     bool none = cJSON_IsString(item) && !strcmp(item->valuestring, "none");
@@ -178,6 +178,13 @@ static lk_status take_tool_choice(reader *r, const cJSON *item)
         return lk_api_fail(r->e, 400, item->string, "%s: a call cannot be forced: not supported; only \"none\" and \"auto\" are",
                            item->string);
     r->no_tools |= none && !strcmp(item->string, "tool_choice");
+    return LK_OK;
+}
+
+static lk_status take_parallel_calls(reader *r, const cJSON *item)
+{
+    if (!cJSON_IsBool(item)) return lk_api_fail(r->e, 400, item->string, "%s must be true or false", item->string);
+    r->request->one_tool_call = cJSON_IsFalse(item);
     return LK_OK;
 }
 
@@ -296,7 +303,7 @@ static const parameter parameters[] = {
     {"safety_identifier", GEN, .take = ignore},
     {"prompt_cache_key", GEN, .take = ignore},
     {"prompt_cache_retention", GEN, .take = ignore},
-    {"parallel_tool_calls", GEN, .take = ignore},
+    {"parallel_tool_calls", GEN, .take = take_parallel_calls},
     {"request_id", GEN, .take = ignore},
 };
 

@@ -8,7 +8,7 @@
  * Pure functions of bytes (tests/fuzz/fuzz_http_body.c). Nothing that would change the answer is ignored silently: a parameter this
  * server cannot honour, or does not know, is refused by name. null means absent, as OpenAI's clients send it. Ignored on purpose,
  * since they do not touch the answer: user, metadata, store, service_tier, safety_identifier, prompt_cache_key,
- * prompt_cache_retention, parallel_tool_calls, request_id. */
+ * prompt_cache_retention, request_id. */
 #ifndef LK_SERVE_OPENAI_H
 #define LK_SERVE_OPENAI_H
 
@@ -56,6 +56,7 @@ typedef struct lk_openai_request {
     int n_stops;
     bool stream, include_usage;
     bool logprobs;
+    bool one_tool_call; /* parallel_tool_calls false: of the calls the model makes only the first counts */
 } lk_openai_request;
 
 /* On failure *request is empty and *e says which parameter and why (http 400). */

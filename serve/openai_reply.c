@@ -3,7 +3,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *finish_word(lk_finish finish) { return finish == LK_FINISH_LENGTH ? "\"length\"" : finish ? "\"stop\"" : "null"; }
+static const char *finish_word(lk_finish finish, bool called)
+{
+    if (finish == LK_FINISH_NONE) return "null";
+    return finish == LK_FINISH_LENGTH ? "\"length\"" : called ? "\"tool_calls\"" : "\"stop\"";
+}
 
 /* ------------------------------------------------------------------------------------------------ logprobs */
 
@@ -141,6 +145,32 @@ void lk_reply_usage_json(lk_writer *out, const lk_usage *usage)
                      usage->prompt, usage->completion, usage->prompt + usage->completion);
 }
 
+static void call_json(lk_writer *out, const lk_reply_call *call)
+{
+    lk_writer_string(out, "\"id\":");
+    lk_writer_json_string(out, call->id);
+    lk_writer_string(out, ",\"type\":\"function\",\"function\":{\"name\":");
+    lk_writer_json_string(out, call->name);
+    lk_writer_string(out, ",\"arguments\":");
+    lk_writer_json(out, call->arguments, call->size);
+    lk_writer_string(out, "}}");
+}
+
+static void message(lk_writer *out, const lk_reply_choice *c)
+{
+    lk_writer_string(out, "\"message\":{\"role\":\"assistant\",\"content\":");
+    if (c->n_calls && c->size == 0)
+        lk_writer_string(out, "null");
+    else
+        lk_writer_json(out, c->text, c->size);
+    lk_writer_string(out, ",\"refusal\":null");
+    for (int32_t i = 0; i < c->n_calls; i++) {
+        lk_writer_string(out, i ? ",{" : ",\"tool_calls\":[{");
+        call_json(out, &c->calls[i]);
+    }
+    lk_writer_string(out, c->n_calls ? "]}" : "}");
+}
+
 void lk_reply_whole(lk_writer *out, const lk_reply_head *head, const lk_reply_choice *choices, int32_t n, const lk_usage *usage)
 {
     opening(out, head, false);
@@ -148,11 +178,14 @@ void lk_reply_whole(lk_writer *out, const lk_reply_head *head, const lk_reply_ch
         const lk_reply_choice *c = &choices[i];
         bool chat = head->kind == LK_OPENAI_CHAT;
         lk_writer_printf(out, "%s{\"index\":%d,", i ? "," : "", i);
-        lk_writer_string(out, chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
-        lk_writer_json(out, c->text, c->size);
-        if (chat) lk_writer_string(out, ",\"refusal\":null}");
+        if (chat)
+            message(out, c);
+        else {
+            lk_writer_string(out, "\"text\":");
+            lk_writer_json(out, c->text, c->size);
+        }
         logprobs(out, head, c->logprobs, c->n_logprobs);
-        lk_writer_printf(out, ",\"finish_reason\":%s}", finish_word(c->finish));
+        lk_writer_printf(out, ",\"finish_reason\":%s}", finish_word(c->finish, c->n_calls > 0));
     }
     lk_writer_string(out, "],\"usage\":");
     lk_reply_usage_json(out, usage);
@@ -168,9 +201,9 @@ static void event_open(lk_writer *out, const lk_reply_head *head, int32_t choice
     lk_writer_printf(out, "{\"index\":%d,", choice);
 }
 
-static void event_close(lk_writer *out, const lk_reply_head *head, lk_finish finish)
+static void event_close(lk_writer *out, const lk_reply_head *head, lk_finish finish, bool called)
 {
-    lk_writer_printf(out, ",\"finish_reason\":%s}]%s}\n\n", finish_word(finish), head->include_usage ? ",\"usage\":null" : "");
+    lk_writer_printf(out, ",\"finish_reason\":%s}]%s}\n\n", finish_word(finish, called), head->include_usage ? ",\"usage\":null" : "");
 }
 
 void lk_reply_first(lk_writer *out, const lk_reply_head *head, int32_t choice)
@@ -178,7 +211,16 @@ void lk_reply_first(lk_writer *out, const lk_reply_head *head, int32_t choice)
     if (head->kind != LK_OPENAI_CHAT) return;
     event_open(out, head, choice);
     lk_writer_string(out, "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
-    event_close(out, head, LK_FINISH_NONE);
+    event_close(out, head, LK_FINISH_NONE, false);
+}
+
+void lk_reply_call_event(lk_writer *out, const lk_reply_head *head, int32_t choice, int32_t index, const lk_reply_call *call)
+{
+    event_open(out, head, choice);
+    lk_writer_printf(out, "\"delta\":{\"tool_calls\":[{\"index\":%d,", index);
+    call_json(out, call);
+    lk_writer_string(out, "]},\"logprobs\":null");
+    event_close(out, head, LK_FINISH_NONE, false);
 }
 
 /* finish without text says `"delta":{}`, or `"text":""` for completions. */
@@ -194,13 +236,13 @@ static void event(lk_writer *out, const lk_reply_head *head, const lk_piece *pie
         logprobs(out, head, piece->logprobs, piece->n_logprobs);
     else
         lk_writer_string(out, ",\"logprobs\":null");
-    event_close(out, head, finish);
+    event_close(out, head, finish, piece->called);
 }
 
 void lk_reply_piece(lk_writer *out, const lk_reply_head *head, const lk_piece *piece)
 {
     if (piece->size) event(out, head, piece, true, LK_FINISH_NONE);
-    if (piece->finish) event(out, head, piece, false, piece->finish);
+    if (piece->finish || (!piece->size && piece->n_logprobs)) event(out, head, piece, false, piece->finish);
 }
 
 void lk_reply_usage(lk_writer *out, const lk_reply_head *head, const lk_usage *usage)

@@ -19,9 +19,18 @@ typedef struct lk_reply_head {
     const lk_tokenizer *tk;
 } lk_reply_head;
 
+/* A tool call. */
+typedef struct lk_reply_call {
+    char id[32];
+    const char *name, *arguments; /* arguments: JSON text of this size */
+    size_t size;
+} lk_reply_call;
+
 typedef struct lk_reply_choice {
     const char *text;
     size_t size;
+    const lk_reply_call *calls; /* chat */
+    int32_t n_calls;
     const lk_token_logprob *logprobs;
     int64_t n_logprobs;
     lk_finish finish;
@@ -31,7 +40,9 @@ void lk_reply_whole(lk_writer *out, const lk_reply_head *head, const lk_reply_ch
 
 /* The first event of a chat choice: its role. Completions have none. */
 void lk_reply_first(lk_writer *out, const lk_reply_head *head, int32_t choice);
-/* One event for the text, one more for the finish. */
+/* A whole tool call, number `index` of its choice, in one event. */
+void lk_reply_call_event(lk_writer *out, const lk_reply_head *head, int32_t choice, int32_t index, const lk_reply_call *call);
+/* One event for the text, one more for the finish; logprobs without text have one of their own. */
 void lk_reply_piece(lk_writer *out, const lk_reply_head *head, const lk_piece *piece);
 void lk_reply_usage(lk_writer *out, const lk_reply_head *head, const lk_usage *usage);
 void lk_reply_error(lk_writer *out, const lk_api_error *e);

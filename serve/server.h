@@ -20,6 +20,7 @@
 #include "serve/generate.h"
 #include "serve/http.h"
 #include "serve/metrics.h"
+#include "serve/tool_calls.h"
 #include "serve/watch.h"
 
 enum { LK_MAX_HEADERS = 16 };
@@ -28,7 +29,8 @@ struct lk_server {
     lk_place place; /* engine, tokenizer, chat */
     lk_server_options options;
     char *host, *model_name, *adapters_dir; /* copies; options points to them */
-    char fingerprint[24];                   /* "lk-" and 12 digits of the base's digest */
+    lk_tool_format tool_format;
+    char fingerprint[24]; /* "lk-" and 12 digits of the base's digest */
     double started_unix;
     lk_api_keys *keys; /* NULL: open */
     struct MHD_Daemon *daemon;
