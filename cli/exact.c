@@ -42,7 +42,7 @@ static void close_question(question *q)
     if (q->request) lk_request_release(q->request);
     free(q->reference);
     free(q->ids);
-    memset(q, 0, sizeof *q);
+    *q = (question){0};
 }
 
 static lk_status read_answer(asker *a, question *q, lk_error *err)
