@@ -183,6 +183,12 @@ static lk_status check_targets(const lk_config *config, const lk_adapter_spec *s
 static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
 {
     bool any = false;
+    if (config->router_training)
+        return lk_fail(
+            err, LK_ERR_UNSUPPORTED,
+            "config.json sets %s, with which transformers trains a mixture of experts in another way: that is not computed here; "
+            "set it to %s in the base's config.json to train as PEFT does by default",
+            config->router_training, !strcmp(config->router_training, "router_jitter_noise") ? "0" : "false");
     LK_TRY(check_targets(config, spec, err));
     for (int32_t s = 0; s < lk_sites(config); s++) {
         lk_adapter_site *site = &sites[s];

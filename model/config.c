@@ -234,6 +234,14 @@ static lk_status parse_experts(lk_config *c, const lk_family *f, const cJSON *js
     LK_TRY(lk_json_opt_int(json, "num_local_experts", 1, LK_MAX_EXPERTS, &c->experts, where, err));
     LK_TRY(lk_json_opt_int(json, e->count_key, 1, LK_MAX_EXPERTS, &c->experts, where, err));
     LK_TRY(lk_json_opt_int(json, "num_experts_per_tok", 1, LK_MAX_EXPERTS, &c->experts_used, where, err));
+    /* With the first transformers adds router_aux_loss_coef times a loss that balances experts, with the second Mixtral shakes what its
+     * router reads. Both only when training, and both are off in published files. */
+    bool logits = false;
+    double noise = 0, coefficient = 0.001;
+    LK_TRY(lk_json_opt_bool(json, "output_router_logits", &logits, where, err));
+    LK_TRY(lk_json_opt_number(json, "router_aux_loss_coef", 0, 1e6, &coefficient, where, err));
+    LK_TRY(lk_json_opt_number(json, "router_jitter_noise", 0, 1, &noise, where, err));
+    c->router_training = logits && coefficient > 0 ? "output_router_logits" : noise > 0 && e->numbers ? "router_jitter_noise" : NULL;
     if (!e->width_key) return LK_OK;
     /* A file that says nothing means transformers' default, and that is false. */
     bool normalised = false;

@@ -55,10 +55,11 @@ typedef struct lk_config {
     double logit_divisor;            /* logits are divided by it */
     double attention_cap, logit_cap; /* scores and logits x become cap * tanh(x / cap) */
 
-    int64_t experts;      /* 0: one MLP; else a router chooses among so many */
-    int64_t experts_used; /* for each token */
-    bool experts_as_is;   /* the chosen ones' probabilities are not brought to a sum of 1 */
-    bool expert_numbers;  /* in files they are block_sparse_moe.experts.E.{w1,w2,w3} (Mixtral) */
+    int64_t experts;             /* 0: one MLP; else a router chooses among so many */
+    int64_t experts_used;        /* for each token */
+    bool experts_as_is;          /* the chosen ones' probabilities are not brought to a sum of 1 */
+    const char *router_training; /* a field that changes training (a loss for the router, noise), which is not computed; NULL: none */
+    bool expert_numbers;         /* in files they are block_sparse_moe.experts.E.{w1,w2,w3} (Mixtral) */
 
     int32_t bos;             /* -1: none */
     int32_t eos[LK_MAX_EOS]; /* config and generation_config together */

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/sites.h"
+#include "model/adapter.h"
 #include "tests/check.h"
 
 #define BASE "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":100"
@@ -167,9 +167,37 @@ static void test_dense_layers(void **state)
     assert_int_equal(lk_site_find(&c, "model.layers.0.mlp.gate"), lk_site_find(&c, "model.layers.0.block_sparse_moe.gate"));
 }
 
+/* What transformers would train in another way is refused where adapters are made, not where the model is used. */
+static void test_router_training(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *json, *field;
+    } cases[] = {
+        {"{\"model_type\":\"mixtral\"," FOUR "}", NULL},
+        {"{\"model_type\":\"mixtral\",\"output_router_logits\":false,\"router_aux_loss_coef\":0.02," FOUR "}", NULL},
+        {"{\"model_type\":\"mixtral\",\"output_router_logits\":true,\"router_aux_loss_coef\":0," FOUR "}", NULL},
+        {"{\"model_type\":\"mixtral\",\"output_router_logits\":true," FOUR "}", "config.json sets output_router_logits, with which"},
+        {"{\"model_type\":\"mixtral\",\"router_jitter_noise\":0.1," FOUR "}", "config.json sets router_jitter_noise, with which"},
+        {"{\"model_type\":\"qwen3_moe\",\"router_jitter_noise\":0.1," FOUR "}", NULL},
+    };
+    lk_error err = {0};
+    lk_backend *be;
+    CHECK_OK(lk_backend_open(&be, &(lk_backend_options){.device = "cpu", .threads = 1, .compute = LK_F32}, &err), &err);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lk_config c = parse(cases[i].json);
+        lk_adapter_spec spec = {.rank = 2, .alpha = 2, .targets = {[LK_Q] = true}};
+        lk_adapter_sizes sizes;
+        if (cases[i].field)
+            CHECK_FAILS(lk_adapter_sizes_of(&sizes, be, &c, &spec, &err), LK_ERR_UNSUPPORTED, cases[i].field, &err);
+        else
+            CHECK_OK(lk_adapter_sizes_of(&sizes, be, &c, &spec, &err), &err);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals), cmocka_unit_test(test_silence), cmocka_unit_test(test_fields),
-                                       cmocka_unit_test(test_dense_layers)};
+                                       cmocka_unit_test(test_dense_layers), cmocka_unit_test(test_router_training)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
