@@ -54,18 +54,27 @@ typedef struct product {
     bool y_f32;
 } product;
 
-/* value + bias + residual into y. */
+LK_DEVICE float residual_at(const product &p, int32_t token, int32_t row)
+{
+    int64_t at = token * p.ldr + row;
+    return p.y_f32 ? ((const float *)p.residual)[at] : lk_bf16_float(((const lk_bf16 *)p.residual)[at]);
+}
+
+/* value + bias + residual into y, of which bias and residual count where there are some. */
+LK_DEVICE void finish_with(const product &p, int32_t token, int32_t row, float value, float bias, float residual)
+{
+    if (p.bias) value = lk_add_rn(value, bias);
+    if (p.residual) value = lk_add_rn(value, residual);
+    int64_t at = token * p.ldy + row;
+    if (p.y_f32)
+        ((float *)p.y)[at] = value;
+    else
+        ((lk_bf16 *)p.y)[at] = lk_float_bf16(value);
+}
+
 LK_DEVICE void finish(const product &p, int32_t token, int32_t row, float value)
 {
-    if (p.bias) value = lk_add_rn(value, p.bias[row]);
-    int64_t at = token * p.ldy + row, from = token * p.ldr + row;
-    if (p.y_f32) {
-        if (p.residual) value = lk_add_rn(value, ((const float *)p.residual)[from]);
-        ((float *)p.y)[at] = value;
-    } else {
-        if (p.residual) value = lk_add_rn(value, lk_bf16_float(((const lk_bf16 *)p.residual)[from]));
-        ((lk_bf16 *)p.y)[at] = lk_float_bf16(value);
-    }
+    finish_with(p, token, row, value, p.bias ? p.bias[row] : 0.0f, p.residual ? residual_at(p, token, row) : 0.0f);
 }
 
 /* The 16 bytes `chunk` (of 8) of depth `depth` of a token into a row of 128 bytes; zeros where there is none. */
@@ -231,20 +240,49 @@ template <int RT, int NT> LK_DEVICE void join_piece(float4 *totals, float sum[RT
     }
 }
 
+/* The residual at 16 places of which a lane writes those that are inside, all on their way before the first is wanted. */
+LK_DEVICE void read_residual(float out[16], const product &p, const int32_t row[2], const int32_t token[8])
+{
+    LK_UNROLL
+    for (int i = 0; i < 16; i++) out[i] = 0.0f;
+    if (!p.residual) return;
+    int64_t at[16];
+    LK_UNROLL
+    for (int i = 0; i < 16; i++) at[i] = min(token[i / 4 * 2 + i % 2], p.tokens - 1) * p.ldr + min(row[i % 4 / 2], p.n - 1);
+    if (p.y_f32) LK_UNROLL
+    for (int i = 0; i < 16; i++) out[i] = ((const float *)p.residual)[at[i]];
+    else LK_UNROLL for (int i = 0; i < 16; i++) out[i] = lk_bf16_float(((const lk_bf16 *)p.residual)[at[i]]);
+}
+
 /* A warp's tiles are `apart` from each other. */
 template <int RT, int NT>
 LK_DEVICE void write_sums(const float sum[RT][NT][4], const product &p, int32_t tile, int32_t apart, int32_t token0, int lane)
 {
+    static_assert(NT % 2 == 0, "tiles of 8 tokens go by four, or by two");
+    constexpr int BY = NT % 4 ? 2 : 4;
     LK_UNROLL
     for (int r = 0; r < RT; r++) LK_UNROLL
-    for (int t = 0; t < NT; t++) LK_UNROLL
-    for (int i = 0; i < 4; i++) {
-        int32_t row = (tile + r * apart) * 16 + lane / 4 + 8 * (i / 2), token = token0 + t * 8 + 2 * (lane % 4) + i % 2;
-        if (row >= p.n || token >= p.tokens) continue;
-        if (p.partials)
-            p.partials[((int64_t)blockIdx.z * p.tokens + token) * p.n + row] = sum[r][t][i];
-        else
-            finish(p, token, row, sum[r][t][i]);
+    for (int t0 = 0; t0 < NT; t0 += BY) {
+        int32_t row[2], token[8];
+        float residual[16], bias[2] = {0.0f, 0.0f};
+        LK_UNROLL
+        for (int half = 0; half < 2; half++) {
+            row[half] = (tile + r * apart) * 16 + lane / 4 + 8 * half;
+            if (p.bias) bias[half] = p.bias[min(row[half], p.n - 1)];
+        }
+        LK_UNROLL
+        for (int i = 0; i < 8; i++) token[i] = token0 + (t0 + i / 2) * 8 + 2 * (lane % 4) + i % 2;
+        if (!p.partials) read_residual(residual, p, row, token);
+        LK_UNROLL
+        for (int i = 0; i < BY * 4; i++) {
+            int32_t to_row = row[i % 4 / 2], to_token = token[i / 4 * 2 + i % 2];
+            if (to_row >= p.n || to_token >= p.tokens) continue;
+            float value = sum[r][t0 + i / 4][i % 4];
+            if (p.partials)
+                p.partials[((int64_t)blockIdx.z * p.tokens + to_token) * p.n + to_row] = value;
+            else
+                finish_with(p, to_token, to_row, value, bias[i % 4 / 2], residual[i]);
+        }
     }
 }
 
