@@ -28,11 +28,12 @@ BUILT_IN = [
     families.case("smollm3", "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=5, tie_word_embeddings=True, rope_theta=2000000.0),
 ]
 REFUSED = {"llama_dynamic": "dynamic RoPE", "llama_yarn": "YaRN", "gemma2": "scales the attention", "gemma3": "another kind of attention",
-           "gemma3_new": "scales the attention", "smollm3": "another kind of attention", "qwen3_moe_as_is": "norm_topk_prob"}
+           "gemma3_new": "scales the attention", "smollm3": "another kind of attention", "qwen3_moe_as_is": "norm_topk_prob",
+           "qwen3_moe_dense": "gives every layer", "qwen3_moe_step": "norm_topk_prob", "gemma3_whole": "scales the attention"}
 
 
 def ids_for(config, n=40):
-    return [(i * 37 + 5) % config["vocab_size"] for i in range(n)]
+    return [(i * 37 + 5) % config.get("text_config", config)["vocab_size"] for i in range(n)]
 
 
 def ours(lorikeet, base, ids, adapter=None):

@@ -1,9 +1,10 @@
 /* Any bytes as a GGUF file: an error, or keys and tensors that lie inside the file, all of which can be read and decoded; and then
- * a configuration and a tokenizer, or an error. */
+ * a configuration, which can be said in a config.json or not, and a tokenizer, or an error. */
 #include <stdlib.h>
 
 #include "data/gguf.h"
 #include "data/gguf_tokenizer.h"
+#include "model/config_write.h"
 #include "model/gguf_config.h"
 #include "tests/fuzz/seeds.h"
 
@@ -82,7 +83,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     lk_config config;
     lk_tokenizer *tk;
-    if (!lk_gguf_read_config(&config, g, &err)) sum += (double)config.layers;
+    cJSON *json;
+    if (!lk_gguf_read_config(&config, g, &err) && !lk_config_json(&json, &config, "fuzz", &err)) cJSON_Delete(json);
     if (!lk_gguf_open_tokenizer(&tk, g, &err)) {
         sum += lk_tokenizer_size(tk);
         lk_tokenizer_close(tk);
