@@ -65,6 +65,7 @@ typedef struct lk_ops {
                               const lk_dropout *dropout);
     int64_t (*row_gap)(const lk_backend *be, int64_t rank);
 
+    lk_status (*drop)(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout);
     lk_status (*add_columns)(lk_backend *be, float *sums, const lk_tensor *x, float by);
     lk_status (*weight_gradient)(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
     lk_status (*embed_backward)(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);

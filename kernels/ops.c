@@ -193,6 +193,17 @@ static lk_status check_lora_forward(lk_backend *be, const char *op, const lk_bat
     return check_lora(be, op, batch, site, h, dropout);
 }
 
+lk_status lk_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout)
+{
+    NEED(drop);
+    if (!x || !dropout || !(dropout->p > 0.0f && dropout->p < 1.0f)) return bad(be, "drop", "no x, or dropout outside (0,1)");
+    LK_TRY(check(be, "drop", "x", x, false, x->rows, x->cols));
+    LK_TRY(check(be, "drop", "y", y, false, x->rows, x->cols));
+    return be->ops->drop(be, y, x, site, dropout);
+}
+
+bool lk_backend_drops(const lk_backend *be) { return be->ops->drop != NULL; }
+
 lk_status lk_lora_forward(lk_backend *be, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
                           const lk_dropout *dropout)
 {

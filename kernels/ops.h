@@ -295,6 +295,10 @@ typedef struct lk_dropout {
     uint64_t counter; /* differs for every micro-batch of every step */
 } lk_dropout;
 
+/* y[T,K] = drop(x), for what reads the dropped input itself; y may be x. dropout must drop something. */
+lk_status lk_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout);
+bool lk_backend_drops(const lk_backend *be);
+
 /* h[T,Rmax] = drop(x)[T,K] * A^T, columns beyond a segment's rank untouched;  y[T,N] += scale * h * B^T.  Rows of segments without
  * adapter (or rank 0 at this site) are left alone. h F32 with at least the largest rank of columns; kept for backward.
  * dropout may be NULL. */

@@ -51,24 +51,81 @@ static lk_status products(const lk_model *model, const lk_batch *batch, int32_t 
     return LK_OK;
 }
 
+static lk_tensor room(const lk_tensor *spare, int64_t rows, int64_t cols)
+{
+    return (lk_tensor){spare->data, spare->type, rows, cols, cols};
+}
+
+/* Of a site with a gain, in training with dropout: one adapter has all rows. */
+static bool drops_gained(const lk_batch *batch, int32_t site, const lk_dropout *dropout)
+{
+    const lk_lora *l = batch->n_segments == 1 ? entry_of(batch, site, 0) : NULL;
+    return l && l->gain && dropout && dropout->p > 0.0f;
+}
+
+/* y = g (W drop(x) + s B A drop(x)) + bias - W drop(x) + W x + residual. */
+static lk_status dropped_linear(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
+                                const lk_tensor *residual, const lk_tensor *h, const lk_tensor *spare, const lk_dropout *dropout)
+{
+    lk_backend *be = model->be;
+    const lk_weight *weight = &model->weights[site];
+    const lk_lora *l = entry_of(batch, site, 0);
+    if (!spare) return LK_ERR_INTERNAL; /* the pass was made for a DoRA without dropout */
+    lk_tensor dropped = room(&spare[0], x->rows, x->cols), product = room(&spare[1], y->rows, y->cols);
+    LK_TRY(lk_drop(be, &dropped, x, site, dropout));
+    LK_TRY(lk_linear(be, &product, &dropped, weight->w, NULL, NULL));
+    LK_TRY(lk_scale(be, y, &product, 1.0f));
+    LK_TRY(lk_lora_forward(be, batch, site, y, &dropped, h, NULL));
+    LK_TRY(lk_gain(be, y, l->gain, l->bias ? l->bias : weight->bias, NULL));
+    LK_TRY(lk_scale(be, &product, &product, -1.0f));
+    LK_TRY(lk_add(be, y, &product));
+    LK_TRY(lk_linear(be, &product, x, weight->w, NULL, residual));
+    return lk_add(be, y, &product);
+}
+
+/* The other way. What comes to the dropped input goes through the dropout once more; dx NULL: not wanted. */
+static lk_status dropped_backward(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
+                                  const lk_tensor *x, const lk_tensor *h, const lk_tensor *spare, bool accumulate,
+                                  const lk_dropout *dropout)
+{
+    lk_backend *be = model->be;
+    const lk_matrix *w = model->weights[site].w;
+    const lk_lora *l = entry_of(batch, site, 0);
+    lk_tensor y = room(&spare[0], dy->rows, dy->cols), dropped = room(&spare[1], x->rows, x->cols),
+              back = room(&spare[2], x->rows, x->cols);
+    LK_TRY(lk_drop(be, &dropped, x, site, dropout));
+    LK_TRY(lk_linear(be, &y, &dropped, w, NULL, NULL));
+    LK_TRY(lk_lora_forward(be, batch, site, &y, &dropped, h, NULL));
+    LK_TRY(lk_gain_backward(be, &y, dy, l->gain, l->dm, l->inverse_norm));
+    LK_TRY(lk_linear_lora_backward(be, batch, site, dx ? &back : NULL, &y, w, &dropped, h, false, NULL));
+    if (!dx) return LK_OK;
+    LK_TRY(lk_linear_backward(be, &dropped, dy, w, false));
+    LK_TRY(accumulate ? lk_add(be, dx, &dropped) : lk_scale(be, dx, &dropped, 1.0f));
+    LK_TRY(lk_scale(be, &dropped, &dropped, -1.0f));
+    LK_TRY(lk_add(be, &back, &dropped));
+    LK_TRY(lk_drop(be, &back, &back, site, dropout));
+    return lk_add(be, dx, &back);
+}
+
 lk_status lk_adapted_linear(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
-                            const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout)
+                            const lk_tensor *residual, const lk_tensor *h, const lk_tensor *spare, const lk_dropout *dropout)
 {
     const lk_weight *weight = &model->weights[site];
     if (!batch->n_segments) return lk_linear(model->be, y, x, weight->w, weight->bias, residual);
     if (is_plain(batch, site)) return lk_linear_lora(model->be, batch, site, y, x, weight->w, weight->bias, residual, h, dropout);
+    if (drops_gained(batch, site, dropout)) return dropped_linear(model, batch, site, y, x, residual, h, spare, dropout);
     LK_TRY(products(model, batch, site, y, x, residual));
     LK_TRY(lk_lora_forward(model->be, batch, site, y, x, h, dropout));
     return lk_lora_gain(model->be, batch, site, y, weight->bias, residual);
 }
 
 lk_status lk_adapted_parts(const lk_model *model, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
-                           const lk_dropout *dropout)
+                           const lk_tensor *spare, const lk_dropout *dropout)
 {
     bool plain = true;
     for (int i = 0; i < n && plain; i++) plain = is_plain(batch, parts[i].site);
     if (plain) return lk_linear_parts(model->be, batch, parts, n, x, dropout);
-    for (int i = 0; i < n; i++) LK_TRY(lk_adapted_linear(model, batch, parts[i].site, &parts[i].y, x, NULL, &parts[i].h, dropout));
+    for (int i = 0; i < n; i++) LK_TRY(lk_adapted_linear(model, batch, parts[i].site, &parts[i].y, x, NULL, &parts[i].h, spare, dropout));
     return LK_OK;
 }
 
@@ -98,7 +155,8 @@ lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int3
         gains = gains || (l && l->gain);
     }
     if (!gains) return lk_linear_lora_backward(be, batch, site, dx, dy, w, x, h, accumulate, dropout);
-    lk_tensor y = (lk_tensor){spare->data, spare->type, dy->rows, dy->cols, dy->cols};
+    if (drops_gained(batch, site, dropout)) return dropped_backward(model, batch, site, dx, dy, x, h, spare, accumulate, dropout);
+    lk_tensor y = room(spare, dy->rows, dy->cols);
     LK_TRY(lk_linear(be, &y, x, w, NULL, NULL));
     LK_TRY(lk_lora_forward(be, batch, site, &y, x, h, dropout));
     for (int64_t i = 0; i < batch->n_segments; i++) {

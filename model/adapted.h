@@ -10,13 +10,17 @@
 /* No adapter of the batch is more than factors: which operations a step takes then follows from its shapes alone. */
 bool lk_adapted_plain(const lk_batch *batch);
 
+/* A DoRA that trains with dropout is PEFT's: W x + (g - 1) W drop(x) + g s B A drop(x), g = m / norm. It reads its input whole and dropped
+ * and works in spare[0..LK_ADAPTED_SPARE), act [T, widest] each; elsewhere spare may be NULL. */
+enum { LK_ADAPTED_SPARE = 3 };
+
 /* lk_linear_lora of a site. */
 lk_status lk_adapted_linear(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *y, const lk_tensor *x,
-                            const lk_tensor *residual, const lk_tensor *h, const lk_dropout *dropout);
+                            const lk_tensor *residual, const lk_tensor *h, const lk_tensor *spare, const lk_dropout *dropout);
 /* lk_linear_parts: layers that read the same x. */
 lk_status lk_adapted_parts(const lk_model *model, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
-                           const lk_dropout *dropout);
-/* lk_linear_lora_backward. spare [T, at least N]: for DoRA's output before its gain, which is computed again. */
+                           const lk_tensor *spare, const lk_dropout *dropout);
+/* lk_linear_lora_backward. spare[0] is for a DoRA's output before its gain, which is computed again. */
 lk_status lk_adapted_backward(const lk_model *model, const lk_batch *batch, int32_t site, const lk_tensor *dx, const lk_tensor *dy,
                               const lk_tensor *x, const lk_tensor *h, const lk_tensor *spare, bool accumulate, const lk_dropout *dropout);
 

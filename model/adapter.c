@@ -223,7 +223,9 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
 static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, lk_error *err)
 {
     bool pissa = spec->init == LK_INIT_PISSA;
-    if (spec->use_dora && spec->dropout > 0) return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is trained without dropout; set dropout to 0");
+    if (spec->use_dora && spec->dropout > 0 && !lk_backend_drops(be))
+        return lk_fail(err, LK_ERR_UNSUPPORTED, "a DoRA is not trained with dropout on %s; set dropout to 0, or use --device cpu",
+                       lk_backend_name(be));
     if (spec->n_parameters && (spec->use_dora || pissa || spec->dropout > 0))
         return lk_fail(err, LK_ERR_UNSUPPORTED, "target_parameters together with %s is not supported (nor by PEFT)",
                        spec->use_dora ? "dora"
@@ -262,7 +264,8 @@ lk_status lk_adapter_sizes_of(lk_adapter_sizes *sizes, const lk_backend *be, con
     if (!a.sites) return lk_fail(err, LK_ERR_MEMORY, "no memory for %d adapter sites", a.n_sites);
     lk_status status = lay_out(&a, config, spec, err);
     if (!status) {
-        *sizes = (lk_adapter_sizes){.n_params = a.n_params, .max_rank = a.max_rank, .gains = spec->use_dora};
+        *sizes = (lk_adapter_sizes){
+            .n_params = a.n_params, .max_rank = a.max_rank, .gains = spec->use_dora, .dropped = spec->use_dora && spec->dropout > 0};
         sizes->head = a.whole.head || a.whole.head_factors.rank || (a.whole.n_tokens && config->tied);
         sizes->n_trainable = lk_adapter_whole_trainable(&a.whole, a.sites, config);
         for (int32_t s = 0; s < a.n_sites; s++)

@@ -130,6 +130,7 @@ typedef struct lk_adapter_sizes {
     size_t derived; /* bytes that lk_adapter_create takes from this backend beside the parameters */
     size_t scratch; /* and of its scratch, which the pass uses too: the larger of the two counts */
     bool gains;     /* a DoRA */
+    bool dropped;   /* with dropout */
     bool head;      /* the head is trained, or has factors */
 } lk_adapter_sizes;
 lk_status lk_adapter_sizes_of(lk_adapter_sizes *sizes, const lk_backend *be, const lk_config *config, const lk_adapter_spec *spec,

@@ -32,7 +32,7 @@ static const float *norm_of(const lk_block_context *c, int64_t layer, lk_norm no
 static lk_status linear(const lk_block_context *c, int64_t layer, lk_module m, const lk_tensor *y, const lk_tensor *x, const lk_tensor *h,
                         const lk_tensor *residual)
 {
-    return lk_adapted_linear(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), y, x, residual, h, c->dropout);
+    return lk_adapted_linear(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), y, x, residual, h, c->spare, c->dropout);
 }
 
 /* The same for layers that share their input. */
@@ -45,7 +45,7 @@ static lk_status linears(const lk_block_context *c, int64_t layer, const lk_bloc
         const lk_weight *weight = &c->model->weights[site];
         parts[i] = (lk_part){.w = weight->w, .bias = weight->bias, .site = site, .y = *y[i], .h = b->h[modules[i]]};
     }
-    return lk_adapted_parts(c->model, c->batch, parts, n, x, c->dropout);
+    return lk_adapted_parts(c->model, c->batch, parts, n, x, c->spare, c->dropout);
 }
 
 static lk_status query_key_value(const lk_block_context *c, int64_t layer, const lk_block *b, const lk_tensor *x)
@@ -206,7 +206,7 @@ lk_status lk_block_forward(const lk_block_context *c, int64_t layer, const lk_bl
 static lk_status linear_backward(const lk_block_context *c, int64_t layer, lk_module m, const lk_block_grads *g, const lk_tensor *dx,
                                  const lk_tensor *dy, const lk_tensor *x, const lk_tensor *h, bool accumulate)
 {
-    return lk_adapted_backward(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), dx, dy, x, h, &g->spare, accumulate, c->dropout);
+    return lk_adapted_backward(c->model, c->batch, lk_site_of(config_of(c), layer, m, -1), dx, dy, x, h, g->spare, accumulate, c->dropout);
 }
 
 bool lk_block_has_branch(const lk_config *c) { return c->norms != LK_NORMS_BEFORE || c->residual_scale != 0.0; }

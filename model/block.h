@@ -6,6 +6,7 @@
 #ifndef LK_MODEL_BLOCK_H
 #define LK_MODEL_BLOCK_H
 
+#include "model/adapted.h"
 #include "model/experts.h"
 #include "model/model.h"
 #include "model/positions.h"
@@ -45,6 +46,7 @@ typedef struct lk_block_context {
     const lk_batch *batch;
     const lk_positions *positions;
     const lk_dropout *dropout; /* NULL: none */
+    const lk_tensor *spare;    /* [LK_ADAPTED_SPARE] where a DoRA trains with dropout, or NULL */
     lk_kv *kv;
     lk_routing *routing;            /* where there are experts */
     const lk_expert_groups *groups; /* as lk_experts_call */
@@ -61,8 +63,8 @@ typedef struct lk_block_grads {
     lk_tensor dnormed; /* [T,C] */
     lk_experts_grads experts;
     lk_tensor dbranch; /* [T,C] where something stands between the last layer of attention or MLP and the residual; else no data */
-    lk_tensor spare;   /* [T, widest] where a DoRA adapter trains; else no data */
-    int64_t gap;       /* elements behind each row of wide beyond its widest use */
+    lk_tensor spare[LK_ADAPTED_SPARE]; /* [T, widest]: the first where a DoRA trains, all where with dropout; else no data */
+    int64_t gap;                       /* elements behind each row of wide beyond its widest use */
 } lk_block_grads;
 
 /* Does a family have anything there? */

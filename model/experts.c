@@ -125,7 +125,7 @@ static lk_status linear(const turn *t, const lk_experts_block *b, int part, cons
     const lk_model *model = t->call->model;
     int32_t site = lk_site_of(&model->config, t->call->layer, modules[part], t->expert);
     lk_tensor ye = slots_of(t, y), xe = slots_of(t, x), h = slots_of(t, &b->h[part]);
-    return lk_adapted_linear(model, &t->batch, site, &ye, &xe, NULL, &h, t->call->dropout);
+    return lk_adapted_linear(model, &t->batch, site, &ye, &xe, NULL, &h, NULL, t->call->dropout);
 }
 
 static lk_status linear_backward(const turn *t, const lk_experts_block *b, int part, const lk_tensor *dx, const lk_tensor *dy,
@@ -189,7 +189,7 @@ lk_status lk_experts_forward(const lk_experts_call *call, const lk_experts_block
     const lk_experts *groups = lk_expert_groups_at(call->groups, call->layer);
     turn t;
     int32_t router = lk_site_of(config, call->layer, LK_ROUTER, -1);
-    LK_TRY(lk_adapted_linear(call->model, call->batch, router, &b->logits, x, NULL, &b->h_router, call->dropout));
+    LK_TRY(lk_adapted_linear(call->model, call->batch, router, &b->logits, x, NULL, &b->h_router, NULL, call->dropout));
     LK_TRY(lk_moe_route(be, b->ids, &b->weights, &b->logits, !config->experts_as_is));
     if (groups) return grouped(call, groups, b, out, x, residual);
     LK_TRY(place(call, b->ids, x->rows));

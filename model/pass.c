@@ -119,7 +119,8 @@ static void carve(lk_pass *p, lk_carve *c, const lk_config *m, lk_dtype act, lk_
             p->grads.dv = lk_carve_gapped(c, act, T, kv, p->gap);
         }
         if (lk_block_has_branch(m)) p->grads.dbranch = lk_carve_gapped(c, act, T, m->hidden, p->gap);
-        if (o->gains) p->grads.spare = lk_carve_tensor(c, act, T, lk_config_widest(m));
+        for (int i = 0; i < LK_ADAPTED_SPARE && o->gains && (i == 0 || o->dropped_gains); i++)
+            p->grads.spare[i] = lk_carve_tensor(c, act, T, lk_config_widest(m));
         p->grads.gap = p->gap;
         p->grads.dnormed = lk_carve_tensor(c, act, T, m->hidden);
     }
@@ -340,7 +341,7 @@ static lk_status backward(lk_pass *p, const lk_block_context *c, const lk_tensor
     int64_t T = c->batch->n_tokens;
     bool embedding = lk_adapted_trains_embedding(c->batch);
     lk_block_grads g = p->grads;
-    lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch, &g.spare};
+    lk_tensor *all[] = {&g.wide[0], &g.wide[1], &g.dk, &g.dv, &g.dnormed, &g.dbranch, &g.spare[0], &g.spare[1], &g.spare[2]};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i]->data) *all[i] = front(all[i], T);
     lk_experts_grads *e = &g.experts;
@@ -397,7 +398,8 @@ lk_status lk_pass_gradient(lk_pass *p, const lk_batch *batch, const int32_t *lab
                           .batch = batch,
                           .positions = &p->positions,
                           .routing = &p->routing,
-                          .dropout = dropout && dropout->p > 0 ? dropout : NULL};
+                          .dropout = dropout && dropout->p > 0 ? dropout : NULL,
+                          .spare = p->options.dropped_gains ? p->grads.spare : NULL};
     lk_status status = gradient(p, &c, labels, grad_scale, nll);
     return status ? abandon(p, status, err) : LK_OK;
 }

@@ -31,6 +31,7 @@ typedef struct lk_pass_options {
     bool offload;        /* training: those inputs wait in host memory, copied beside the computing, instead of on the device */
     bool training;       /* false: lk_pass_loss only */
     bool gains;          /* training: the adapter is a DoRA */
+    bool dropped_gains;  /* and takes dropout */
     bool head;           /* the head is trained, or an adapter has factors on it */
 } lk_pass_options;
 

@@ -61,6 +61,7 @@ static void add_site(collecting *c, const lk_adapter *a, int32_t s)
     if (!site->rank) return;
     add(c, path, "lora_A.weight", site->a, site->rank * site->k, 0, 0.2f);
     add(c, path, "lora_B.weight", site->b, site->rank * site->n, 0, 0.15f);
+    if (site->dora) add(c, path, "lora_magnitude_vector.weight", site->m, site->n, 1, 0.05f);
     if (site->trains_lora_bias) add(c, path, "lora_B.bias", site->lora_bias_at, site->n, 0, 0.15f);
 }
 

@@ -142,6 +142,7 @@ static lk_status make_terms(lk_plan *plan, const lk_plan_request *r, int64_t kep
                                .offload = r->offload,
                                .training = true,
                                .gains = adapter.gains,
+                               .dropped_gains = adapter.dropped,
                                .head = adapter.head};
     lk_pass_plan_bytes(r->be, c, &options, &pass);
     bool nf4 = r->quant == LK_QUANT_NF4 || r->facts->prequantized;

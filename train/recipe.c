@@ -362,8 +362,6 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
         (lk_adapter_pattern){.pattern = item->string, .alpha = item->valuedouble};
     LK_TRY(read_choice(r, a, err));
     LK_TRY(read_whole(r, a, err));
-    if (s->use_dora && s->dropout > 0)
-        return lk_fail(err, LK_ERR_ARGUMENT, "%s: adapter.dora: a DoRA is trained without dropout; set adapter.dropout to 0", where);
     return LK_OK;
 }
 

@@ -34,6 +34,7 @@ static lk_status take_memory(lk_trainer *t, lk_error *err)
                             .offload = t->options.offload,
                             .training = true,
                             .gains = is_dora(t->adapter),
+                            .dropped_gains = is_dora(t->adapter) && t->options.dropout > 0,
                             .head = t->has_tables && trains_head(&t->tables)};
     return lk_pass_create(&t->pass, t->model, &pass, err);
 }

@@ -304,3 +304,35 @@ lk_status lk_cpu_lora_backward(lk_backend *be, const lk_batch *batch, int32_t si
     lk_pool_run(pool, pieces(dy->cols, OWNED) + pieces(x->cols, OWNED), 1, factor_gradients, &a);
     return LK_OK;
 }
+
+/* ---------------------------------------------------------------------------------------------- the dropped input */
+
+typedef struct drop_args {
+    const lk_tensor *y, *x;
+    const lk_dropout *dropout;
+    int32_t site;
+    lk_cpu_tier tier;
+} drop_args;
+
+static void drop_rows(void *context, int64_t begin, int64_t end, int thread)
+{
+    const drop_args *a = context;
+    float factors[COLUMNS];
+    (void)thread;
+    for (int64_t t = begin; t < end; t++)
+        for (int64_t k = 0; k < a->x->cols; k += COLUMNS) {
+            int64_t n = smaller(COLUMNS, a->x->cols - k);
+            const float *x = lk_row_of(a->x, t) + k;
+            float *y = lk_row_of(a->y, t) + k;
+            lk_dropout_factors(factors, a->tier, a->dropout, a->site, t, a->x->cols, k, n);
+            for (int64_t i = 0; i < n; i++) y[i] = x[i] * factors[i];
+        }
+}
+
+lk_status lk_cpu_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout)
+{
+    const lk_cpu *cpu = lk_cpu_of(be);
+    drop_args args = {y, x, dropout, site, cpu->tier};
+    lk_pool_run(cpu->pool, x->rows, lk_cpu_grain(x->cols), drop_rows, &args);
+    return LK_OK;
+}

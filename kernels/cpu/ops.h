@@ -45,6 +45,7 @@ lk_status lk_cpu_adamw8(lk_backend *be, float *p, const float *g, uint8_t *m8, u
                         const lk_adamw_step *step);
 lk_status lk_cpu_sum_squares(lk_backend *be, double *out, const float *x, int64_t n);
 
+lk_status lk_cpu_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout);
 lk_status lk_cpu_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by);
 lk_status lk_cpu_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
 lk_status lk_cpu_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);

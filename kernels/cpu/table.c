@@ -44,6 +44,7 @@ const lk_ops lk_cpu_ops = {
     .embed = lk_cpu_embed,
     .lora_forward = lk_cpu_lora_forward,
     .lora_backward = lk_cpu_lora_backward,
+    .drop = lk_cpu_drop,
     .add_columns = lk_cpu_add_columns,
     .weight_gradient = lk_cpu_weight_gradient,
     .embed_backward = lk_cpu_embed_backward,

@@ -314,6 +314,7 @@ static void test_refused(void **state)
         {{"adapter.modules_to_save=[\"lm_head\"]"}, "modules_to_save: not trained on cuda", LK_ERR_UNSUPPORTED},
         {{"adapter.targets=[\"q_proj\",\"lm_head\"]"}, "factors on embed_tokens and lm_head: not trained on cuda", LK_ERR_UNSUPPORTED},
         {{"adapter.trainable_token_indices=[5]"}, "trainable_token_indices: not trained on cuda", LK_ERR_UNSUPPORTED},
+        {{"adapter.dora=true", "adapter.dropout=0.1"}, "a DoRA is not trained with dropout on cuda", LK_ERR_UNSUPPORTED},
         {{"adapter.init=pissa", "optim.weight_decay=0.1"}, "pissa with optim.weight_decay is not trained on cuda", LK_ERR_ARGUMENT}};
     char *folder = check_temporary("cuda_refused");
     const char *recipe = write_recipe(folder);

@@ -18,11 +18,12 @@ import pathlib
 import shutil
 import tempfile
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
 import make_families
-from golden import HERE, MODELS, adapter_key, load_fp32, load_nf4_as_fp32, nll, random_ids, save
+from golden import HERE, LINEARS, MODELS, adapter_key, load_fp32, load_nf4_as_fp32, nll, random_ids, save
 
 QV = ["q_proj", "v_proj"]
 OPTIONS = [
@@ -45,6 +46,8 @@ OPTIONS = [
 ]
 PISSA = [("pissa", dict(r=2, lora_alpha=3, target_modules=QV)),
          ("pissa_dora", dict(r=3, lora_alpha=4, use_dora=True, target_modules=["q_proj", "o_proj", "down_proj"]))]
+DROPPED = [("dropped_dora", dict(r=3, lora_alpha=5, use_dora=True, target_modules=["q_proj", "k_proj", "o_proj", "down_proj"])),
+           ("dropped_head", dict(r=3, lora_alpha=5, target_modules=["v_proj", "lm_head"]))]
 STEPS, MICRO, LENGTH = 4, 2, 24
 LR, DECAY = 1e-2, 0.1
 
@@ -122,6 +125,7 @@ def run_steps(name, model, params, ids, labels, out):
         count = int((labels[step, :, 1:] != -100).sum())
         loss = 0.0
         for m in range(MICRO):
+            OurDropout.counter = step << 20 | m
             total, _ = total_loss(model, ids[step, m], labels[step, m])
             (total / count).backward()
             loss += float(total) / count
@@ -129,6 +133,7 @@ def run_steps(name, model, params, ids, labels, out):
         norms.append(float(torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)))
         optimiser.step()
         optimiser.zero_grad()
+    model.eval()
     with torch.no_grad():
         out[f"{name}.logits"] = model(input_ids=ids[STEPS, 0][None], use_cache=False).logits[0]
     out[f"{name}.ids"], out[f"{name}.labels"] = ids, labels
@@ -142,6 +147,62 @@ def make_pissa(name, options, seed, out):
     model = get_peft_model(load_fp32(MODELS / "llama-tiny"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa", **options)).eval()
     ids, labels = batches(model.config.vocab_size, seed)
     run_steps(name, model, trainable(model), ids, labels, out)
+
+
+def philox_uniform(key, hi, lo):
+    """Words of Philox4x32-10 for counters lo [n] (uint64), as numbers in [0,1): [n, 4] (kernels/philox.h)."""
+    mask, c = np.uint64(0xFFFFFFFF), [lo & np.uint64(0xFFFFFFFF), lo >> np.uint64(32), np.full_like(lo, hi & 0xFFFFFFFF), np.full_like(lo, hi >> 32)]
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(p1 >> np.uint64(32)) ^ c[1] ^ np.uint64(k0), p1 & mask, (p0 >> np.uint64(32)) ^ c[3] ^ np.uint64(k1), p0 & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return (np.stack(c, 1) >> np.uint64(8)).astype(np.float32) / np.float32(1 << 24)
+
+
+def philox_key(seed, stream):
+    m = (1 << 64) - 1
+    z = (seed + 0x9E3779B97F4A7C15 * (stream + 1)) & m
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & m
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & m
+    z ^= z >> 31
+    return z & 0xFFFFFFFF, z >> 32
+
+
+class OurDropout(torch.nn.Module):
+    """The program's mask (lk_dropout of kernels/ops.h) in the place of torch's."""
+
+    counter = 0
+
+    def __init__(self, site, p):
+        super().__init__()
+        self.site, self.p = site, p
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        rows, width = x.shape[-2:]
+        along = (width + 3) // 4
+        lo = np.uint64(self.site << 44) | np.arange(rows * along, dtype=np.uint64)
+        u = philox_uniform(philox_key(0, 3), OurDropout.counter, lo).reshape(rows, 4 * along)[:, :width]
+        return x * torch.from_numpy((u >= np.float32(self.p)).astype(np.float32) / np.float32(1 - np.float32(self.p)))
+
+
+def make_dropped(name, options, seed, out):
+    """Training with dropout, the masks ours."""
+    torch.manual_seed(seed)
+    model = get_peft_model(base_model("llama-tiny"), LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.25, **options)).train()
+    for path, m in model.named_modules():
+        if hasattr(m, "lora_dropout") and "default" in m.lora_dropout:
+            parts = path.split(".")
+            site = 14 if parts[-1] == "lm_head" else 7 * int(parts[parts.index("layers") + 1]) + LINEARS.index(parts[-1])
+            m.lora_dropout["default"] = OurDropout(site, 0.25)
+    params = trainable(model)
+    for key, p in params.items():
+        keep, width = spread(key)
+        p.data = keep * p.data.float() + width * make_families.values(key, p.numel(), 0.0, 1.0).reshape(p.shape)
+    ids, labels = batches(model.config.vocab_size, seed)
+    run_steps(name, model, params, ids, labels, out)
 
 
 def save_folder(model, name, base):
@@ -162,6 +223,8 @@ def main():
         make(name, base, options, i, out)
     for i, (name, options) in enumerate(PISSA):
         make_pissa(name, options, 40 + i, out)
+    for i, (name, options) in enumerate(DROPPED):
+        make_dropped(name, options, 50 + i, out)
     save(HERE / "trained.safetensors", out, "make_trained.py", ("transformers", "peft", "bitsandbytes"), bases={name: base for name, base, _ in OPTIONS})
 
 

@@ -139,7 +139,6 @@ static void test_refusals(void **state)
         {"{" REST "," BATCH ",\"adapter\":{\"trainable_token_indices\":{\"lm_head\":[1]}}}", "unknown key \"lm_head\""},
         {"{" REST "," BATCH ",\"adapter\":{\"init\":\"olora\"}}", "adapter.init: must be one of \"default\", \"gaussian\", \"pissa\""},
         {"{" REST "," BATCH ",\"adapter\":{\"layers_to_transform\":[-1]}}", "adapter.layers_to_transform[0]: must be at least 0"},
-        {"{" REST "," BATCH ",\"adapter\":{\"dora\":true,\"dropout\":0.1}}", "adapter.dora: a DoRA is trained without dropout"},
         {"{" REST "," BATCH ",\"objective\":\"dpo\"}", "objective: must be \"sft\", the only value known"},
         {"{" REST ",\"batch\":{}}", "batch: give exactly one of \"epochs\" or \"steps\""},
         {"{" REST ",\"batch\":{\"epochs\":1,\"steps\":2}}", "give exactly one of"},

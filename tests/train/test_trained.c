@@ -180,6 +180,52 @@ static void test_pissa(void **state)
     free(folder);
 }
 
+/* Dropout on a DoRA's layers and on factors of the head, PEFT's run with the same masks. */
+static void test_dropped(void **state)
+{
+    (void)state;
+    static const trained_case cases[] = {
+        {"dropped_dora",
+         "llama-tiny",
+         {.rank = 3,
+          .alpha = 5,
+          .dropout = 0.25,
+          .use_dora = true,
+          .targets = {[LK_Q] = true, [LK_K] = true, [LK_O] = true, [LK_DOWN] = true}}},
+        {"dropped_head", "llama-tiny", {.rank = 3, .alpha = 5, .dropout = 0.25, .targets = {[LK_V] = true}, .target_head = true}}};
+    lk_error err = {0};
+    lk_safetensors *st = trained_golden();
+    for (int i = 0; i < 4; i++) { /* recomputing; keeping all layers, three threads: the same bits */
+        static float *want[2];
+        const trained_case *c = &cases[i / 2];
+        lk_quant quant;
+        char *folder = trained_base(c, &quant);
+        check_model m = check_model_open(folder, quant, LK_F32, i % 2 ? 3 : 1, NULL);
+        lk_adapter *a = trained_adapter(m.model, c);
+        lk_trainer t;
+        lk_trainer_options options = options_of(LK_ADAMW_F32);
+        options.dropout = 0.25;
+        options.kept_layers = i % 2 ? 9 : 1;
+        CHECK_OK(lk_trainer_init(&t, m.model, a, &options, &err), &err);
+        double worst = four_steps(&t, c, st, 1e-3);
+        size_t bytes = (size_t)a->n_params * 4;
+        if (i % 2 == 0) {
+            print_message("%s: losses differ by %.2e\n", c->name, worst);
+            check_saved(&m, a, c, st);
+            want[i / 2] = malloc(bytes);
+            memcpy(want[i / 2], a->weights, bytes);
+        } else {
+            check_same_bits("trained with other threads and other kept layers", a->weights, want[i / 2], bytes);
+            free(want[i / 2]);
+        }
+        lk_trainer_free(&t);
+        lk_adapter_destroy(a);
+        check_model_close(&m);
+        free(folder);
+    }
+    lk_safetensors_close(st);
+}
+
 /* Biases take no weight decay, everything else does: with gradients of zero a step is nothing but decay. */
 static void test_decay(void **state)
 {
@@ -221,10 +267,10 @@ static void test_decay(void **state)
 static void test_plan(void **state)
 {
     (void)state;
-    for (int i = 0; i <= N_TRAINED; i++) {
+    for (int i = 0; i < N_TRAINED + 2; i++) {
         const trained_case *c = &trained_cases[i < N_TRAINED ? i : 2];
         lk_adapter_spec spec = c->spec;
-        if (i == N_TRAINED) spec.use_dora = true, spec.lora_bias = false;
+        if (i >= N_TRAINED) spec.use_dora = true, spec.lora_bias = false, spec.dropout = i > N_TRAINED ? 0.1 : 0;
         lk_error err = {0};
         lk_quant quant;
         char *folder = trained_base(c, &quant);
@@ -249,6 +295,7 @@ static void test_plan(void **state)
         CHECK_OK(lk_model_open(&model, be, folder, &(lk_model_options){.quant = quant}, &err), &err);
         CHECK_OK(lk_adapter_create(&a, model, &spec, 1, &err), &err);
         lk_trainer_options options = options_of(LK_ADAMW_F32);
+        options.dropout = spec.dropout;
         CHECK_OK(lk_trainer_init(&t, model, a, &options, &err), &err);
         if (lk_allocated_peak(be) != lk_plan_backend_bytes(&plan))
             fail_msg("%s: planned %zu, taken %zu", c->name, lk_plan_backend_bytes(&plan), lk_allocated_peak(be));
@@ -268,7 +315,7 @@ static void test_plan(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_beside_peft), cmocka_unit_test(test_pissa), cmocka_unit_test(test_decay),
-                                       cmocka_unit_test(test_plan)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_beside_peft), cmocka_unit_test(test_pissa), cmocka_unit_test(test_dropped),
+                                       cmocka_unit_test(test_decay), cmocka_unit_test(test_plan)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

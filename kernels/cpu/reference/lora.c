@@ -107,3 +107,16 @@ lk_status lk_ref_lora_backward(lk_backend *be, const lk_batch *batch, int32_t si
     }
     return LK_OK;
 }
+
+lk_status lk_ref_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout)
+{
+    (void)be;
+    for (int64_t t = 0; t < x->rows; t++)
+        for (int64_t k = 0; k < x->cols; k += 4) {
+            float factors[4];
+            int64_t n = x->cols - k < 4 ? x->cols - k : 4;
+            lk_dropout_factors(factors, LK_CPU_REFERENCE, dropout, site, t, x->cols, k, n);
+            for (int64_t i = 0; i < n; i++) lk_row(y, t)[k + i] = lk_row(x, t)[k + i] * factors[i];
+        }
+    return LK_OK;
+}

@@ -53,6 +53,7 @@ lk_status lk_ref_attention_backward(lk_backend *be, const lk_batch *batch, const
 lk_status lk_ref_paged_attention(lk_backend *be, const lk_batch *batch, const lk_attention_shape *shape, const lk_tensor *o,
                                  const lk_tensor *q, const lk_kv *kv, int32_t layer);
 
+lk_status lk_ref_drop(lk_backend *be, const lk_tensor *y, const lk_tensor *x, int32_t site, const lk_dropout *dropout);
 lk_status lk_ref_add_columns(lk_backend *be, float *sums, const lk_tensor *x, float by);
 lk_status lk_ref_weight_gradient(lk_backend *be, float *dw, const lk_tensor *dy, const lk_tensor *x, float by);
 lk_status lk_ref_embed_backward(lk_backend *be, float *dtable, int64_t n, const lk_tensor *dy, const int32_t *ids);

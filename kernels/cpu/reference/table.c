@@ -40,6 +40,7 @@ const lk_ops lk_ref_ops = {
     .embed = lk_ref_embed,
     .lora_forward = lk_ref_lora_forward,
     .lora_backward = lk_ref_lora_backward,
+    .drop = lk_ref_drop,
     .add_columns = lk_ref_add_columns,
     .weight_gradient = lk_ref_weight_gradient,
     .embed_backward = lk_ref_embed_backward,
