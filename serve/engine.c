@@ -60,6 +60,8 @@ struct lk_engine {
     uint64_t n_submitted;
     bool stop;
     bool warm_wanted; /* lk_engine_warm_up waits */
+    bool keep_warm;   /* it was called: adapters that come later are warmed up too, when there is nothing else to do */
+    bool warm_loaded; /* such a one has come */
     lk_status warm_status;
     lk_error warm_error;
     pthread_cond_t warmed;
@@ -344,6 +346,27 @@ static void step(lk_engine *e, const lk_plan *plan)
         take_off(e);
 }
 
+static bool is_ringing(void *context)
+{
+    lk_engine *e = context;
+    pthread_mutex_lock(&e->bell.lock);
+    bool ringing = e->bell.ringing;
+    pthread_mutex_unlock(&e->bell.lock);
+    return ringing || atomic_load(&e->bell.cancels);
+}
+
+static lk_warm make_warm(lk_engine *e)
+{
+    return (lk_warm){.infer = e->infer,
+                     .kv = e->kv,
+                     .model = e->model,
+                     .pages = &e->pages,
+                     .registry = e->registry,
+                     .most_pages = lk_scheduler_most_pages(&e->scheduler),
+                     .most_rows = e->options.max_running,
+                     .longest = e->options.max_model_len};
+}
+
 /* Whoever waits in lk_engine_warm_up hears of the end. */
 static void warm_up(lk_engine *e, bool stopping)
 {
@@ -352,20 +375,35 @@ static void warm_up(lk_engine *e, bool stopping)
     pthread_mutex_unlock(&e->bell.lock);
     if (!wanted) return;
     lk_error err = {0};
-    lk_warm w = {.infer = e->infer,
-                 .kv = e->kv,
-                 .model = e->model,
-                 .pages = &e->pages,
-                 .registry = e->registry,
-                 .most_pages = lk_scheduler_most_pages(&e->scheduler),
-                 .most_rows = e->options.max_running,
-                 .longest = e->options.max_model_len};
+    lk_warm w = make_warm(e);
     lk_status status = stopping ? lk_fail(&err, LK_ERR_INTERRUPTED, "the server is stopping") : lk_warm_up(&w, &err);
     pthread_mutex_lock(&e->bell.lock);
     e->warm_wanted = false;
+    e->keep_warm = true;
     e->warm_status = status;
     e->warm_error = err;
     pthread_cond_broadcast(&e->warmed);
+    pthread_mutex_unlock(&e->bell.lock);
+}
+
+/* With nothing to compute: what the first request of an adapter that was loaded meanwhile would record, until somebody rings. */
+static void warm_loaded(lk_engine *e)
+{
+    pthread_mutex_lock(&e->bell.lock);
+    bool loaded = e->warm_loaded;
+    e->warm_loaded = false;
+    pthread_mutex_unlock(&e->bell.lock);
+    if (!loaded) return;
+    lk_error err = {0};
+    lk_warm w = make_warm(e);
+    w.stop = is_ringing;
+    w.context = e;
+    w.adapters_only = true;
+    lk_status status = lk_warm_up(&w, &err);
+    if (status) lk_log(LK_LOG_WARN, "nothing is recorded beforehand for an adapter: %s", err.message);
+    if (status || !is_ringing(e)) return;
+    pthread_mutex_lock(&e->bell.lock);
+    e->warm_loaded = true; /* interrupted: the rest another time */
     pthread_mutex_unlock(&e->bell.lock);
 }
 
@@ -388,7 +426,9 @@ static void *engine_run(void *context)
         land(e, before);
         if (!ahead) land(e, &e->flights[e->steps % 2]);
         publish(e);
-        if (!plan->n && !again && !flying) lk_bell_wait(&e->bell);
+        if (plan->n || again || flying) continue;
+        warm_loaded(e);
+        lk_bell_wait(&e->bell);
     }
     land(e, &e->flights[e->steps % 2]);
     for (lk_task *task; (task = lk_scheduler_find(&e->scheduler, NULL, NULL));) end_request(e, request_of(task), LK_FINISH_CANCELLED, NULL);
@@ -555,6 +595,9 @@ void lk_engine_stop(lk_engine *e)
 lk_status lk_engine_load_adapter(lk_engine *e, const char *name, const char *path, bool replace, int64_t *version, lk_error *err)
 {
     lk_status status = lk_registry_load(e->registry, name, path, replace, version, err);
+    pthread_mutex_lock(&e->bell.lock);
+    e->warm_loaded |= !status && e->keep_warm;
+    pthread_mutex_unlock(&e->bell.lock);
     lk_bell_ring(&e->bell);
     return status;
 }

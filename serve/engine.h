@@ -56,7 +56,8 @@ void lk_engine_stop(lk_engine *engine); /* NULL is fine */
 
 /* Before the first request, once the adapters that are known are loaded: where the backend records steps, the first of each size would cost
  * its request some milliseconds; this computes them beforehand, for the base and for the adapters in memory, bounded in number and time
- * (serve/warm.c). Takes nothing that stays. Does nothing on other backends. Returns when it is done. */
+ * (serve/warm.c). Takes nothing that stays. Does nothing on other backends. Returns when it is done. Adapters loaded from then on are
+ * warmed up whenever the engine has nothing else to do. */
 lk_status lk_engine_warm_up(lk_engine *engine, lk_error *err);
 
 /* ------------------------------------------------------------------------------------------------ adapters */

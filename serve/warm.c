@@ -83,6 +83,8 @@ static lk_status run(steps *s, const lk_adapter *adapter, bool apart, int64_t n,
     return LK_OK;
 }
 
+static bool over(const steps *s) { return lk_clock_seconds() > s->until || (s->warm->stop && s->warm->stop(s->warm->context)); }
+
 /* Every number of rows, at contexts that double, until `most` more are recorded. *recorded counts on. */
 static lk_status run_all(steps *s, const lk_adapter *adapter, int64_t most, int64_t *recorded, lk_error *err)
 {
@@ -92,7 +94,7 @@ static lk_status run_all(steps *s, const lk_adapter *adapter, int64_t most, int6
         last = length >= w->longest;
         for (int64_t n = 1; n <= w->most_rows; n = lk_infer_padded(w->infer, n) + 1)
             for (int apart = 0; apart < (adapter && n > 1 ? 2 : 1); apart++) {
-                if (*recorded >= most || lk_clock_seconds() > s->until) return LK_OK;
+                if (*recorded >= most || over(s)) return LK_OK;
                 LK_TRY(run(s, adapter, apart, n, last ? w->longest : length, &fresh, err));
                 *recorded += fresh;
             }
@@ -117,7 +119,7 @@ static lk_status run_adapters(steps *s, int64_t *recorded, lk_error *err)
     int64_t n;
     LK_TRY(lk_registry_list(w->registry, &list, &n, err));
     lk_status status = LK_OK;
-    for (int64_t i = 0; i < n && !status && *recorded < MOST_ADAPTERS; i++) {
+    for (int64_t i = 0; i < n && !status && *recorded < MOST_ADAPTERS && !over(s); i++) {
         char name[300];
         lk_version *v;
         lk_error gone;
@@ -155,12 +157,12 @@ lk_status lk_warm_up(const lk_warm *w, lk_error *err)
     int64_t base = 0, adapters = 0;
     lk_status status = steps_make(&s, w, page, err);
     if (!status) status = records(&s, &so, &base, err);
-    if (!status && so) status = run_all(&s, NULL, MOST_BASE, &base, err);
+    if (!status && so && !w->adapters_only) status = run_all(&s, NULL, MOST_BASE, &base, err);
     if (!status && so) status = run_adapters(&s, &adapters, err);
     if (!status && (status = lk_sync(w->model->be))) lk_backend_fail(w->model->be, status, err);
     steps_free(&s);
     lk_pages_release(w->pages, &table);
-    if (!status && so)
+    if (!status && base + adapters > 0 && so)
         lk_log(LK_LOG_INFO, "steps of decoding recorded beforehand: %lld for the base, %lld for adapters, %.0f ms", (long long)base,
                (long long)adapters, 1e3 * (lk_clock_seconds() - began));
     return status;

@@ -17,6 +17,9 @@ typedef struct lk_warm {
     lk_registry *registry; /* whose adapters are warmed up that are in the pool */
     int64_t most_pages;    /* that running sequences may come to need */
     int64_t most_rows, longest;
+    bool (*stop)(void *context); /* asked before every step: somebody waits; NULL: nobody */
+    void *context;
+    bool adapters_only; /* the base is warm */
 } lk_warm;
 
 /* Leaves the backend with the recordings of steps that requests are likely to want first, and nothing else changed. */

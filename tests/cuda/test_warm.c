@@ -1,6 +1,8 @@
 /* Warming up (lk_engine_warm_up): afterwards the first requests, alone and together, for the base and for an adapter, make no recording and
  * take no memory, and say what they say without recordings. */
 /* label: threads */
+#include <time.h>
+
 #include "base/log.h"
 #include "tests/cuda/cuda_check.h"
 #include "tests/engine.h"
@@ -41,7 +43,7 @@ static lk_engine *start(lk_model *model, bool eager, const char *adapter)
     o.max_running = TOGETHER;
     o.max_model_len = LONGEST;
     o.token_budget = 64;
-    o.max_rank = 16;
+    o.max_rank = 32;
     o.kv_bytes = (size_t)8 << 20;
     o.adapter_host_bytes = 0;
     o.eager = eager;
@@ -72,14 +74,32 @@ static void ask_all(lk_engine *engine, check_answer *answers[TOGETHER])
     check_engine_idle(engine);
 }
 
+static void ask_one(lk_engine *engine, const char *adapter)
+{
+    int32_t prompt[9];
+    for (int t = 0; t < 9; t++) prompt[t] = 3 + t * 7;
+    lk_request_spec spec;
+    lk_request_spec_default(&spec);
+    spec.prompt = prompt;
+    spec.n_prompt = 9;
+    spec.max_tokens = 5;
+    spec.ignore_eos = true;
+    spec.adapter = adapter;
+    check_answer *a = check_ask(engine, &spec);
+    assert_int_equal(a->n, 5);
+    free(a);
+    check_engine_idle(engine);
+}
+
 static void test_warm_up(void **state)
 {
     (void)state;
     lk_error err = {0};
-    char *folder = random_model(), *adapter = check_temporary("warm");
+    char *folder = random_model(), *adapter = check_temporary("warm"), *wide = check_temporary("warm_wide");
     lk_log_set_level(LK_LOG_WARN);
     check_model cpu = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
     check_adapter_write(cpu.model, adapter, 8, 1, 0.05f);
+    check_adapter_write(cpu.model, wide, 24, 2, 0.05f);
     check_model_close(&cpu);
     setenv("LK_CUDA_GRAPHS", "1", 1);
     check_model m = check_model_open_on(folder, LK_QUANT_NF4, &(lk_backend_options){.device = "cuda", .compute = LK_BF16});
@@ -108,6 +128,16 @@ static void test_warm_up(void **state)
     if (emulated) assert_true(asked.replays > after.replays + 10);
     assert_int_equal(alive(), blocks);
     assert_int_equal(lk_allocated(m.be), bytes);
+    /* An adapter of another class of ranks, loaded while there is nothing to do. */
+    if (emulated) {
+        CHECK_OK(lk_engine_load_adapter(engine, "wide", wide, false, NULL, &err), &err);
+        for (int i = 0; i < 5000 && counts().recordings < asked.recordings + 7 * 2; i++)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        assert_int_equal(counts().recordings, asked.recordings + 7 * 2);
+        ask_one(engine, "wide");
+        assert_int_equal(counts().recordings, asked.recordings + 7 * 2);
+        CHECK_OK(lk_engine_unload_adapter(engine, "wide", &err), &err);
+    }
     for (int i = 0; i < TOGETHER; i++) {
         check_same_answer("after warming up", warm[i], eager[i]);
         free(warm[i]);
@@ -115,6 +145,7 @@ static void test_warm_up(void **state)
     }
     lk_engine_stop(engine);
     check_model_close(&m);
+    free(wide);
     free(adapter);
     free(folder);
 }
