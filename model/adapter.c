@@ -32,11 +32,11 @@ lk_status lk_adapter_targets(bool targets[LK_N_MODULES], const char *const *name
     return LK_OK;
 }
 
-/* PEFT's rule (utils/other.py get_pattern_key): the first key with a full match of (.*\.)?(KEY)$ on the module path. */
-static lk_status pattern_matches(const char *pattern, const char *path, bool *matches, lk_error *err)
+/* A full match of `before`(pattern) on a path. */
+static lk_status matches_fully(const char *before, const char *pattern, const char *path, bool *matches, lk_error *err)
 {
     char text[600];
-    int n = snprintf(text, sizeof text, "^(?:(?:.*\\.)?(?:%s))$", pattern);
+    int n = snprintf(text, sizeof text, "^(?:%s(?:%s))$", before, pattern);
     if (n < 0 || (size_t)n >= sizeof text) return lk_fail(err, LK_ERR_ARGUMENT, "pattern too long: %.80s...", pattern);
     int code = 0;
     PCRE2_SIZE offset = 0;
@@ -51,6 +51,12 @@ static lk_status pattern_matches(const char *pattern, const char *path, bool *ma
     pcre2_match_data_free(data);
     pcre2_code_free(re);
     return LK_OK;
+}
+
+/* PEFT's rule (utils/other.py get_pattern_key): the first key with a full match of (.*\.)?(KEY)$ on the module path. */
+static lk_status pattern_matches(const char *pattern, const char *path, bool *matches, lk_error *err)
+{
+    return matches_fully("(?:.*\\.)?", pattern, path, matches, err);
 }
 
 float lk_adapter_scale(double alpha, int32_t rank, bool use_rslora)
@@ -121,7 +127,9 @@ static lk_status site_rank(const lk_config *config, const lk_adapter_spec *spec,
     char path[220], parameter[220];
     lk_site_path(path, sizeof path, config, site);
     parameter_path(parameter, sizeof parameter, config, site);
-    bool module = spec->targets[where.module] && in_layers(spec, where.layer) && !in_list(spec->exclude, spec->n_exclude, path);
+    bool module = spec->targets[where.module] || in_list(spec->names, spec->n_names, path);
+    if (spec->expression) LK_TRY(matches_fully("", spec->expression, path, &module, err));
+    module = module && in_layers(spec, where.layer) && !in_list(spec->exclude, spec->n_exclude, path);
     bool whole = in_list(spec->parameters, spec->n_parameters, parameter);
     if (!module && !whole) return LK_OK;
     if (module && whole)
@@ -149,6 +157,34 @@ void lk_adapter_place(lk_adapter_site *sites, int32_t n_sites, int64_t *n_params
     }
     *n_params = at;
     *max_rank = most;
+}
+
+/* A name that no layer has, and a regular expression for what is no linear layer of a block. */
+static lk_status check_names(const lk_config *config, const lk_adapter_spec *spec, lk_error *err)
+{
+    char path[220];
+    for (int i = 0; i < spec->n_names; i++) {
+        int32_t s = 0;
+        for (; s < lk_sites(config); s++) {
+            lk_site_path(path, sizeof path, config, s);
+            if (in_list(&spec->names[i], 1, path)) break;
+        }
+        if (s == lk_sites(config))
+            return lk_fail(err, LK_ERR_ARGUMENT,
+                           "adapter.targets names %.100s, and no linear layer of this %s model is called that or ends in it",
+                           spec->names[i], config->model_type);
+    }
+    static const char *const tables[] = {"model.embed_tokens", "lm_head"};
+    for (int i = 0; spec->expression && i < 2; i++) {
+        bool matches = false;
+        LK_TRY(matches_fully("", spec->expression, tables[i], &matches, err));
+        if (matches)
+            return lk_fail(err, LK_ERR_ARGUMENT,
+                           "adapter.targets '%.100s' is also a match for %s: a regular expression chooses linear layers of the blocks; "
+                           "name embed_tokens and lm_head in a list",
+                           spec->expression, tables[i]);
+    }
+    return LK_OK;
 }
 
 /* A module that is named and not there would silently be left out: Phi-3 has no q_proj. All of them together are "all-linear". */
@@ -190,6 +226,7 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
             "set it to %s in the base's config.json to train as PEFT does by default",
             config->router_training, !strcmp(config->router_training, "router_jitter_noise") ? "0" : "false");
     LK_TRY(check_targets(config, spec, err));
+    LK_TRY(check_names(config, spec, err));
     for (int32_t s = 0; s < lk_sites(config); s++) {
         lk_adapter_site *site = &sites[s];
         lk_site where = lk_site_at(config, s);
@@ -217,7 +254,14 @@ static lk_status fill_sites(lk_adapter_site *sites, const lk_config *config, con
         site->alpha *= spec->use_rslora ? sqrtf(2.0f) : 2.0f; /* the scale stays */
     }
     if (spec->target_embedding || spec->target_head) any = true;
-    return any ? LK_OK : lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
+    if (any) return LK_OK;
+    if (!spec->expression) return lk_fail(err, LK_ERR_ARGUMENT, "the adapter targets no layer at all");
+    char path[220];
+    lk_site_path(path, sizeof path, config, 0);
+    return lk_fail(err, LK_ERR_ARGUMENT,
+                   "the adapter targets no layer at all: '%.100s' has to match whole paths such as %s (a regular expression; "
+                   "\"all-linear\" and lists of names are the other ways)",
+                   spec->expression, path);
 }
 
 static lk_status check_spec(const lk_backend *be, const lk_adapter_spec *spec, lk_error *err)

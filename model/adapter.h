@@ -98,6 +98,9 @@ typedef struct lk_adapter_spec {
     double dropout;
     bool use_rslora, use_dora;
     bool targets[LK_N_MODULES];
+    const char *const *names; /* beside them: paths of linear layers or ends of paths, "layers.0.self_attn.q_proj" */
+    int n_names;
+    const char *expression; /* instead of them, or NULL: a regular expression that whole paths match */
     const lk_adapter_pattern *patterns;
     int n_patterns;
     lk_adapter_init init;

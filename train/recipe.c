@@ -324,9 +324,48 @@ static lk_status read_whole(lk_recipe *r, const cJSON *a, lk_error *err)
     return LK_OK;
 }
 
+/* PEFT's target_modules: "all-linear", a regular expression, or a list of names and ends of paths, whose last words are checked here. */
+static lk_status read_targets(lk_recipe *r, const cJSON *a, const char *where, lk_error *err)
+{
+    const cJSON *targets = lk_json_get(a, "targets"), *item;
+    lk_adapter_spec *s = &r->adapter;
+    const char *names[64];
+    char place[300];
+    int n = 0;
+    snprintf(place, sizeof place, "%.200s: adapter.targets", where);
+    if (cJSON_IsString(targets) && strcmp(targets->valuestring, "all-linear")) {
+        s->expression = targets->valuestring;
+        if (!cJSON_GetArraySize(lk_json_get(a, "layers_to_transform"))) return LK_OK;
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: a regular expression says itself which layers; leave layers_to_transform out", place);
+    }
+    r->names = calloc((size_t)cJSON_GetArraySize(targets) + 1, sizeof *r->names);
+    if (!r->names) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
+    s->names = r->names;
+    if (cJSON_IsString(targets)) names[n++] = targets->valuestring;
+    cJSON_ArrayForEach(item, targets)
+    {
+        const char *dot = strrchr(item->valuestring, '.');
+        bool one[LK_N_MODULES];
+        if (!strcmp(item->valuestring, "embed_tokens")) {
+            s->target_embedding = true;
+        } else if (!strcmp(item->valuestring, "lm_head")) {
+            s->target_head = true;
+        } else if (dot) {
+            const char *last = dot + 1;
+            LK_TRY(lk_adapter_targets(one, &last, 1, place, err));
+            r->names[s->n_names++] = item->valuestring;
+        } else if (n < 64) {
+            names[n++] = item->valuestring;
+        }
+    }
+    if (!cJSON_IsString(targets) && !cJSON_GetArraySize(targets) && !cJSON_GetArraySize(lk_json_get(a, "target_parameters")))
+        return lk_fail(err, LK_ERR_ARGUMENT, "%s: at least 1 wanted", place);
+    return lk_adapter_targets(s->targets, names, n, place, err);
+}
+
 static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
 {
-    const cJSON *a = lk_json_get(r->resolved, "adapter"), *targets = lk_json_get(a, "targets"), *item;
+    const cJSON *a = lk_json_get(r->resolved, "adapter"), *item;
     const cJSON *ranks = lk_json_get(a, "rank_pattern"), *alphas = lk_json_get(a, "alpha_pattern");
     lk_adapter_spec *s = &r->adapter;
     s->rank = (int32_t)lk_json_get(a, "r")->valuedouble;
@@ -336,23 +375,7 @@ static lk_status read_adapter(lk_recipe *r, const char *where, lk_error *err)
     s->use_dora = cJSON_IsTrue(lk_json_get(a, "dora"));
     const char *init = lk_json_get(a, "init")->valuestring;
     s->init = !strcmp(init, "pissa") ? LK_INIT_PISSA : !strcmp(init, "gaussian") ? LK_INIT_GAUSSIAN : LK_INIT_DEFAULT;
-    const char *names[64];
-    int n = 0;
-    if (cJSON_IsString(targets)) names[n++] = targets->valuestring;
-    cJSON_ArrayForEach(item, targets)
-    {
-        if (!strcmp(item->valuestring, "embed_tokens"))
-            s->target_embedding = true;
-        else if (!strcmp(item->valuestring, "lm_head"))
-            s->target_head = true;
-        else if (n < 64)
-            names[n++] = item->valuestring;
-    }
-    char place[300];
-    snprintf(place, sizeof place, "%.200s: adapter.targets", where);
-    if (!n && !cJSON_GetArraySize(lk_json_get(a, "target_parameters")))
-        return lk_fail(err, LK_ERR_ARGUMENT, "%s: at least 1 wanted", place);
-    LK_TRY(lk_adapter_targets(s->targets, names, n, place, err));
+    LK_TRY(read_targets(r, a, where, err));
     r->patterns = calloc((size_t)(cJSON_GetArraySize(ranks) + cJSON_GetArraySize(alphas)) + 1, sizeof *r->patterns);
     if (!r->patterns) return lk_fail(err, LK_ERR_MEMORY, "no memory for a recipe");
     s->patterns = r->patterns;
@@ -525,6 +548,7 @@ void lk_recipe_free(lk_recipe *r)
     free(r->patterns);
     free(r->layers);
     free(r->exclude);
+    free(r->names);
     free(r->parameters);
     free(r->tokens);
     free(r->train);

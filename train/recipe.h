@@ -29,6 +29,7 @@ typedef struct lk_recipe {
     lk_adapter_pattern *patterns;
     int32_t *layers;         /* of adapter.layers_to_transform */
     const char **exclude;    /* of adapter.exclude */
+    const char **names;      /* of adapter.targets: paths and ends of paths */
     const char **parameters; /* of adapter.target_parameters */
     int32_t *tokens;         /* of adapter.trainable_token_indices */
     lk_source *train, *eval;

@@ -152,6 +152,7 @@ def main():
                     "bias_lora_only": {"base": untied, "bias": "lora_only", "lora_bias": True, "targets": ["v_proj", "up_proj"]},
                     "saved": {"base": untied, "modules_to_save": ["lm_head", "embed_tokens"]}, "saved_tied": {"modules_to_save": ["lm_head"]},
                     "embedding_saved_tied": {"modules_to_save": ["embed_tokens"]}, "tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+                    "expression": {"targets": r"model\.layers\.(0\.self_attn|1\.mlp)\..*_proj"}, "paths": {"targets": ["0.self_attn.q_proj", "mlp.up_proj"]}, "embedding": {"targets": ["embed_tokens"]},
                     "factors": {"base": untied, "targets": ["q_proj", "embed_tokens", "lm_head"]}, "factors_tied": {"targets": ["v_proj", "embed_tokens", "lm_head"], "rslora": True},
                     "tokens": {"base": untied, "trainable_token_indices": [100, 9, 3]}, "tokens_tied": {"trainable_token_indices": {"embed_tokens": [100, 9]}}}
         for name, options in variants.items():

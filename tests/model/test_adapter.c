@@ -67,6 +67,46 @@ static void test_round_trip(void **state)
     free(out);
 }
 
+/* Which sites of llama-tiny's two layers (q k v o gate up down) a choice of targets adapts: PEFT's target_modules, tried with PEFT 0.21. */
+static void test_targets(void **state)
+{
+    (void)state;
+    static const char *const two[] = {"layers.1.self_attn.q_proj", "mlp.up_proj"}, *const none[] = {"layers.9.mlp.up_proj"};
+    static const struct {
+        const char *expression, *const *names;
+        int n_names;
+        const char *adapted, *error;
+    } cases[] = {
+        {"model\\.layers\\.0\\..*_proj", NULL, 0, "qkvogud.......", NULL},
+        {".*(q_proj|1\\.mlp\\.down_proj)", NULL, 0, "q......q.....d", NULL},
+        {"q_proj", NULL, 0, NULL, "'q_proj' has to match whole paths such as model.layers.0.self_attn.q_proj"},
+        {".*", NULL, 0, NULL, "also a match for model.embed_tokens"},
+        {".*_proj|lm_head", NULL, 0, NULL, "also a match for lm_head"},
+        {"(", NULL, 0, NULL, "not a valid pattern"},
+        {NULL, two, 2, ".....u.q....u.", NULL},
+        {NULL, none, 1, NULL, "adapter.targets names layers.9.mlp.up_proj, and no linear layer of this llama model"},
+    };
+    char *folder = check_golden("models/llama-tiny");
+    check_model m = check_model_open(folder, LK_QUANT_NF4, LK_F32, 1, NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lk_error err = {0};
+        lk_adapter *a;
+        lk_adapter_spec spec = {
+            .rank = 2, .alpha = 2, .expression = cases[i].expression, .names = cases[i].names, .n_names = cases[i].n_names};
+        if (cases[i].error) {
+            CHECK_FAILS(lk_adapter_create(&a, m.model, &spec, 1, &err), LK_ERR_ARGUMENT, cases[i].error, &err);
+            continue;
+        }
+        CHECK_OK(lk_adapter_create(&a, m.model, &spec, 1, &err), &err);
+        assert_int_equal(strlen(cases[i].adapted), a->n_sites);
+        for (int32_t s = 0; s < a->n_sites; s++)
+            if ((a->sites[s].rank > 0) != (cases[i].adapted[s] != '.')) fail_msg("case %zu: site %d has rank %d", i, s, a->sites[s].rank);
+        lk_adapter_destroy(a);
+    }
+    check_model_close(&m);
+    free(folder);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -201,7 +241,7 @@ static void test_starts(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals), cmocka_unit_test(test_choices),
-                                       cmocka_unit_test(test_starts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_targets), cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_choices), cmocka_unit_test(test_starts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
