@@ -76,6 +76,7 @@ static lk_status start(lk_cuda *cu, int ordinal)
     LK_TRY(lk_rt_stream_create(&cu->stream, err));
     LK_TRY(lk_rt_stream_create(&cu->beside, err));
     LK_TRY(lk_rt_event_create(&cu->reached, err));
+    LK_TRY(lk_rt_event_create(&cu->joined, err));
     for (int i = 0; i < LK_TRANSFER_SLOTS; i++) LK_TRY(lk_rt_event_create(&cu->arrived[i], err));
     LK_TRY(lk_blas_create(&cu->blas, &cu->device, err));
     const char *graphs = getenv("LK_CUDA_GRAPHS"); /* "0": steps run without; for tests, and should recordings ever misbehave */
@@ -144,6 +145,7 @@ void lk_cuda_close(lk_backend *be)
     for (int i = 0; i < LK_TRANSFER_SLOTS; i++)
         if (cu->arrived[i]) lk_rt_event_destroy(cu->arrived[i]);
     if (cu->reached) lk_rt_event_destroy(cu->reached);
+    if (cu->joined) lk_rt_event_destroy(cu->joined);
     if (cu->beside) lk_rt_stream_destroy(cu->beside);
     if (cu->stream) lk_rt_stream_destroy(cu->stream);
     free(cu->blocks);

@@ -44,7 +44,8 @@ typedef struct lk_cuda {
     float *host_piece; /* [LK_CUDA_HOST_PIECE], pinned: sums go through the host */
     /* transfers beside the computing */
     lk_rt_stream beside;
-    lk_rt_event reached;                    /* the queue, when a transfer began */
+    lk_rt_event reached;                    /* the queue, when a transfer or a branch began */
+    lk_rt_event joined;                     /* the end of a branch (lora_serve.cu) */
     lk_rt_event arrived[LK_TRANSFER_SLOTS]; /* the end of each slot's transfer */
     bool under_way[LK_TRANSFER_SLOTS];
     /* memory */
@@ -52,7 +53,8 @@ typedef struct lk_cuda {
     size_t n_blocks, blocks_room;
     void *scratch;
     size_t scratch_bytes;
-    void *staging; /* where host arrays arrive on the device, a ring */
+    size_t branch_bytes; /* the end of the scratch, for what runs beside a product */
+    void *staging;       /* where host arrays arrive on the device, a ring */
     size_t staging_bytes, staging_at;
     /* serving */
     lk_cuda_adapters adapters; /* of the batch at hand */
@@ -166,6 +168,8 @@ lk_status lk_cuda_lora_backward(lk_backend *be, const lk_batch *batch, int32_t s
 size_t lk_cuda_lora_scratch(const lk_limits *limits);
 /* lk_lora_forward of several sites with one x (y, h and site of the parts), for a serving batch: lora_serve.cu. */
 lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x);
+/* lk_cuda_serve_linears and then that, the first half of it beside the products. */
+lk_status lk_cuda_lora_serve_linears(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x);
 lk_status lk_cuda_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
                                const lk_dropout *dropout);
 size_t lk_cuda_lora_serve_scratch(const lk_limits *limits);

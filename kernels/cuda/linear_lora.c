@@ -139,10 +139,8 @@ lk_status lk_cuda_linear_lora(lk_backend *be, const lk_batch *batch, int32_t sit
 lk_status lk_cuda_linear_parts(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x,
                                const lk_dropout *dropout)
 {
-    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout)) {
-        LK_TRY(lk_cuda_serve_linears(be, parts, n, x));
-        return batch->n_segments ? lk_cuda_lora_serve(be, batch, parts, n, x) : LK_OK;
-    }
+    if (lk_cuda_of(be)->serving && !lk_cuda_drops(dropout))
+        return batch->n_segments ? lk_cuda_lora_serve_linears(be, batch, parts, n, x) : lk_cuda_serve_linears(be, parts, n, x);
     for (int i = 0; i < n; i++) {
         const lk_part *p = &parts[i];
         if (batch->n_segments)

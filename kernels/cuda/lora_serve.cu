@@ -9,6 +9,9 @@
  * Factors count as bf16, as in training. A token's sums are made of its own x and its own adapter alone: neither other tokens, nor which
  * segment or tile it is in, nor how many pieces run side by side, changes a bit.
  *
+ * Shrink needs nothing of the base's product and has a stream of its own beside it, a branch of the recorded step: at 32 tokens that
+ * product leaves half of HBM's time unused, which is more than all A of 32 adapters take, and shrink's launch is hidden too.
+ *
  * Sums of pieces go through scratch. Where they would not fit, a block walks over the pieces instead and adds as it goes (the same
  * additions); for more than JOIN tokens a launch of its own adds them, since every block of expand would do it again.
  *
@@ -318,30 +321,39 @@ extern "C" size_t lk_cuda_lora_serve_scratch(const lk_limits *l)
     return LK_MOST_PARTS * (totals_bytes(l->tokens, rank) + lk_cuda_carved((size_t)(pieces_of(l->width) * tokens * rank) * sizeof(float)));
 }
 
-static lk_status launch(lk_backend *be, const lora_args *p, unsigned n, unsigned tiles)
+/* What a call launches. */
+typedef struct lora_run {
+    lora_args args;
+    unsigned used, tiles; /* parts that an adapter of the batch touches */
+} lora_run;
+
+static lk_status shrink(lk_backend *be, lora_run *run, lk_rt_stream stream)
 {
-    lk_rt_stream stream = lk_cuda_of(be)->stream;
-    dim3 pieces(p->walk ? 1 : (unsigned)p->pieces, n * (unsigned)p->rank_tiles, tiles), columns(0, tiles);
+    lora_args *p = &run->args;
+    dim3 pieces(p->walk ? 1 : (unsigned)p->pieces, run->used * (unsigned)p->rank_tiles, run->tiles);
     LK_LAUNCH("lora_shrink", shrink_kernel, pieces, dim3(THREADS), 0, stream, *p);
     LK_TRY(lk_rt_launched("lora_shrink", &be->error));
-    lora_args q = *p;
-    q.summed = p->walk;
-    if (!q.summed && p->tokens > JOIN) {
-        LK_LAUNCH("lora_join", lora_join_kernel, dim3(tiles, n), dim3(THREADS), 0, stream, q);
-        LK_TRY(lk_rt_launched("lora_join", &be->error));
-        q.summed = true;
-    }
-    for (unsigned i = 0; i < n; i++) columns.x += (unsigned)p->parts[i].blocks;
-    LK_LAUNCH("lora_expand", expand_kernel, columns, dim3(THREADS), 0, stream, q);
+    p->summed = p->walk;
+    if (p->summed || p->tokens <= JOIN) return LK_OK;
+    LK_LAUNCH("lora_join", lora_join_kernel, dim3(run->tiles, run->used), dim3(THREADS), 0, stream, *p);
+    p->summed = true;
+    return lk_rt_launched("lora_join", &be->error);
+}
+
+static lk_status expand(lk_backend *be, const lora_run *run)
+{
+    dim3 columns(0, run->tiles);
+    for (unsigned i = 0; i < run->used; i++) columns.x += (unsigned)run->args.parts[i].blocks;
+    LK_LAUNCH("lora_expand", expand_kernel, columns, dim3(THREADS), 0, lk_cuda_of(be)->stream, run->args);
     return lk_rt_launched("lora_expand", &be->error);
 }
 
-extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
+static lk_status prepare(lk_backend *be, lora_run *run, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
 {
     lk_cuda *cu = lk_cuda_of(be);
-    lora_args p = {};
-    unsigned used = 0;
+    lora_args &p = run->args;
     int64_t n_tiles = cu->tables.bounds.tiles;
+    *run = {};
     if (n_tiles == 0) return LK_OK;
     for (int i = 0; i < n; i++) { /* parts that no adapter touches drop out */
         const lk_part *from = &parts[i];
@@ -350,7 +362,7 @@ extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, c
         if (rank > p.ranks) p.ranks = rank;
         if (from->y.cols > INT32_MAX / 2)
             return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld columns", (long long)from->y.cols);
-        lora_part *to = &p.parts[used++];
+        lora_part *to = &p.parts[run->used++];
         to->adapters = cu->adapters.entries + from->site;
         to->h = (float *)from->h.data;
         to->ldh = from->h.stride;
@@ -360,7 +372,7 @@ extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, c
         to->n = (int32_t)from->y.cols;
         to->blocks = (to->n + COLUMNS - 1) / COLUMNS;
     }
-    if (used == 0) return LK_OK;
+    if (run->used == 0) return LK_OK;
     if (n_tiles > 65535 || p.ranks > 65535 || x->cols > INT32_MAX / 2)
         return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: %lld tiles of tokens at rank %d are more than the kernels count",
                        (long long)n_tiles, p.ranks);
@@ -373,11 +385,38 @@ extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, c
     p.x_eights = lk_cuda_eights(x);
     p.pieces = (int32_t)pieces_of(x->cols);
     p.tokens = x->rows;
-    size_t totals = used * totals_bytes(p.tokens, p.ranks), sums = (size_t)(used * p.pieces * p.tokens * p.ranks) * sizeof(float);
-    void *rest;
-    LK_TRY(lk_cuda_scratch(be, "lora_forward", totals, &rest));
-    for (unsigned i = 0; i < used; i++) p.parts[i].totals = (float *)lk_cuda_carve(&rest, totals_bytes(p.tokens, p.ranks));
+    run->tiles = (unsigned)n_tiles;
+    size_t totals = run->used * totals_bytes(p.tokens, p.ranks), sums = (size_t)(run->used * p.pieces * p.tokens * p.ranks) * sizeof(float);
+    if (totals > cu->branch_bytes)
+        return lk_fail(&be->error, LK_ERR_INTERNAL, "lora_forward: needs %zu bytes of scratch and lk_reserve made %zu: limits too small",
+                       totals, cu->branch_bytes);
+    void *rest = (char *)cu->scratch + cu->scratch_bytes - cu->branch_bytes;
+    for (unsigned i = 0; i < run->used; i++) p.parts[i].totals = (float *)lk_cuda_carve(&rest, totals_bytes(p.tokens, p.ranks));
     p.sums = (float *)rest;
-    p.walk = totals + sums > cu->scratch_bytes;
-    return launch(be, &p, used, (unsigned)n_tiles);
+    p.walk = totals + sums > cu->branch_bytes;
+    return LK_OK;
+}
+
+extern "C" lk_status lk_cuda_lora_serve(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
+{
+    lora_run run;
+    LK_TRY(prepare(be, &run, batch, parts, n, x));
+    if (run.used == 0) return LK_OK;
+    LK_TRY(shrink(be, &run, lk_cuda_of(be)->stream));
+    return expand(be, &run);
+}
+
+extern "C" lk_status lk_cuda_lora_serve_linears(lk_backend *be, const lk_batch *batch, const lk_part *parts, int n, const lk_tensor *x)
+{
+    lk_cuda *cu = lk_cuda_of(be);
+    lora_run run;
+    LK_TRY(prepare(be, &run, batch, parts, n, x));
+    if (run.used == 0) return lk_cuda_serve_linears(be, parts, n, x);
+    LK_TRY(lk_rt_event_record(cu->reached, cu->stream, &be->error));
+    LK_TRY(lk_rt_stream_wait(cu->beside, cu->reached, &be->error));
+    lk_status status = shrink(be, &run, cu->beside);
+    if (!status) status = lk_cuda_serve_linears(be, parts, n, x);
+    LK_TRY(lk_rt_event_record(cu->joined, cu->beside, &be->error)); /* also after a failure: a recording may not end with a branch open */
+    LK_TRY(lk_rt_stream_wait(cu->stream, cu->joined, &be->error));
+    return status ? status : expand(be, &run);
 }

@@ -55,7 +55,7 @@ static lk_cuda_product product_for(const lk_cuda *cu, const lk_tensor *y, const 
                              .y_f32 = y->type == LK_F32,
                              .bias = bias,
                              .partials = cu->scratch,
-                             .partials_bytes = cu->scratch_bytes};
+                             .partials_bytes = cu->scratch_bytes - cu->branch_bytes};
 }
 
 lk_status lk_cuda_serve_linear(lk_backend *be, const lk_tensor *y, const lk_tensor *x, const lk_matrix *w, const float *bias,

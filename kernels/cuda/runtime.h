@@ -62,9 +62,10 @@ lk_status lk_rt_copy(void *to, const void *from, size_t bytes, lk_rt_stream s, l
 lk_status lk_rt_set(void *p, int byte, size_t bytes, lk_rt_stream s, lk_error *err);
 
 /* What is told to s between begin and end is kept instead of done: launches with their arguments by value, copies within device memory.
- * Whatever waits, takes or gives memory, or copies from or to host memory may not be called in between and breaks the capture. end gives
- * the graph, ready to launch, or NULL with the failure; with g NULL it throws away what was kept. A graph may be destroyed only when the
- * stream has passed its last launch. */
+ * A stream that waits for an event recorded on s meanwhile branches off: its work is kept too, and s has to wait for an event of it before
+ * the end. Whatever waits, takes or gives memory, or copies from or to host memory may not be called in between and breaks the capture. end
+ * gives the graph, ready to launch, or NULL with the failure; with g NULL it throws away what was kept. A graph may be destroyed only when
+ * the stream has passed its last launch. */
 lk_status lk_rt_capture_begin(lk_rt_stream s, lk_error *err);
 lk_status lk_rt_capture_end(lk_rt_stream s, lk_rt_graph *g, lk_error *err);
 lk_status lk_rt_graph_launch(lk_rt_graph g, lk_rt_stream s, lk_error *err);

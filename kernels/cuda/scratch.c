@@ -1,8 +1,9 @@
 /* The scratch that operations share, and the ring through which their host arrays arrive. Both are sized by the limits and taken once.
  *
  * Why one scratch is enough: operations run one after the other on one stream, so what an operation queued has used its scratch before
- * anything queued later writes there. The ring is a ring only so that one operation may stage several arrays; an array staged on top of an
- * older one is copied after everything that read the older one. */
+ * anything queued later writes there. What runs on the second stream beside a product (lora_serve.cu) has the end of it. The ring is a ring
+ * only so that one operation may stage several arrays; an array staged on top of an older one is copied after everything that read the
+ * older one. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/product.h"
 
@@ -22,9 +23,8 @@ size_t lk_cuda_scratch_needs(const lk_cuda *cu, const lk_limits *l)
     const size_t each[] = {
         SCRATCH_BASE, /* sums in pieces and other small things */
         training ? lk_cuda_weights_scratch(l) : 0,
-        lk_cuda_product_scratch(l),
+        lk_cuda_product_scratch(l) + lk_cuda_lora_serve_scratch(l),
         training ? lk_cuda_lora_scratch(l) : 0,
-        lk_cuda_lora_serve_scratch(l),
         training ? lk_cuda_linear_lora_scratch(l) : 0,
         training ? lk_cuda_loss_scratch(l) : 0,
         lk_cuda_squares_scratch(),
@@ -52,18 +52,20 @@ void lk_cuda_unreserve(lk_backend *be)
     if (cu->scratch) lk_cuda_free(be, cu->scratch);
     if (cu->staging) lk_cuda_free(be, cu->staging);
     cu->scratch = cu->staging = NULL;
-    cu->scratch_bytes = cu->staging_bytes = cu->staging_at = 0;
+    cu->scratch_bytes = cu->branch_bytes = cu->staging_bytes = cu->staging_at = 0;
 }
 
 /* What is too small goes before its successor comes: the plan has room for one of them. */
 lk_status lk_cuda_reserve_scratch(lk_backend *be, const lk_limits *limits)
 {
     lk_cuda *cu = lk_cuda_of(be);
-    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits);
-    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes) return LK_OK;
+    size_t scratch = lk_cuda_scratch_needs(cu, limits), staging = staging_needs(limits), branch = lk_cuda_lora_serve_scratch(limits);
+    if (branch < cu->branch_bytes) branch = cu->branch_bytes;
+    if (scratch <= cu->scratch_bytes && staging <= cu->staging_bytes && branch == cu->branch_bytes) return LK_OK;
     if (scratch < cu->scratch_bytes) scratch = cu->scratch_bytes;
     if (staging < cu->staging_bytes) staging = cu->staging_bytes;
     lk_cuda_unreserve(be);
+    cu->branch_bytes = branch;
     LK_TRY(lk_cuda_alloc(be, scratch, &cu->scratch));
     cu->scratch_bytes = scratch;
     LK_TRY(lk_cuda_alloc(be, staging, &cu->staging));

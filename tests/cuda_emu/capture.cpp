@@ -87,13 +87,31 @@ LK_EMU_EXPORT void lk_emu_get_counts(lk_emu_counts *out)
     *out = state.counts;
 }
 
-bool lk_emu_captures(const struct CUstream_st *s) { return s && s->capturing; }
+bool lk_emu_captures(const struct CUstream_st *s) { return s && (s->capturing || s->branch_of); }
 
-bool lk_emu_keeps(const struct CUstream_st *s) { return s && (s->capturing || later.late); }
+struct CUstream_st *lk_emu_capture_of(struct CUstream_st *s) { return !s ? NULL : s->capturing ? s : s->branch_of; }
+
+void lk_emu_branch(struct CUstream_st *s, struct CUstream_st *of)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    s->branch_of = of;
+    of->branches.insert(s);
+}
+
+void lk_emu_join(struct CUstream_st *s, struct CUstream_st *branch)
+{
+    std::lock_guard<std::mutex> lock(state.lock);
+    for (lk_emu_node &node : branch->nodes) s->nodes.push_back(std::move(node));
+    branch->nodes.clear();
+    branch->branch_of = NULL;
+    s->branches.erase(branch);
+}
+
+bool lk_emu_keeps(const struct CUstream_st *s) { return s && (lk_emu_captures(s) || later.late); }
 
 void lk_emu_keep_node(struct CUstream_st *s, lk_emu_node node)
 {
-    if (s->capturing) {
+    if (lk_emu_captures(s)) {
         s->nodes.push_back(std::move(node));
         return;
     }
@@ -119,7 +137,7 @@ lk_status lk_emu_forbid(struct CUstream_st *s, const char *what, lk_error *err)
 {
     std::lock_guard<std::mutex> lock(state.lock);
     for (struct CUstream_st *capturing : state.streams) {
-        if (s ? capturing != s : capturing->by != std::this_thread::get_id()) continue;
+        if (s ? capturing != lk_emu_capture_of(s) : capturing->by != std::this_thread::get_id()) continue;
         lk_fail(&capturing->broken, LK_ERR_INTERNAL, "%s while a stream captures", what);
         return lk_fail(err, LK_ERR_INTERNAL, "%s while a stream captures", what);
     }
@@ -145,6 +163,12 @@ lk_status lk_rt_capture_end(lk_rt_stream s, lk_rt_graph *g, lk_error *err)
     if (!s->capturing) return lk_fail(err, LK_ERR_INTERNAL, "the end of a capture that never began");
     s->capturing = false;
     state.streams.erase(s);
+    for (struct CUstream_st *branch : s->branches) {
+        branch->branch_of = NULL;
+        branch->nodes.clear();
+        lk_fail(&s->broken, LK_ERR_INTERNAL, "a stream that branched off was never joined");
+    }
+    s->branches.clear();
     std::vector<lk_emu_node> nodes = std::move(s->nodes);
     s->nodes.clear();
     if (s->broken.code) return lk_fail(err, s->broken.code, "the capture failed: %s", s->broken.message);

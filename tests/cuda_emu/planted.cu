@@ -416,19 +416,40 @@ extern "C" __attribute__((visibility("default"))) lk_status lk_planted_runtime(c
     return status;
 }
 
-/* What may not be done while a stream captures; "nothing" is done right: a copy and a sum, recorded once and run three times over memory
- * that changes, give *sum. */
-static lk_status capture(const char *what, lk_rt_stream stream, int *x, int *pinned, lk_rt_event event, lk_error *err)
+/* The copy on a stream that branches off; unless what says otherwise it is joined before the sum. */
+static lk_status branch(const char *what, lk_rt_stream stream, lk_rt_stream beside, int *x, lk_rt_event event, lk_error *err)
+{
+    LK_TRY(lk_rt_event_record(event, stream, err));
+    LK_TRY(lk_rt_stream_wait(beside, event, err));
+    LK_TRY(lk_rt_copy(x + 1, x, sizeof *x, beside, err));
+    if (strcmp(what, "open branch") == 0 || strcmp(what, "late join") == 0) return LK_OK;
+    LK_TRY(lk_rt_event_record(event, beside, err));
+    return lk_rt_stream_wait(stream, event, err);
+}
+
+/* What may not be done while a stream captures; "nothing" is done right, and "branch": a copy and a sum, recorded once and run three times
+ * over memory that changes, give *sum. */
+static lk_status capture(const char *what, lk_rt_stream stream, lk_rt_stream beside, int *x, int *pinned, lk_rt_event event, lk_error *err)
 {
     int host = 0;
-    LK_TRY(lk_rt_copy(x + 1, x, sizeof *x, stream, err));
+    if (strstr(what, "branch") || strcmp(what, "late join") == 0)
+        LK_TRY(branch(what, stream, beside, x, event, err));
+    else
+        LK_TRY(lk_rt_copy(x + 1, x, sizeof *x, stream, err));
     LK_LAUNCH("add_up", add_up, dim3(1), dim3(2), 0, stream, x + 2, (const int *)x);
     LK_TRY(lk_rt_launched("add_up", err));
     if (strcmp(what, "host copy") == 0) return lk_rt_copy(x, &host, sizeof host, stream, err);
     if (strcmp(what, "pinned copy") == 0) return lk_rt_copy(x, pinned, sizeof *pinned, stream, err);
     if (strcmp(what, "copy back") == 0) return lk_rt_copy(&host, x, sizeof host, stream, err);
     if (strcmp(what, "wait") == 0) return lk_rt_stream_sync(stream, err);
-    if (strcmp(what, "event") == 0) return lk_rt_event_record(event, stream, err);
+    if (strcmp(what, "event") == 0) {
+        LK_TRY(lk_rt_event_record(event, stream, err));
+        return lk_rt_event_wait(event, err);
+    }
+    if (strcmp(what, "late join") == 0) {
+        LK_TRY(lk_rt_event_record(event, beside, err));
+        return lk_rt_stream_wait(stream, event, err);
+    }
     if (strcmp(what, "memory") == 0) {
         void *p = NULL;
         return lk_rt_malloc(&p, 16, err);
@@ -455,19 +476,21 @@ static lk_status replay(lk_rt_graph graph, lk_rt_stream stream, int *x, int *sum
 extern "C" __attribute__((visibility("default"))) lk_status lk_planted_capture(const char *what, int *sum, lk_error *err)
 {
     void *x = NULL, *pinned = NULL;
-    lk_rt_stream stream = NULL;
+    lk_rt_stream stream = NULL, beside = NULL;
     lk_rt_event event = NULL;
     lk_rt_graph graph = NULL;
     lk_status status = lk_rt_malloc(&x, 3 * sizeof(int), err);
     if (!status) status = lk_rt_host_malloc(&pinned, sizeof(int), err);
     if (!status) status = lk_rt_stream_create(&stream, err);
+    if (!status) status = lk_rt_stream_create(&beside, err);
     if (!status) status = lk_rt_event_create(&event, err);
     if (!status) status = lk_rt_set(x, 0, 3 * sizeof(int), stream, err);
     if (!status) status = lk_rt_capture_begin(stream, err);
     if (!status) {
-        status = capture(what, stream, (int *)x, (int *)pinned, event, err);
+        status = capture(what, stream, beside, (int *)x, (int *)pinned, event, err);
         lk_error second;
         lk_status ended = lk_rt_capture_end(stream, &graph, &second);
+        if (!status && ended) status = lk_fail(err, ended, "%s", second.message);
         if (status && !ended && strcmp(what, "host argument") != 0) status = lk_fail(err, LK_ERR_CONFLICT, "the capture was not broken");
     }
     if (strcmp(what, "freed memory") == 0) {
@@ -479,6 +502,7 @@ extern "C" __attribute__((visibility("default"))) lk_status lk_planted_capture(c
     }
     lk_rt_graph_destroy(graph);
     lk_rt_event_destroy(event);
+    lk_rt_stream_destroy(beside);
     lk_rt_stream_destroy(stream);
     lk_rt_host_free(pinned);
     lk_rt_free(x);

@@ -41,7 +41,8 @@ static struct memory {
 
 struct CUevent_st {
     bool recorded;
-    lk_rt_stream stream; /* that has reached it when it has done so many things */
+    lk_rt_stream capture; /* NULL, or recorded on `stream` while that belonged to this one's capture */
+    lk_rt_stream stream;  /* that has reached it when it has done so many things */
     int64_t after;
     struct timespec at;
 };
@@ -260,10 +261,10 @@ void lk_rt_event_destroy(lk_rt_event e)
     state.events--;
 }
 
-lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err)
+lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *)
 {
-    LK_TRY(lk_emu_forbid(s, "recording an event", err));
     e->recorded = true;
+    e->capture = lk_emu_capture_of(s);
     e->stream = s;
     e->after = s ? s->queued : 0;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
@@ -273,8 +274,17 @@ lk_status lk_rt_event_record(lk_rt_event e, lk_rt_stream s, lk_error *err)
 /* An event that was never recorded is no wait, as in CUDA. */
 lk_status lk_rt_stream_wait(lk_rt_stream s, lk_rt_event e, lk_error *err)
 {
+    lk_rt_stream other = e->stream, capture = lk_emu_capture_of(s);
+    if (e->recorded && e->capture) {
+        if (!e->capture->capturing || (capture && capture != e->capture))
+            return lk_fail(err, LK_ERR_INTERNAL, "waiting for an event of another capture, or of one that has ended");
+        if (!capture)
+            lk_emu_branch(s, e->capture);
+        else if (s == capture && other != s && other->branch_of == s)
+            lk_emu_join(s, other);
+        return LK_OK;
+    }
     LK_TRY(lk_emu_forbid(s, "waiting for an event", err));
-    lk_rt_stream other = e->stream;
     int64_t after = e->after;
     if (e->recorded && other && other != s && lk_emu_keeps(s))
         lk_emu_keep_node(s, [other, after](lk_error *) { return lk_emu_catch_up(other, after), LK_OK; });

@@ -224,9 +224,10 @@ static void test_captures(void **state)
         {"pinned copy", "copying from host memory while a stream captures"},
         {"copy back", "copying to host memory while a stream captures"},
         {"wait", "waiting for a stream while a stream captures"},
-        {"event", "recording an event while a stream captures"},
+        {"event", "waiting for an event while a stream captures"},
         {"memory", "taking memory while a stream captures"},
         {"host argument", "argument 1 points to "},
+        {"open branch", "a stream that branched off was never joined"},
     };
     lk_error err = {0};
     int sum = 0;
@@ -240,6 +241,10 @@ static void test_captures(void **state)
         CHECK_OK(emu.capture("nothing", &sum, &err), &err); /* nothing stays behind */
         assert_int_equal(sum, 2 * (1 + 2 + 3));
     }
+    CHECK_OK(emu.capture("branch", &sum, &err), &err);
+    assert_int_equal(sum, 2 * (1 + 2 + 3));
+    CHECK_OK(emu.capture("late join", &sum, &err), &err); /* a branch comes as late as it may: the sum misses the copy */
+    assert_int_equal(sum, (1 + 0) + (2 + 1) + (3 + 2));
     assert_int_equal(emu.leaks(), 0);
 }
 
