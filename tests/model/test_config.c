@@ -193,6 +193,7 @@ static void test_router_training(void **state)
         else
             CHECK_OK(lk_adapter_sizes_of(&sizes, be, &c, &spec, &err), &err);
     }
+    lk_backend_close(be);
 }
 
 int main(void)
