@@ -1,3 +1,4 @@
+/* label: slow */
 /* Attention within documents on the CUDA backend, through cuDNN's layer and on the module's own kernels: the cases of the CPU paths
  * against the fp32 reference, and each document alone against the same document among others, bit for bit. */
 #include "tests/cuda/cuda_check.h"

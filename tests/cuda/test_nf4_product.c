@@ -1,3 +1,4 @@
+/* label: slow */
 /* Products of a serving batch on the CUDA backend: against the reference, and each row alone bit for bit what it is in company, whatever
  * kernel its company calls for (up to 8 rows, 16, 32, 64, 128, more), by warp groups or without, and on devices with little shared memory.
  */

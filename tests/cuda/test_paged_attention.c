@@ -1,3 +1,4 @@
+/* label: slow */
 /* Attention over the paged cache on the CUDA backend: the cases of the CPU paths against the fp32 reference; and the bits of a row, which
  * must not depend on how its prompt was cut (decoding and prefill are different kernels), on company, on which pages it got, on the order
  * of threads, or on what lies in the unused part of a page. */

@@ -1,3 +1,4 @@
+/* label: slow */
 /* Training on the CUDA backend: a forward and backward of a whole model equal the CPU's within what bf16 allows; checkpointing, offload and
  * the order of threads change no bit; whole runs resume byte for byte with either optimizer, and take exactly the memory that was planned.
  *

@@ -1,3 +1,4 @@
+/* label: slow */
 /* The packed products, prepared matrices and linear layers of every tier this machine has, against sums in double; and their
  * promise that a row's bits depend on nothing but the row. */
 #include <math.h>
